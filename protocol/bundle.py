@@ -1,0 +1,256 @@
+"""The bundle: a directory with a manifest that names, hashes and explains every file. Files are hashed before parsing.
+
+    BUNDLE/
+      manifest.json            what this module describes
+      manifest.json.sha256     detects damage to the manifest itself (authenticity comes with signatures)
+      full.onnx                the whole model: the full-cloud placement's tail, and the reference for every proof
+      edge.onnx                the whole model as the device runs it: the edge-only placement's head
+      cut-1/head.onnx          head and tail of each kept cut
+      cut-1/tail.onnx
+
+A *segment* is a head and the tail it belongs to, with the boundary between them. Requests name the segment's digest,
+never the bundle's, so that a head and a tail of different builds can never be combined.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Annotated
+
+import msgspec
+
+from protocol.errors import BundleError
+from protocol.latency import PlacementCost
+from protocol.messages import PlacementKind
+from protocol.tensors import TensorSpec
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+MANIFEST_DIGEST = "manifest.json.sha256"
+
+HexDigest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+
+
+class FileEntry(msgspec.Struct, frozen=True):
+    sha256: HexDigest
+    nbytes: int
+
+
+class BoundaryTensor(msgspec.Struct, frozen=True):
+    """One tensor that crosses. `spec` is what travels; 8-bit codes mean (code - zero_point) * scale.
+
+    `batch_axis` is None when no axis was found that grows with the batch; a tail with such a tensor runs at batch 1.
+    """
+
+    spec: TensorSpec
+    codec: str
+    batch_axis: int | None
+    scale: float | None = None
+    zero_point: int | None = None
+
+
+class BatchProof(msgspec.Struct, frozen=True):
+    """Whether f([a, b]) = [f(a), f(b)] was shown for the tail, and what was seen. Not batchable means batch 1."""
+
+    batchable: bool
+    reason: str
+    max_abs_difference: float | None = None
+    output_axes: dict[str, int] = {}
+
+
+class ParityCertificate(msgspec.Struct, frozen=True):
+    """What was proven about tail(head(x)) against the whole model, and on which data.
+
+    `fp32_*` compare the fp32 head and tail with the model, ONNX Runtime's optimisation off. `metric` says how the
+    shipped precision was judged: "accuracy" against labels (values are top-1 fractions), "agreement" of the top-1 with
+    the whole model, or "cosine" (mean over samples and outputs) where the output is no classification.
+    """
+
+    fp32_max_abs_difference: float
+    fp32_bound: float
+    metric: str
+    reference: float  # the whole fp32 model's own value of the metric
+    achieved: float
+    bound: float  # the least value that was acceptable
+    samples: int  # held out of calibration
+    random_inputs: bool = False
+
+
+class PlacementEntry(msgspec.Struct, frozen=True):
+    """One row of the plan: where the work is done, with which files, at what cost, and what was proven about it.
+
+    `head` is None for full-cloud, `tail` is None for edge-only. `segment` is None for edge-only, where nothing crosses.
+    `head_outputs` are model outputs that the head already produces; they never cross.
+    """
+
+    id: str
+    kind: PlacementKind
+    cut: tuple[str, ...]
+    head: str | None
+    tail: str | None
+    segment: HexDigest | None
+    precision: str  # of the head: "int8", "fp32"; "none" for full-cloud
+    boundary: tuple[BoundaryTensor, ...]
+    head_outputs: tuple[str, ...]
+    batch: BatchProof | None
+    cost: PlacementCost
+    certificate: ParityCertificate | None
+    notes: tuple[str, ...] = ()  # e.g. why the INT8 head was not shipped
+
+
+class ModelInfo(msgspec.Struct, frozen=True):
+    name: str
+    digest: HexDigest  # of full.onnx
+    source_digest: HexDigest  # of the file that the user handed in
+    opset: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class Conditions(msgspec.Struct, frozen=True):
+    """Under which declared and measured conditions the costs hold."""
+
+    machine: str
+    edge_slowdown: float  # declared: head times were multiplied by it
+    threads: int
+    rtt_s: float
+    precision_asked: str
+    versions: dict[str, str]
+    calibration_digest: HexDigest
+    calibration_samples: int
+    created_utc: str
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    schema_version: int
+    model: ModelInfo
+    files: dict[str, FileEntry]
+    placements: tuple[PlacementEntry, ...]
+    conditions: Conditions
+    # (placement id, from Mbit/s, to Mbit/s) where each is predicted best, fastest link first
+    plan: tuple[tuple[str, float, float], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def placement(self, kind: PlacementKind) -> PlacementEntry | None:
+        return next((p for p in self.placements if p.kind == kind), None)
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def segment_digest(head_sha256: str, tail_sha256: str, boundary: tuple[BoundaryTensor, ...]) -> str:
+    """Digest of a split's work: head, tail and the parameters between them, none of which may differ alone."""
+    parameters = msgspec.json.encode(boundary, order="deterministic")
+    return sha256(b"\0".join((b"isthmus-segment-1", head_sha256.encode(), tail_sha256.encode(), parameters)))
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=2) + b"\n"
+
+
+class Bundle:
+    """An opened bundle: its manifest was checked on opening; a file is checked whenever it is read."""
+
+    def __init__(self, root: Path, manifest: Manifest, digest: str) -> None:
+        self.root = root
+        self.manifest = manifest
+        self.digest = digest  # sha256 of manifest.json, which hashes everything else
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Bundle:
+        """Open the bundle at `path`. Parses nothing but the manifest, and that only after its digest held.
+
+        Raises BundleError when it is missing, damaged, of another schema or names unsafe paths.
+        """
+        root = Path(path)
+        remedy = "build one with `partitioner split MODEL --auto -o BUNDLE`"
+        if not root.exists():
+            raise BundleError(f"there is no bundle at {root}", remedy)
+        if not (root / MANIFEST).is_file():
+            raise BundleError(f"{root} is not a bundle: it holds no {MANIFEST}", remedy)
+        raw = _read_regular(root, MANIFEST)
+        digest = sha256(raw)
+        stated = _read_regular(root, MANIFEST_DIGEST).decode("ascii", "replace").split()
+        if stated[:1] != [digest]:
+            raise BundleError(
+                f"{root / MANIFEST} does not match {MANIFEST_DIGEST}: it was changed or damaged after it was written",
+                "copy the bundle again or rebuild it",
+            )
+        manifest = _parse_manifest(root, raw)
+        for name in manifest.files:
+            _check_relative(root, name)
+        return cls(root, manifest, digest)
+
+    def read(self, name: str) -> bytes:
+        """The bytes of file `name`, hashed before they are handed out. Raises BundleError if they changed."""
+        entry = self.manifest.files.get(name)
+        if entry is None:
+            raise BundleError(f"{name!r} is not listed in {self.root / MANIFEST}", "rebuild the bundle")
+        _check_relative(self.root, name)
+        data = _read_regular(self.root, name, limit=entry.nbytes)
+        if sha256(data) != entry.sha256:
+            raise BundleError(
+                f"{self.root / name} does not match its digest in the manifest: it was changed or damaged",
+                "copy the bundle again or rebuild it",
+            )
+        return data
+
+    def verify(self) -> int:
+        """Read and hash every file. Returns their number; raises BundleError at the first that does not match."""
+        for name in self.manifest.files:
+            self.read(name)
+        return len(self.manifest.files)
+
+    def remote_segments(self) -> Iterator[PlacementEntry]:
+        """The placements with work for a gateway."""
+        return (p for p in self.manifest.placements if p.segment is not None)
+
+
+def _parse_manifest(root: Path, raw: bytes) -> Manifest:
+    try:
+        manifest = msgspec.json.decode(raw, type=Manifest)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise BundleError(
+            f"{root / MANIFEST} does not parse: {error}", "rebuild the bundle with this version"
+        ) from error
+    if manifest.schema_version != SCHEMA_VERSION:
+        raise BundleError(
+            f"{root / MANIFEST} has schema version {manifest.schema_version} but this version reads {SCHEMA_VERSION}",
+            "rebuild the bundle or use the version that wrote it",
+        )
+    return manifest
+
+
+def _check_relative(root: Path, name: str) -> None:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or path.as_posix() != name:
+        raise BundleError(f"{root / MANIFEST} lists the path {name!r}", "only plain paths inside the bundle are read")
+
+
+def _read_regular(root: Path, name: str, *, limit: int | None = None) -> bytes:
+    """Read a regular file that is reached through no symbolic link and has no other hard link."""
+    path = root / name
+    for part in (path, *path.parents):
+        if part == root:
+            break
+        if part.is_symlink():
+            raise BundleError(f"{part} is a symbolic link", "a bundle holds plain files only")
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error.strerror})", "copy the bundle again or rebuild it") from error
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+            raise BundleError(f"{path} is not a plain file with one name", "a bundle holds plain files only")
+        if limit is not None and status.st_size != limit:
+            raise BundleError(
+                f"{path} holds {status.st_size} bytes but the manifest says {limit}: it was changed or damaged",
+                "copy the bundle again or rebuild it",
+            )
+        return file.read()

@@ -1,0 +1,109 @@
+"""The one latency formula, for the offline solver and the online planner alike. Pure: numbers in, numbers out.
+
+For one placement, with x = 1 / uplink (seconds per byte) and r = uplink / downlink:
+
+    latency(x) = edge + encode + rtt + decode + queue + tail  +  (up_nbytes + r * down_nbytes) * x
+                 `------------- intercept -----------------'     `---------- slope ----------'
+
+a straight line in x. The best placement for *every* bandwidth is therefore the lower envelope of a few lines
+(shown for layer cuts by Eisner and Severance 1976; for networks by Neurosurgeon and DADS at a single bandwidth).
+An expected latency under a varying link needs E[x], the harmonic mean of the bandwidth, not its mean.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+
+
+class PlacementCost(msgspec.Struct, frozen=True):
+    """What one request costs under one placement. Times in seconds, sizes in bytes on the wire after coding.
+
+    Sizes are payload; the ~100-200 bytes of message header are part of the measured round trip.
+    """
+
+    edge_s: float = 0.0  # head (or whole model) on the device, declared slow-down included
+    encode_s: float = 0.0
+    up_nbytes: float = 0.0
+    decode_s: float = 0.0
+    tail_s: float = 0.0  # compute at the gateway at batch 1
+    down_nbytes: float = 0.0
+
+    @property
+    def crosses(self) -> bool:
+        """Whether anything is sent at all; only then is there a round trip."""
+        return self.up_nbytes > 0
+
+
+class LinkState(msgspec.Struct, frozen=True):
+    """The link and what waits behind it. Bandwidths in bytes/s, times in seconds."""
+
+    uplink_bytes_per_s: float
+    rtt_s: float
+    downlink_bytes_per_s: float = math.inf
+    queue_s: float = 0.0
+
+
+class Line(NamedTuple):
+    """latency = intercept_s + slope_nbytes * x, x in seconds per byte of uplink."""
+
+    intercept_s: float
+    slope_nbytes: float
+
+    def at(self, seconds_per_byte: float) -> float:
+        return self.intercept_s + self.slope_nbytes * seconds_per_byte
+
+
+def latency_s(cost: PlacementCost, link: LinkState) -> float:
+    """Predicted seconds from submit to answer for one request under one placement."""
+    local = cost.edge_s + cost.encode_s
+    if not cost.crosses:
+        return local
+    transfer = cost.up_nbytes / link.uplink_bytes_per_s + cost.down_nbytes / link.downlink_bytes_per_s
+    return local + link.rtt_s + transfer + cost.decode_s + link.queue_s + cost.tail_s
+
+
+def line_of(cost: PlacementCost, *, rtt_s: float, queue_s: float = 0.0, up_over_down: float = 1.0) -> Line:
+    """The same formula as a line over 1/uplink, with the downlink a fixed fraction of the uplink."""
+    if not cost.crosses:
+        return Line(cost.edge_s + cost.encode_s, 0.0)
+    intercept = cost.edge_s + cost.encode_s + rtt_s + cost.decode_s + queue_s + cost.tail_s
+    return Line(intercept, cost.up_nbytes + up_over_down * cost.down_nbytes)
+
+
+class Stretch(NamedTuple):
+    """One piece of the envelope: `line` (an index) is best for x in [from_x, to_x] seconds per byte."""
+
+    line: int
+    from_x: float
+    to_x: float
+
+
+def lower_envelope(lines: Sequence[Line], from_x: float, to_x: float) -> list[Stretch]:
+    """The best line for every x in [from_x, to_x], left to right; ties go to the smaller slope, then to the first.
+
+    Walks from one crossing to the next: O(lines * stretches), exact up to float comparison. Raises ValueError for no
+    lines or an empty interval.
+    """
+    if not lines or not 0 <= from_x < to_x:
+        raise ValueError(f"{len(lines)} lines over [{from_x}, {to_x}]: at least one line and a growing interval needed")
+    stretches: list[Stretch] = []
+    x = from_x
+    best = min(range(len(lines)), key=lambda i: (lines[i].at(x), lines[i].slope_nbytes, i))
+    while True:
+        crossing, successor = to_x, best
+        for i, line in enumerate(lines):
+            # Only a flatter line can win further right, where it crosses the current one.
+            if line.slope_nbytes >= lines[best].slope_nbytes:
+                continue
+            at = (line.intercept_s - lines[best].intercept_s) / (lines[best].slope_nbytes - line.slope_nbytes)
+            if at < crossing or (at == crossing and line.slope_nbytes < lines[successor].slope_nbytes):
+                crossing, successor = at, i
+        if crossing > x:
+            stretches.append(Stretch(best, x, min(crossing, to_x)))
+        if successor == best or crossing >= to_x:
+            return stretches
+        x, best = crossing, successor

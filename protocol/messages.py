@@ -1,0 +1,155 @@
+"""Every message that crosses the isthmus, as frozen typed nouns. `wire` turns them into bytes and back.
+
+| type | direction | says |
+|---|---|---|
+| VersionMismatch | gateway -> agent | "I speak these major versions"; its format never changes |
+| Hello     | agent -> gateway | who I am (boot id), what I hold |
+| Welcome   | gateway -> agent | who I am (epoch), your credit, the segments and models I hold |
+| NeedHello | gateway -> agent | I do not know you (I was restarted): greet me first, then send again |
+| Infer     | agent -> gateway | do this work within this budget |
+| Result    | gateway -> agent | done, and where the time went |
+| Reject    | gateway -> agent | not done, why, and how much of your budget is left to act |
+| Cancel    | agent -> gateway | I no longer want that answer |
+| Ping/Pong | both             | application liveness and round trip; a padded Ping is a bandwidth probe |
+| Drain     | gateway -> agent | I am going away: send nothing new, answers to what I hold still come |
+
+Times on the wire are integer microseconds and always *remaining* or *elapsed* time, never a date: clocks differ.
+Structs are MessagePack arrays. A later minor version may append fields, which older ones skip.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Annotated
+
+import msgspec
+
+from protocol.tensors import MAX_TENSORS, TensorHeader
+
+Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+Microseconds = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Headers = Annotated[tuple[TensorHeader, ...], msgspec.Meta(max_length=MAX_TENSORS)]
+ShortText = Annotated[str, msgspec.Meta(max_length=200)]
+Sentence = Annotated[str, msgspec.Meta(max_length=1000)]
+
+
+class PlacementKind(enum.StrEnum):
+    """Where a request's work is done. Full-cloud and edge-only are the cuts at the model's two ends."""
+
+    FULL_CLOUD = "full-cloud"
+    CUT = "cut"
+    EDGE_ONLY = "edge-only"
+
+
+class RejectCode(enum.StrEnum):
+    BUSY = "BUSY"  # the queue is full: another gateway, or edge-only; never more load
+    DEADLINE = "DEADLINE"  # it cannot finish within the budget
+    UNKNOWN_SEGMENT = "UNKNOWN_SEGMENT"  # no such head/tail pair here: full-cloud if the model is held
+    BAD_REQUEST = "BAD_REQUEST"  # tensors or checksum do not fit: sending it again will not help
+    TOO_LARGE = "TOO_LARGE"
+    DRAINING = "DRAINING"  # shutting down: another gateway, or edge-only
+    CANCELLED = "CANCELLED"
+    INTERNAL = "INTERNAL"  # the engine failed
+
+
+class RequestId(msgspec.Struct, frozen=True, array_like=True):
+    """Unique over reboots: the agent's random boot id and a sequence number. A retry keeps its id."""
+
+    boot: Annotated[bytes, msgspec.Meta(min_length=8, max_length=8)]
+    sequence: Count
+
+    def __str__(self) -> str:
+        return f"{self.boot.hex()}-{self.sequence}"
+
+
+class VersionMismatch(msgspec.Struct, frozen=True, array_like=True):
+    oldest: int
+    newest: int
+
+
+class Hello(msgspec.Struct, frozen=True, array_like=True):
+    boot: Annotated[bytes, msgspec.Meta(min_length=8, max_length=8)]
+    agent: ShortText
+    software: ShortText
+    model_digest: Digest
+
+
+class Welcome(msgspec.Struct, frozen=True, array_like=True):
+    epoch: Annotated[bytes, msgspec.Meta(min_length=8, max_length=8)]  # changes whenever the gateway process does
+    software: ShortText
+    credit_requests: Count  # how many requests this agent may have in flight
+    credit_nbytes: Count  # and how many payload bytes
+    segments: tuple[Digest, ...]
+    models: tuple[Digest, ...]
+
+
+class NeedHello(msgspec.Struct, frozen=True, array_like=True):
+    epoch: Annotated[bytes, msgspec.Meta(min_length=8, max_length=8)]
+    request: RequestId | None = None  # the request that was not taken
+
+
+class Infer(msgspec.Struct, frozen=True, array_like=True):
+    request: RequestId
+    segment: Digest
+    attempt: Count
+    budget_us: Microseconds  # counted by the gateway from the last byte; upload and return are already subtracted
+    priority: Annotated[int, msgspec.Meta(ge=0, le=9)]  # 0 first
+    tensors: Headers
+    checksum: Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]  # crc32 over all payload bytes in order
+    trace: Annotated[bytes, msgspec.Meta(max_length=16)] = b""
+    sampled: bool = False
+
+
+class Timings(msgspec.Struct, frozen=True, array_like=True):
+    """Where the gateway's time went, in microseconds; `residence_us` is last byte in to first byte out."""
+
+    residence_us: Microseconds
+    queue_us: Microseconds
+    decode_us: Microseconds
+    compute_us: Microseconds
+    batch_size: Count
+
+
+class Result(msgspec.Struct, frozen=True, array_like=True):
+    request: RequestId
+    attempt: Count
+    tensors: Headers
+    checksum: Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
+    timings: Timings
+    engine: ShortText  # what really ran, e.g. "onnxruntime-1.31.1/CPUExecutionProvider"
+    precision: ShortText
+    bundle: ShortText  # provenance: digest of the bundle that the segment came from
+
+
+class Reject(msgspec.Struct, frozen=True, array_like=True):
+    """Expected trouble. `slack_us` of the budget is left to act; do not come back before `retry_after_us`."""
+
+    request: RequestId
+    attempt: Count
+    code: RejectCode
+    reason: Sentence
+    slack_us: Microseconds
+    retry_after_us: Microseconds
+    residence_us: Microseconds = 0
+
+
+class Cancel(msgspec.Struct, frozen=True, array_like=True):
+    request: RequestId
+
+
+class Ping(msgspec.Struct, frozen=True, array_like=True):
+    number: Count
+    padding: Annotated[bytes, msgspec.Meta(max_length=65_536)] = b""
+
+
+class Pong(msgspec.Struct, frozen=True, array_like=True):
+    number: Count
+    queue_us: Microseconds = 0  # what a request arriving now would wait
+
+
+class Drain(msgspec.Struct, frozen=True, array_like=True):
+    reason: ShortText
+
+
+Message = VersionMismatch | Hello | Welcome | NeedHello | Infer | Result | Reject | Cancel | Ping | Pong | Drain

@@ -1,0 +1,104 @@
+"""Tensors as nouns: what one is called, what it holds and how large it may be. A tensor keeps its ONNX name throughout.
+
+Shapes in a `TensorSpec` may hold names ("N") or None for dimensions that are only known when a request comes; shapes in
+a `TensorHeader` (on the wire) are always numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from protocol.errors import InputError, WireError
+
+Array = npt.NDArray[Any]
+Tensors = Mapping[str, Array]
+Dim = int | str | None
+
+# The element types that may cross. Strings and objects may not: they have no fixed size.
+_INTEGERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
+DTYPES: dict[str, np.dtype[Any]] = {
+    name: np.dtype(name) for name in ("bool", *_INTEGERS, "float16", "float32", "float64")
+}
+
+MAX_RANK = 8
+MAX_NAME_LENGTH = 512
+MAX_TENSORS = 64
+
+
+class TensorSpec(msgspec.Struct, frozen=True):
+    """What a graph promises about one of its tensors: ONNX name, element type, shape with free dimensions."""
+
+    name: str
+    dtype: str
+    shape: tuple[Dim, ...]
+
+    @property
+    def numpy_dtype(self) -> np.dtype[Any]:
+        return DTYPES[self.dtype]
+
+    def nbytes_at(self, batch: int = 1) -> int | None:
+        """Bytes when every free dimension is `batch`-sized in axis 0 and unknown elsewhere (None then)."""
+        dims = [batch if i == 0 and not isinstance(d, int) else d for i, d in enumerate(self.shape)]
+        sizes = [d for d in dims if isinstance(d, int)]
+        return math.prod(sizes) * self.numpy_dtype.itemsize if len(sizes) == len(dims) else None
+
+
+class TensorHeader(msgspec.Struct, frozen=True, array_like=True):
+    """One tensor of a message, as announced on the wire; its `nbytes` encoded bytes follow in the payload parts."""
+
+    name: Annotated[str, msgspec.Meta(max_length=MAX_NAME_LENGTH)]
+    dtype: Annotated[str, msgspec.Meta(max_length=16)]
+    shape: Annotated[tuple[Annotated[int, msgspec.Meta(ge=0, le=2**31)], ...], msgspec.Meta(max_length=MAX_RANK)]
+    codec: Annotated[str, msgspec.Meta(max_length=32)]
+    nbytes: Annotated[int, msgspec.Meta(ge=0, le=2**40)]
+
+    def decoded_nbytes(self) -> int:
+        """Size of the decoded tensor in bytes, from the announced shape alone (nothing is allocated).
+
+        Raises WireError for an element type that may not cross.
+        """
+        if self.dtype not in DTYPES:
+            raise WireError(f"tensor {self.name!r} has element type {self.dtype!r}", f"send one of {', '.join(DTYPES)}")
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+
+
+def describe(spec: TensorSpec) -> str:
+    """`image: uint8 [N, 1, 160, 160]`"""
+    return f"{spec.name}: {spec.dtype} [{', '.join('?' if d is None else str(d) for d in spec.shape)}]"
+
+
+def shape_fits(shape: Sequence[int], wanted: Sequence[Dim]) -> bool:
+    return len(shape) == len(wanted) and all(
+        not isinstance(w, int) or w == s for s, w in zip(shape, wanted, strict=True)
+    )
+
+
+def check_inputs(specs: Sequence[TensorSpec], given: Tensors) -> None:
+    """Check that `given` holds exactly the tensors of `specs`, with their element types and shapes.
+
+    Raises InputError naming the tensor, what it is and what it should be.
+    """
+    expected = ", ".join(describe(s) for s in specs)
+    for spec in specs:
+        if spec.name not in given:
+            raise InputError(f"input {spec.name!r} is missing", f"the model takes {expected}")
+        array = given[spec.name]
+        if array.dtype != spec.numpy_dtype:
+            raise InputError(
+                f"input {spec.name!r} has element type {array.dtype} but the model takes {spec.dtype}",
+                f"convert it with .astype({spec.dtype!r}) if the values are the same",
+            )
+        if not shape_fits(array.shape, spec.shape):
+            raise InputError(
+                f"input {spec.name!r} has shape {list(array.shape)} but the model takes {describe(spec)}",
+                "resize, transpose or reshape it",
+            )
+    unknown = [name for name in given if name not in {s.name for s in specs}]
+    if unknown:
+        raise InputError(f"input {unknown[0]!r} is not an input of the model", f"the model takes {expected}")

@@ -1,0 +1,77 @@
+"""The nouns of the ladder: what it knows of a placement, one request on its way, and the instructions it gives."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+from edge_agent.outcomes import RefusalCode
+from protocol.messages import PlacementKind
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What the ladder knows of one placement of the bundle."""
+
+    id: str
+    kind: PlacementKind
+    segment: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    seq: int
+    placement: str
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    seq: int
+    placement: str
+    attempt: int
+    budget_s: float  # what is left for the gateway once upload and return are subtracted
+
+
+@dataclass(frozen=True, slots=True)
+class CancelRemote:
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The request is over: answered with the placement's result, or refused when `code` is set."""
+
+    seq: int
+    placement: str
+    attempts: int
+    degraded: tuple[str, ...]
+    code: RefusalCode | None = None
+    reason: str = ""
+
+
+Instruction = Prepare | Send | CancelRemote | Finish
+
+
+class Phase(enum.StrEnum):
+    PREPARING = "preparing"
+    READY = "ready"  # prepared, waiting for the link or for credit
+    SENT = "sent"
+
+
+@dataclass(slots=True)
+class Flight:
+    """One request on its way."""
+
+    seq: int
+    deadline: float
+    nbytes: int = 0
+    placement: str = ""
+    phase: Phase = Phase.PREPARING
+    attempt: int = 0
+    not_before: float = 0.0
+    attempt_until: float = float("inf")
+    generation: int = 0  # counts preparations, so that a late one is told from the current one
+    sent_as: list[str] = field(default_factory=list)  # placement of each attempt
+    local_hopeless: bool = False  # edge-only had to start but could not
+    degraded: list[str] = field(default_factory=list)
+    avoided: dict[str, str] = field(default_factory=dict)

@@ -1,0 +1,105 @@
+"""The device's share of every placement: run a head, encode what crosses. All heads of the bundle are held ready.
+
+A head that cannot be loaded, or that fails, costs its own placement only. The declared slow-down (for demos and drills:
+"a device 8 times slower than this machine") stretches every preparation by sleeping, so that the processor time it does
+not use stays free for others, as it would on another machine.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from protocol.bundle import Bundle, PlacementEntry
+from protocol.codecs import encode
+from protocol.engines.base import Engine
+from protocol.engines.ort import OrtEngine
+from protocol.errors import EngineError
+from protocol.messages import PlacementKind
+from protocol.tensors import Array, TensorHeader, Tensors
+from protocol.wire import Buffer, checksum
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What the device made of one request: encoded tensors to send, and model outputs that never cross."""
+
+    headers: tuple[TensorHeader, ...]
+    buffers: tuple[Buffer, ...]
+    checksum: int
+    outputs: dict[str, Array]  # by the head itself; for edge-only all of them
+    edge_s: float
+    encode_s: float
+    engine: str
+
+    @property
+    def nbytes(self) -> int:
+        return sum(h.nbytes for h in self.headers)
+
+
+class Heads:
+    """Every head of a bundle. `prepare` is called by one thread."""
+
+    def __init__(
+        self, bundle: Bundle, *, threads: int = 1, slowdown: float = 1.0, fault_file: Path | None = None
+    ) -> None:
+        self.failed: dict[str, str] = {}
+        self._bundle = bundle
+        self._threads = threads
+        self._slowdown = slowdown
+        self._fault_file = fault_file
+        self._entries = {p.id: p for p in bundle.manifest.placements}
+        self._engines: dict[str, Engine] = {}
+
+    def activate(self) -> None:
+        """Load every head; `failed` lists what could not be loaded, and why. Raises BundleError for a damaged file."""
+        for entry in self._entries.values():
+            if entry.head is None:
+                continue
+            engine = OrtEngine(self._bundle.read(entry.head), label=f"{entry.id}/head", threads=self._threads)
+            try:
+                engine.activate()
+            except EngineError as error:
+                self.failed[entry.id] = str(error)
+                continue
+            self._engines[entry.id] = engine
+
+    def deactivate(self) -> None:
+        for engine in self._engines.values():
+            engine.deactivate()
+        self._engines.clear()
+
+    def prepare(self, placement: str, inputs: Tensors) -> Prepared:
+        """Do the device's share of one request. Raises EngineError when the head fails or is not there."""
+        entry = self._entries[placement]
+        start = time.perf_counter()
+        values = self._run(entry, inputs)
+        ran = time.perf_counter()
+        encoded = [encode(b.spec.name, values[b.spec.name], b.codec) for b in entry.boundary]
+        done = time.perf_counter()
+        if self._slowdown > 1.0:
+            time.sleep((done - start) * (self._slowdown - 1.0))
+        buffers = tuple(buffer for _, buffer in encoded)
+        engine = self._engines.get(placement)
+        names = entry.head_outputs if entry.boundary else tuple(values)
+        return Prepared(
+            headers=tuple(header for header, _ in encoded),
+            buffers=buffers,
+            checksum=checksum(buffers),
+            outputs={name: values[name] for name in names},
+            edge_s=(ran - start) * self._slowdown,
+            encode_s=(done - ran) * self._slowdown,
+            engine=engine.description if engine else "",
+        )
+
+    def _run(self, entry: PlacementEntry, inputs: Tensors) -> dict[str, Array]:
+        if entry.head is None:
+            return dict(inputs)
+        engine = self._engines.get(entry.id)
+        if engine is None:
+            raise EngineError(f"the head of {entry.id} is not loaded: {self.failed.get(entry.id, 'inactive')}", "")
+        if self._fault_file is not None and entry.kind is PlacementKind.CUT and os.path.exists(self._fault_file):
+            raise EngineError("the head was made to fail (fault drill)", "")
+        return engine.infer(inputs)

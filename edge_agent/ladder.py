@@ -1,0 +1,363 @@
+"""The agent's decisions, pure: events in, instructions out. Every request ends in exactly one `Finish`.
+
+One request's life, whatever its placement (fallback is a placement, not a branch):
+
+    Submitted -> Prepare ........ head and encoding on the device; for full-cloud encoding alone, for edge-only
+    everything Prepared  -> Send | Finish .. edge-only is finished here: nothing crosses Answered  -> Finish
+
+When a step fails, its *cause* decides the next placement:
+
+    head failed                 -> full-cloud, else edge-only     (its breaker opens)
+    gateway busy or draining    -> edge-only, else wait           (full-cloud would add load)
+    segment unknown there       -> full-cloud if it holds the model, else edge-only
+    attempt timed out           -> edge-only, else once more under the same id (the gateway suppresses duplicates)
+    link lost                   -> edge-only, else keep and send again under the same id when it is back
+    budget used up              -> refusal
+
+The caller's deadline bounds everything: an attempt may only take what leaves enough time for edge-only after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from edge_agent.breaker import Breaker
+from edge_agent.flights import CancelRemote, Finish, Flight, Instruction, Phase, Prepare, Row, Send
+from edge_agent.outcomes import RefusalCode
+from protocol.control.planner import Planner
+from protocol.errors import InvariantViolation
+from protocol.latency import LinkState
+from protocol.messages import PlacementKind, RejectCode
+
+SHORTEST_ATTEMPT_S = 0.25  # below this a garbage collection would look like a lost request
+ATTEMPT_FACTOR = 4.0  # an attempt may take this many times its prediction
+LOCAL_RESERVE_FACTOR = 1.5
+LOCAL_RESERVE_MIN_S = 0.005
+SHORTEST_PAUSE_S = 0.01  # between two attempts of one request, whatever the gateway says
+MOST_PENDING = 256
+
+
+class Ladder:
+    """Feed it events; carry out the instructions it returns. Times are monotonic seconds, `now` always given."""
+
+    def __init__(self, rows: list[Row], planner: Planner) -> None:
+        self.flights: dict[int, Flight] = {}
+        self.planner = planner
+        self._rows = {row.id: row for row in rows}
+        self._local = next((r.id for r in rows if r.kind is PlacementKind.EDGE_ONLY), None)
+        self._full_cloud = next((r.id for r in rows if r.kind is PlacementKind.FULL_CLOUD), None)
+        self._device = {row.id: Breaker() for row in rows}
+        self._gateway = Breaker()
+        self._tails = {row.id: Breaker() for row in rows}
+        self._broken: dict[str, str] = {}  # not at this gateway; forgotten with the next Welcome
+        self._disabled: dict[str, str] = {}
+        self._link_reason: str | None = "no gateway has answered yet"
+        self._held: frozenset[bytes] = frozenset()
+        self._credit_requests = 0
+        self._credit_nbytes = 0
+        self._link: LinkState | None = None
+
+    # ---- events -----------------------------------------------------------------------------------------------------
+
+    def submitted(self, seq: int, deadline: float, *, now: float) -> list[Instruction]:
+        """A caller wants an answer by `deadline`."""
+        if seq in self.flights:
+            raise InvariantViolation(f"request {seq} was submitted twice")
+        flight = self.flights[seq] = Flight(seq, deadline)
+        if len(self.flights) > MOST_PENDING:
+            return [self._refuse(flight, RefusalCode.BUSY, f"{MOST_PENDING} requests are already waiting")]
+        return self._place(flight, now=now)
+
+    def prepared(self, seq: int, generation: int, nbytes: int, edge_s: float, *, now: float) -> list[Instruction]:
+        """The device's share of the work is done; `nbytes` encoded bytes are ready to cross (0 for edge-only)."""
+        flight = self.flights.get(seq)
+        if flight is None or flight.phase is not Phase.PREPARING or flight.generation != generation:
+            return []
+        row = self._rows[flight.placement]
+        self._device[row.id].succeeded()
+        self.planner.observe_edge(row.id, edge_s)
+        if row.kind is PlacementKind.EDGE_ONLY:
+            return [self._finish(flight)]
+        flight.phase, flight.nbytes = Phase.READY, nbytes
+        return self._send_ready(now=now)
+
+    def preparation_failed(self, seq: int, generation: int, reason: str, *, now: float) -> list[Instruction]:
+        """The head (or the whole model on the device) failed."""
+        flight = self.flights.get(seq)
+        if flight is None or flight.phase is not Phase.PREPARING or flight.generation != generation:
+            return []
+        self._device[flight.placement].failed(reason, now=now)
+        prefer = self._full_cloud if self._rows[flight.placement].kind is PlacementKind.CUT else None
+        return self._step_down(flight, f"{flight.placement}: {reason}", prefer=prefer, now=now)
+
+    def answered(self, seq: int, attempt: int, compute_s: float, *, now: float) -> list[Instruction]:
+        """A result came. One of an earlier attempt is as good as any, and welcome even after a step down."""
+        flight = self.flights.get(seq)
+        if flight is None or not 1 <= attempt <= len(flight.sent_as):
+            return []  # answered late or twice; the request has ended already
+        flight.placement = flight.sent_as[attempt - 1]
+        self._gateway.succeeded()
+        self._tails[flight.placement].succeeded()
+        self.planner.observe_tail(flight.placement, compute_s)
+        return [self._finish(flight), *self._send_ready(now=now)]
+
+    def rejected(
+        self, seq: int, attempt: int, code: RejectCode, reason: str, retry_after_s: float, *, now: float
+    ) -> list[Instruction]:
+        """The gateway did not do it, and said why. Expected trouble, each with its own next step."""
+        flight = self.flights.get(seq)
+        if flight is None or flight.phase is not Phase.SENT or attempt != flight.attempt:
+            return []
+        why = f"gateway {code}: {reason}"
+        placement = flight.placement
+        prefer = None
+        again = code in (RejectCode.BUSY, RejectCode.DRAINING, RejectCode.DEADLINE)
+        if code is RejectCode.UNKNOWN_SEGMENT:
+            self._broken[placement] = why
+            prefer = self._full_cloud if placement != self._full_cloud else None
+        elif code is RejectCode.INTERNAL:
+            self._tails[placement].failed(why, now=now)
+        elif code in (RejectCode.BUSY, RejectCode.DRAINING):
+            # Full-cloud would add load: everything behind this gateway has to wait as long as it asked.
+            self._gateway.hold_off(why, max(retry_after_s, 0.01), now=now)
+        elif code in (RejectCode.BAD_REQUEST, RejectCode.TOO_LARGE) and self._local is None:
+            return [self._refuse(flight, RefusalCode.BAD_REQUEST, reason), *self._send_ready(now=now)]
+        flight.not_before = now + max(retry_after_s, SHORTEST_PAUSE_S)
+        return self._step_down(flight, why, prefer=prefer, again=again, now=now) + self._send_ready(now=now)
+
+    def link_up(
+        self, *, held: frozenset[bytes], credit_requests: int, credit_nbytes: int, now: float
+    ) -> list[Instruction]:
+        """A gateway welcomed us; `held` are the digests of the segments and models it can work on."""
+        self._link_reason = None
+        self._held = held
+        self._credit_requests, self._credit_nbytes = credit_requests, credit_nbytes
+        self._broken.clear()
+        self._gateway.succeeded()
+        return self._send_ready(now=now)
+
+    def link_lost(self, reason: str, *, now: float) -> list[Instruction]:
+        """The gateway is gone or no longer takes requests. What was in flight goes local, or waits for its return."""
+        self._link_reason = reason
+        out: list[Instruction] = []
+        for flight in list(self.flights.values()):
+            if flight.phase in (Phase.SENT, Phase.READY):
+                out += self._step_down(flight, reason, now=now)
+        return out
+
+    def draining(self, reason: str, *, now: float) -> list[Instruction]:
+        """The gateway takes nothing new; what it holds it still answers."""
+        self._link_reason = reason
+        out: list[Instruction] = []
+        for flight in list(self.flights.values()):
+            if flight.phase is Phase.READY:
+                out += self._step_down(flight, reason, now=now)
+        return out
+
+    def disable(self, id_: str, reason: str) -> None:
+        """This placement's head could not be loaded: it is never used."""
+        self._disabled[id_] = reason
+
+    def unsent(self, seq: int, *, now: float) -> None:
+        """A Send could not be carried out (no connection at this moment): it is ready again."""
+        flight = self.flights.get(seq)
+        if flight is not None and flight.phase is Phase.SENT:
+            flight.phase, flight.not_before = Phase.READY, now + SHORTEST_PAUSE_S
+            flight.attempt -= 1
+            flight.sent_as.pop()
+
+    def link_measured(self, link: LinkState | None) -> None:
+        self._link = link
+
+    def tick(self, *, now: float) -> list[Instruction]:
+        """Time has passed: expire, time out, retry."""
+        out: list[Instruction] = []
+        for flight in list(self.flights.values()):
+            if flight.not_before <= now:
+                flight.not_before = 0.0
+            if now >= flight.deadline:
+                out += self._expire(flight, now=now)
+            elif flight.phase is Phase.SENT and now >= flight.attempt_until:
+                self._gateway.failed("the gateway does not answer", now=now)
+                out += self._step_down(flight, "the gateway did not answer in time", now=now)
+            elif flight.phase is Phase.READY and self._local_must_start(flight, now=now):
+                out += self._step_down(flight, "no time left to wait for the gateway", now=now)
+                flight.local_hopeless = flight.phase is Phase.READY
+        return out + self._send_ready(now=now)
+
+    def _expire(self, flight: Flight, *, now: float) -> list[Instruction]:
+        out: list[Instruction] = []
+        if flight.phase is Phase.SENT:
+            out.append(CancelRemote(flight.seq))
+            self._gateway.failed("the gateway does not answer", now=now)
+        out.append(
+            self._refuse(flight, RefusalCode.DEADLINE, f"the budget ran out while the request was {flight.phase}")
+        )
+        return out
+
+    def close(self) -> list[Instruction]:
+        return [self._refuse(f, RefusalCode.CLOSED, "the agent was shut down") for f in list(self.flights.values())]
+
+    # ---- answers to the shell ---------------------------------------------------------------------------------------
+
+    def next_deadline(self) -> float | None:
+        """When `tick` wants to be called at the latest."""
+        times = []
+        for flight in self.flights.values():
+            times.append(flight.deadline)
+            if flight.phase is Phase.SENT:
+                times.append(flight.attempt_until)
+            elif flight.phase is Phase.READY:
+                times.append(self._local_start(flight))
+                if flight.not_before:
+                    times.append(flight.not_before)
+        return min(times, default=None)
+
+    def in_flight(self) -> list[Flight]:
+        return [f for f in self.flights.values() if f.phase is Phase.SENT]
+
+    def unavailable(self, *, now: float) -> dict[str, str]:
+        """For every placement that cannot be used now, why."""
+        reasons: dict[str, str] = {}
+        for row in self._rows.values():
+            reason = self._unusable(row, now=now)
+            if reason is not None:
+                reasons[row.id] = reason
+        return reasons
+
+    def validate(self) -> None:
+        """Raise InvariantViolation if a promise of this room is broken (called after every test)."""
+        for seq, flight in self.flights.items():
+            if flight.seq != seq or flight.placement not in self._rows:
+                raise InvariantViolation(f"flight {seq} is {flight}")
+            if flight.phase is Phase.SENT and not flight.attempt_until <= flight.deadline:
+                raise InvariantViolation(f"flight {seq} may wait beyond its deadline")
+
+    # ---- decisions --------------------------------------------------------------------------------------------------
+
+    def _unusable(self, row: Row, *, now: float) -> str | None:
+        if row.id in self._disabled:
+            return self._disabled[row.id]
+        device = self._device[row.id]
+        if device.refuses(now=now):
+            return device.reason
+        if row.kind is PlacementKind.EDGE_ONLY:
+            return None
+        if self._link_reason is not None:
+            return self._link_reason
+        if row.id in self._broken:
+            return self._broken[row.id]
+        if row.segment not in self._held:
+            return f"the gateway does not hold {row.id}"
+        for breaker in (self._gateway, self._tails[row.id]):
+            if breaker.refuses(now=now):
+                return breaker.reason
+        return None
+
+    def _place(self, flight: Flight, *, now: float) -> list[Instruction]:
+        """Choose a placement for a request that has none (or lost it)."""
+        unavailable = self.unavailable(now=now) | flight.avoided
+        decision = self.planner.decide(self._link, unavailable)
+        if decision is None:
+            return self._wait_or_refuse(flight, unavailable)
+        if decision.because_of is not None:
+            wanted, why = decision.because_of
+            self._note(flight, why if wanted in why else f"{wanted}: {why}")
+        return self._prepare(flight, decision.id, now=now)
+
+    def _step_down(
+        self, flight: Flight, why: str, *, prefer: str | None = None, again: bool = True, now: float
+    ) -> list[Instruction]:
+        """The current placement failed this request; take the next-best one. `again`: the same one may work later."""
+        self._note(flight, why)
+        was_sent = flight.phase is Phase.SENT
+        unavailable = self.unavailable(now=now) | flight.avoided
+        for candidate in (prefer, self._local):
+            if candidate is not None and candidate != flight.placement and candidate not in unavailable:
+                cancel: list[Instruction] = [CancelRemote(flight.seq)] if was_sent else []
+                return cancel + self._prepare(flight, candidate, now=now)
+        if again and flight.phase is not Phase.PREPARING:
+            # Nothing on the device can take over. What is prepared stays so and goes out again under the same id,
+            # which is why nothing was cancelled: the gateway attaches the new attempt to the work it may still do.
+            flight.phase = Phase.READY
+            return []
+        flight.avoided[flight.placement] = why
+        return self._place(flight, now=now)
+
+    def _wait_or_refuse(self, flight: Flight, unavailable: Mapping[str, str]) -> list[Instruction]:
+        """No placement can be used. With only the link missing the request may wait for it, else it is refused."""
+        waiting = [
+            id_
+            for id_, row in self._rows.items()
+            if row.kind is PlacementKind.FULL_CLOUD and self._link_reason is not None and id_ not in flight.avoided
+        ]
+        if waiting:
+            return self._prepare(flight, waiting[0], now=None)
+        reason = "; ".join(dict.fromkeys(unavailable.values())) or "the bundle has no placement"
+        return [self._refuse(flight, RefusalCode.NO_PLACEMENT, reason)]
+
+    def _prepare(self, flight: Flight, placement: str, *, now: float | None) -> list[Instruction]:
+        flight.placement, flight.phase = placement, Phase.PREPARING
+        flight.generation += 1
+        flight.attempt_until = flight.deadline
+        if now is not None:
+            self._device[placement].passing(now=now)
+        return [Prepare(flight.seq, placement)]
+
+    def _send_ready(self, *, now: float) -> list[Instruction]:
+        """Send what is prepared, oldest first, while link and credit allow."""
+        if self._link_reason is not None:
+            return []
+        out: list[Instruction] = []
+        sent = self.in_flight()
+        requests, nbytes = len(sent), sum(f.nbytes for f in sent)
+        for flight in [f for f in self.flights.values() if f.phase is Phase.READY]:
+            if flight.not_before > now or self._gateway.refuses(now=now) or self._local_must_start(flight, now=now):
+                continue
+            # A request larger than the whole credit may go alone; the gateway refuses it in its own words if it must.
+            if requests and (requests >= self._credit_requests or nbytes + flight.nbytes > self._credit_nbytes):
+                break
+            out.append(self._send(flight, now=now))
+            requests, nbytes = requests + 1, nbytes + flight.nbytes
+        return out
+
+    def _send(self, flight: Flight, *, now: float) -> Send:
+        flight.phase = Phase.SENT
+        flight.attempt += 1
+        flight.sent_as.append(flight.placement)
+        flight.attempt_until = min(now + self._allowed_s(flight), self._latest_remote_end(flight))
+        self._gateway.passing(now=now)
+        self._tails[flight.placement].passing(now=now)
+        upload = flight.nbytes / self._link.uplink_bytes_per_s if self._link else 0.0
+        travel = (upload + self._link.rtt_s) * 1.25 if self._link else 0.0  # an upper quantile, not the mean
+        budget = max(flight.attempt_until - now - travel, 0.0)
+        return Send(flight.seq, flight.placement, flight.attempt, budget)
+
+    def _allowed_s(self, flight: Flight) -> float:
+        predicted = self.planner.predict(self._link)[flight.placement]
+        return max(ATTEMPT_FACTOR * predicted, SHORTEST_ATTEMPT_S)
+
+    def _local_start(self, flight: Flight) -> float:
+        """The latest moment at which edge-only can still start and meet the deadline; the deadline without it."""
+        if self._local is None or self._local == flight.placement or flight.local_hopeless:
+            return flight.deadline
+        predicted = self.planner.predict(self._link)[self._local]
+        return flight.deadline - max(LOCAL_RESERVE_FACTOR * predicted, LOCAL_RESERVE_MIN_S)
+
+    def _latest_remote_end(self, flight: Flight) -> float:
+        return min(max(self._local_start(flight), 0.0), flight.deadline)
+
+    def _local_must_start(self, flight: Flight, *, now: float) -> bool:
+        return now >= self._local_start(flight)
+
+    def _note(self, flight: Flight, why: str) -> None:
+        if why not in flight.degraded:
+            flight.degraded.append(why)
+
+    def _finish(self, flight: Flight) -> Finish:
+        del self.flights[flight.seq]
+        return Finish(flight.seq, flight.placement, flight.attempt, tuple(flight.degraded))
+
+    def _refuse(self, flight: Flight, code: RefusalCode, reason: str) -> Finish:
+        del self.flights[flight.seq]
+        return Finish(flight.seq, flight.placement, flight.attempt, tuple(flight.degraded), code, reason)

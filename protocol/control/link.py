@@ -1,0 +1,125 @@
+"""What the link is like, from ordinary traffic alone. Pure: samples in, estimate out.
+
+For one message of n bytes sent while nothing else was in flight:
+
+    transfer = round trip - gateway residence - T0          T0 = smallest round trip of the last seconds
+    seconds per byte = transfer / n
+
+The estimate is the median of the last seconds-per-byte samples, weighted by size (small messages measure jitter, not
+bandwidth). Seconds per byte is the natural unit: an expected latency needs E[1/B], the harmonic mean of the bandwidth.
+Measured on an emulated link this is within 0.6 % from 1 to 20 Mbit/s and -6 % at 100. A step is noticed after three
+samples in a row that differ from the estimate by more than a factor in the same direction: older samples are then
+dropped, so that a new placement comes within few requests and +-20 % noise never looks like one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+from protocol.latency import LinkState
+
+WINDOW = 10  # samples
+T0_WINDOW_S = 15.0
+FULL_WEIGHT_NBYTES = 20_000  # a sample of this size or more counts fully
+MIN_SAMPLE_NBYTES = 512
+TRANSFER_FLOOR_S = 1e-4  # below this a difference of two round trips is scheduler noise (0.1 ms)
+STEP_FACTOR = 1.6
+STEP_SAMPLES = 3
+PROBE_AFTER_S = 1.5  # without a sample for this long (idle, or everything runs locally) a probe is worth its bytes
+PROBE_TRANSFER_S = 0.004  # a probe is sized to take about this long: well above jitter, well below a request
+NOISY_TRANSFER_S = 0.0015  # samples that take less than this measure mostly jitter
+PROBE_NBYTES = (2_000, 60_000)
+
+
+class Sample(NamedTuple):
+    seconds_per_byte: float
+    weight: float
+    at: float
+
+
+class LinkEstimator:
+    """Feed it every round trip; ask it for a `LinkState`. All times are monotonic seconds."""
+
+    def __init__(self) -> None:
+        self._samples: deque[Sample] = deque(maxlen=WINDOW)
+        self._round_trips: deque[tuple[float, float]] = deque()  # (at, seconds), increasing in both
+        self._queue_s = 0.0
+        self.last_sample_at: float | None = None
+
+    def observe(
+        self, *, nbytes: int, round_trip_s: float, residence_s: float, queue_s: float = 0.0, alone: bool, now: float
+    ) -> None:
+        """One answered message: `nbytes` crossed (both ways), of `round_trip_s` the gateway kept it `residence_s`.
+
+        Only messages sent while nothing else was in flight (`alone`) say something about bandwidth.
+        """
+        network_s = max(round_trip_s - residence_s, 0.0)
+        self._observe_round_trip(network_s, now)
+        self._queue_s += 0.3 * (queue_s - self._queue_s)
+        if not alone or nbytes < MIN_SAMPLE_NBYTES:
+            return
+        transfer_s = max(network_s - self.rtt_s(now), TRANSFER_FLOOR_S)
+        weight = min(nbytes / FULL_WEIGHT_NBYTES, 1.0)
+        self._samples.append(Sample(transfer_s / nbytes, weight, now))
+        self.last_sample_at = now
+        self._drop_what_a_step_made_old()
+
+    def probe_nbytes(self, now: float) -> int:
+        """How large a probe would now be useful; 0 when ordinary traffic says enough."""
+        if not self._samples:
+            return PROBE_NBYTES[0] * 4
+        per_byte = self._weighted_median()
+        size = int(min(max(PROBE_TRANSFER_S / per_byte, PROBE_NBYTES[0]), PROBE_NBYTES[1]))
+        typical = sorted(s.weight for s in self._samples)[len(self._samples) // 2] * FULL_WEIGHT_NBYTES
+        noisy = typical * per_byte < NOISY_TRANSFER_S and typical < size / 2
+        return size if noisy or now - self._samples[-1].at > PROBE_AFTER_S else 0
+
+    def lost(self) -> None:
+        """The link broke: what queued before says nothing about what comes after."""
+        self._queue_s = 0.0
+        self._round_trips.clear()
+
+    def rtt_s(self, now: float) -> float:
+        """T0, the smallest round trip of the last seconds; 0 before anything was measured."""
+        self._forget_round_trips(now)
+        return self._round_trips[0][1] if self._round_trips else 0.0
+
+    def estimate(self, now: float) -> LinkState | None:
+        """The link as last seen; None before the first usable sample."""
+        if not self._samples:
+            return None
+        per_byte = self._weighted_median()
+        return LinkState(1.0 / per_byte, self.rtt_s(now), 1.0 / per_byte, self._queue_s)
+
+    def _observe_round_trip(self, seconds: float, now: float) -> None:
+        # A sliding-window minimum: keep only what could still become the smallest.
+        while self._round_trips and self._round_trips[-1][1] >= seconds:
+            self._round_trips.pop()
+        self._round_trips.append((now, seconds))
+        self._forget_round_trips(now)
+
+    def _forget_round_trips(self, now: float) -> None:
+        while len(self._round_trips) > 1 and self._round_trips[0][0] < now - T0_WINDOW_S:
+            self._round_trips.popleft()
+
+    def _weighted_median(self) -> float:
+        ordered = sorted(self._samples)
+        half = sum(s.weight for s in ordered) / 2
+        seen = 0.0
+        for sample in ordered:
+            seen += sample.weight
+            if seen >= half:
+                return sample.seconds_per_byte
+        return ordered[-1].seconds_per_byte
+
+    def _drop_what_a_step_made_old(self) -> None:
+        if len(self._samples) <= STEP_SAMPLES:
+            return
+        recent = list(self._samples)[-STEP_SAMPLES:]
+        estimate = self._weighted_median()
+        slower = all(s.seconds_per_byte > estimate * STEP_FACTOR for s in recent)
+        faster = all(s.seconds_per_byte * STEP_FACTOR < estimate for s in recent)
+        if slower or faster:
+            self._samples.clear()
+            self._samples.extend(recent)

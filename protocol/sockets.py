@@ -1,0 +1,133 @@
+"""The one place where sockets are made. Every option below closes a hole that was reproduced, not imagined.
+
+No other module may call `Context.socket` (a test walks the tree). Endpoints are literal addresses: libzmq resolves
+names in its I/O thread and freezes every other socket meanwhile, so `resolve` does it in the caller's thread.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ipaddress
+import os
+import random
+import socket as stdlib_socket
+from typing import NamedTuple
+
+import zmq
+
+from protocol.errors import InputError, NetworkError
+from protocol.wire import MAX_HEADER_NBYTES, PART_NBYTES
+
+# A frame is a header or one payload part; libzmq's default is unlimited, also before a peer has authenticated itself.
+MAX_FRAME_NBYTES = max(PART_NBYTES, MAX_HEADER_NBYTES) + 1024
+
+HEARTBEAT_IVL_MS = 1000
+HEARTBEAT_TIMEOUT_MS = 3000
+HEARTBEAT_TTL_MS = 5000
+# Keep-alive alone never notices a half-open link with data in flight.
+TCP_MAXRT_MS = 6000
+HANDSHAKE_IVL_MS = 4000
+CONNECT_TIMEOUT_MS = 3000
+RECONNECT_IVL_MS = (80, 150)  # drawn per socket: libzmq has no jitter of its own, and a fleet must not knock in step
+RECONNECT_IVL_MAX_MS = (800, 1500)
+SEND_HWM = 1024
+
+
+class Endpoint(NamedTuple):
+    """A TCP endpoint with a literal address."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"tcp://{host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        return self.host != "*" and ipaddress.ip_address(self.host).is_loopback
+
+
+def parse_endpoint(text: str) -> Endpoint:
+    """`tcp://HOST:PORT` or `HOST:PORT`; HOST may be a name, `*`, or an IPv6 address in brackets. Raises InputError."""
+    remedy = "write tcp://HOST:PORT, for example tcp://127.0.0.1:7447"
+    rest = text.removeprefix("tcp://")
+    host, colon, port = rest.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if "://" in rest or not colon or not host:
+        raise InputError(f"{text!r} is not an endpoint", remedy)
+    if not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise InputError(f"{text!r} has no valid port", remedy)
+    return Endpoint(host, int(port))
+
+
+def resolve(endpoint: Endpoint) -> Endpoint:
+    """The same endpoint with a literal address. Blocks for as long as the resolver does. Raises NetworkError."""
+    if endpoint.host == "*":
+        return endpoint
+    try:
+        found = stdlib_socket.getaddrinfo(endpoint.host, endpoint.port, type=stdlib_socket.SOCK_STREAM)
+    except OSError as error:
+        fact = f"the name {endpoint.host!r} does not resolve ({error})"
+        raise NetworkError(fact, "check the name or use an address") from error
+    return Endpoint(str(found[0][4][0]), endpoint.port)
+
+
+def require_loopback(endpoint: Endpoint, *, insecure: bool, doing: str) -> None:
+    """Refuse plaintext off this machine unless it was asked for by name. Raises InputError."""
+    if not endpoint.is_loopback and not insecure:
+        raise InputError(
+            f"{doing} {endpoint} would send activations in plain text over a network",
+            "use a loopback address (a tunnel ends there), or say --insecure",
+        )
+
+
+def make_context() -> zmq.Context[zmq.Socket[bytes]]:
+    # libzmq draws anonymous routing ids from C rand(), unseeded: two gateways would hand out the same ids.
+    ctypes.CDLL(None).srand(int.from_bytes(os.urandom(4), "little"))
+    return zmq.Context(io_threads=2)
+
+
+def dealer(context: zmq.Context[zmq.Socket[bytes]], endpoint: Endpoint) -> zmq.Socket[bytes]:
+    """A connected DEALER for one gateway (never one DEALER for several: it would spread requests blindly)."""
+    sock = context.socket(zmq.DEALER)
+    _harden(sock)
+    sock.setsockopt(zmq.IMMEDIATE, 1)  # queue nothing for a connection that does not exist
+    sock.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT_TIMEOUT_MS)
+    sock.setsockopt(zmq.RECONNECT_IVL, random.randint(*RECONNECT_IVL_MS))
+    sock.setsockopt(zmq.RECONNECT_IVL_MAX, random.randint(*RECONNECT_IVL_MAX_MS))
+    sock.connect(str(endpoint))
+    return sock
+
+
+def router(context: zmq.Context[zmq.Socket[bytes]], endpoint: Endpoint) -> tuple[zmq.Socket[bytes], Endpoint]:
+    """A bound ROUTER and the endpoint it really has (port 0 picks one). Raises NetworkError if it cannot be bound."""
+    sock = context.socket(zmq.ROUTER)
+    _harden(sock)
+    sock.setsockopt(zmq.ROUTER_MANDATORY, 1)  # sending to a peer that is gone must fail, not vanish
+    sock.setsockopt(zmq.ROUTER_HANDOVER, 0)  # a peer-chosen id must not take over another's connection
+    sock.setsockopt(zmq.BACKLOG, 512)
+    try:
+        sock.bind(str(endpoint))
+    except zmq.ZMQError as error:
+        sock.close(0)
+        reason = "it is already in use" if error.errno == zmq.EADDRINUSE else str(error)
+        raise NetworkError(
+            f"cannot listen on {endpoint}: {reason}", "stop the other process or choose another port with --bind"
+        ) from error
+    bound = sock.getsockopt_string(zmq.LAST_ENDPOINT)
+    return sock, Endpoint(endpoint.host, int(bound.rpartition(":")[2]))
+
+
+def _harden(sock: zmq.Socket[bytes]) -> None:
+    sock.setsockopt(zmq.LINGER, 0)  # drain ourselves; never hang in close()
+    sock.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_NBYTES)
+    sock.setsockopt(zmq.SNDHWM, SEND_HWM)
+    # Never use RCVHWM as flow control together with heartbeats (34 of 100 requests lost): credits do that.
+    sock.setsockopt(zmq.RCVHWM, 0)
+    sock.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_IVL_MS)
+    sock.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+    sock.setsockopt(zmq.HEARTBEAT_TTL, HEARTBEAT_TTL_MS)
+    sock.setsockopt(zmq.TCP_MAXRT, TCP_MAXRT_MS)
+    sock.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_IVL_MS)
+    sock.setsockopt(zmq.IPV6, 1)

@@ -1,0 +1,22 @@
+"""Benchmarks of Isthmus: one runner, one JSON schema, one link to run them over.
+
+Law: a suite is a name here and a function elsewhere. It is imported only when it is run, so that a missing optional
+package breaks the suite that needs it and no other.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Suite(NamedTuple):
+    """Where a suite lives: `function` in `module` takes `results.Options` and returns a list of `results.Result`."""
+
+    module: str
+    function: str
+    summary: str
+
+
+SUITES: dict[str, Suite] = {
+    "link": Suite("benchmarks.link_accuracy", "run", "how truly the link emulator keeps rate and round trip (~50 s)"),
+}

@@ -1,0 +1,1 @@
+"""The demo model: handwritten digits drawn onto a sensor frame, and the network that reads them."""

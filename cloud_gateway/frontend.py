@@ -1,0 +1,352 @@
+"""The thread that owns the gateway's socket: header decode, session, admission, queueing; nothing heavy, never blocked.
+
+    ROUTER -> unpack header -> session -> dedup -> fit -> admission -> lane.offer
+    worker --mailbox--> finish -> pack -> ROUTER
+
+The front always drains the socket and answers what it cannot take (flow control is by credit and refusals, never by
+back-pressure). Garbage is counted and dropped; a foreign version is told ours. Every request ends in one Result or
+Reject.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import zmq
+
+from cloud_gateway.admission import Admission, Limits
+from cloud_gateway.dedup import DedupTable
+from cloud_gateway.lanes import Item, LaneTable, nbytes_of
+from cloud_gateway.worker import Computed, Crashed, NotComputed
+from protocol import __version__, wire
+from protocol import messages as m
+from protocol.control.session import Event, Role, Session, State
+from protocol.errors import WireError
+from protocol.mailbox import Mailbox
+from protocol.wire import Buffer
+
+SMALL_FRAME_NBYTES = 10_000  # below this libzmq keeps frames in a shared, unaligned buffer: copy them out
+SILENT_PEER_S = 30.0
+MOST_PEERS = 10_000
+RECEIVE_BURST = 64  # messages before results get their turn
+
+
+@dataclass(frozen=True, slots=True)
+class Shutdown:
+    """Refuse new work, finish what is held, then end; at the latest after `grace_s`."""
+
+    grace_s: float
+
+
+Post = Computed | NotComputed | Crashed | Shutdown
+
+
+@dataclass(slots=True)
+class _Peer:
+    session: Session
+    heard_at: float
+    agent: str = ""
+    in_flight: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """A result without the attempt it answers: that is only known when it is sent."""
+
+    result: m.Result
+    buffers: tuple[Buffer, ...]
+
+
+class Frontend:
+    """Runs the loop in a thread of its own. `post` is for the workers, `shutdown` for everybody."""
+
+    def __init__(
+        self,
+        socket: zmq.Socket[bytes],
+        lanes: LaneTable,
+        *,
+        limits: Limits,
+        crashed: Callable[[BaseException], None],
+    ) -> None:
+        self.mailbox: Mailbox[Post] = Mailbox()
+        self.stats: Counter[str] = Counter()
+        self.epoch = os.urandom(8)
+        self._socket = socket
+        self._lanes = lanes
+        self._admission = Admission(limits)
+        self._dedup: DedupTable[_Answer] = DedupTable()
+        self._peers: OrderedDict[bytes, _Peer] = OrderedDict()
+        self._crashed = crashed
+        self._end_by: float | None = None
+        self._thread = threading.Thread(target=self._main, name="isthmus-frontend", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def post(self, item: Post) -> None:
+        self.mailbox.post(item)
+
+    def join(self, timeout_s: float) -> None:
+        self._thread.join(timeout_s)
+
+    # ---- the loop ---------------------------------------------------------------------------------------------------
+
+    def _main(self) -> None:
+        try:
+            self._loop()
+        except BaseException as error:  # the top of the thread
+            self._refuse_everything(f"internal error: {error}")
+            self._crashed(error)
+        finally:
+            self._socket.close(0)
+            self.mailbox.close()
+
+    def _loop(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self.mailbox.fileno(), zmq.POLLIN)
+        while not self._finished(time.monotonic()):
+            poller.poll(1000 if self._end_by is None else 20)
+            for item in self.mailbox.drain():
+                self._handle_post(item)
+            self._receive_burst()
+            self._forget_silent(time.monotonic())
+
+    def _finished(self, now: float) -> bool:
+        if self._end_by is None or (len(self._dedup) and now < self._end_by):
+            return False
+        self._refuse_everything("the gateway is shutting down")
+        return True
+
+    def _handle_post(self, item: Post) -> None:
+        match item:
+            case Computed():
+                self._finish(item)
+            case NotComputed(request, code, reason):
+                self._give_up(request, code, reason)
+            case Crashed(error):
+                raise error
+            case Shutdown(grace_s):
+                self._admission.draining = True
+                self._end_by = time.monotonic() + grace_s
+                for route, peer in self._peers.items():
+                    if peer.session.state is State.GREETED:
+                        self._send(route, m.Drain("shutting down"))
+
+    def _receive_burst(self) -> None:
+        for _ in range(RECEIVE_BURST):
+            try:
+                frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            route = frames[0].bytes
+            buffers: list[Buffer] = [f.buffer if len(f) >= SMALL_FRAME_NBYTES else f.bytes for f in frames[1:]]
+            try:
+                self._receive(route, buffers, time.monotonic())
+            except wire.VersionError:
+                self.stats["foreign_versions"] += 1
+                self._send(route, m.VersionMismatch(wire.VERSION, wire.VERSION))
+            except WireError:
+                self.stats["wire_errors"] += 1
+
+    # ---- what comes in ----------------------------------------------------------------------------------------------
+
+    def _receive(self, route: bytes, frames: list[Buffer], now: float) -> None:
+        if not frames:
+            raise WireError("a message without a header", "see docs/wire.md")
+        message = wire.unpack_header(frames[0])
+        peer = self._peer(route, now)
+        match message:
+            case m.Hello(agent=agent):
+                peer.session.handle(Event.HELLO)
+                peer.agent = agent
+                self.stats["hellos"] += 1
+                self._send(route, self._welcome())
+                if self._admission.draining:
+                    self._send(route, m.Drain("shutting down"))
+            case m.Infer():
+                self.stats["requests"] += 1
+                if peer.session.state is not State.GREETED:
+                    self._send(route, m.NeedHello(self.epoch, message.request))
+                else:
+                    self._infer(route, message, frames[1:], now)
+            case m.Cancel(request):
+                self._cancel(request)
+            case m.Ping(number):
+                busiest = max((self._lanes.queue_wait_s(x, now=now) for x in self._lanes.lanes.values()), default=0.0)
+                self._send(route, m.Pong(number, int(busiest * 1e6)))
+                if peer.session.state is not State.GREETED:
+                    self._send(route, m.NeedHello(self.epoch))
+            case _:
+                raise WireError(f"{type(message).__name__} is not for a gateway", "see docs/wire.md")
+
+    def _welcome(self) -> m.Welcome:
+        limits = self._admission.limits
+        return m.Welcome(
+            epoch=self.epoch,
+            software=f"isthmus {__version__}",
+            credit_requests=limits.credit_requests,
+            credit_nbytes=limits.credit_nbytes,
+            segments=tuple(self._lanes.segments),
+            models=tuple(self._lanes.models),
+        )
+
+    def _infer(self, route: bytes, infer: m.Infer, parts: list[Buffer], now: float) -> None:
+        if self._dedup.attach(infer.request, route, infer.attempt):
+            self.stats["duplicates_attached"] += 1
+            return
+        if (answer := self._dedup.finished(infer.request)) is not None:
+            self.stats["duplicates_answered"] += 1
+            self._send_answer(route, infer.attempt, answer)
+            return
+        segment = self._lanes.segments.get(infer.segment)
+        if segment is None:
+            reason = "this gateway does not hold that head/tail pair"
+            self._reject(route, infer, m.RejectCode.UNKNOWN_SEGMENT, reason, now=now)
+            return
+        try:
+            wire.check_parts(infer.tensors, [memoryview(p).nbytes for p in parts])
+            rows, layout = segment.fit(infer.tensors)
+        except (WireError, ValueError) as error:
+            self._reject(route, infer, m.RejectCode.BAD_REQUEST, str(error)[:900], now=now)
+            return
+        lane, nbytes, budget_s = segment.lane, nbytes_of(infer.tensors), infer.budget_us / 1e6
+        with lane.condition:
+            verdict = self._admission.decide(
+                nbytes=nbytes,
+                budget_s=budget_s,
+                wait_s=self._lanes.queue_wait_s(lane, now=now),
+                service_s=lane.curve.predict(rows),
+            )
+            if verdict is None:
+                item = Item(infer, parts, nbytes, rows, layout, now, now + budget_s, segment)
+                self._admission.enter(nbytes)
+                self._dedup.start(infer.request, route, infer.attempt)
+                lane.batcher.offer(item, now=now)
+                lane.condition.notify()
+        if verdict is not None:
+            self._reject(route, infer, verdict.code, verdict.reason, verdict.retry_after_s, now=now)
+
+    def _cancel(self, request: m.RequestId) -> None:
+        """Remove queued work that nobody waits for. What already runs is finished and its answer kept."""
+        for lane in self._lanes.lanes.values():
+            with lane.condition:
+                removed = lane.batcher.remove(lambda item: item.infer.request == request)
+            for item in removed:
+                self.stats["cancelled"] += 1
+                self._give_up(item, m.RejectCode.CANCELLED, "cancelled by the agent")
+
+    # ---- what goes out ----------------------------------------------------------------------------------------------
+
+    def _finish(self, done: Computed) -> None:
+        item, now = done.item, time.monotonic()
+        self._admission.leave(item.nbytes)
+        result = m.Result(
+            request=item.infer.request,
+            attempt=item.infer.attempt,
+            tensors=done.headers,
+            checksum=wire.checksum(done.buffers),
+            timings=m.Timings(
+                residence_us=int((now - item.arrived) * 1e6),
+                queue_us=int(done.queue_s * 1e6),
+                decode_us=int(done.decode_s * 1e6),
+                compute_us=int(done.compute_s * 1e6),
+                batch_size=done.batch_size,
+            ),
+            engine=done.engine,
+            precision=item.segment.precision,
+            bundle=item.segment.bundle,
+        )
+        answer = _Answer(result, done.buffers)
+        route, attempt = self._dedup.finish(item.infer.request, answer, sum(h.nbytes for h in done.headers) + 512)
+        self.stats["results"] += 1
+        self.stats["batched_rows"] += item.rows if done.batch_size > item.rows else 0
+        self._send_answer(route, attempt, answer)
+
+    def _send_answer(self, route: bytes, attempt: int, answer: _Answer) -> None:
+        result = answer.result
+        if result.attempt != attempt:
+            result = m.Result(
+                request=result.request,
+                attempt=attempt,
+                tensors=result.tensors,
+                checksum=result.checksum,
+                timings=result.timings,
+                engine=result.engine,
+                precision=result.precision,
+                bundle=result.bundle,
+            )
+        self._send(route, result, answer.buffers)
+
+    def _give_up(self, item: Item, code: m.RejectCode, reason: str) -> None:
+        self._admission.leave(item.nbytes)
+        destination = self._dedup.abandon(item.infer.request)
+        if destination is not None:
+            self._reject(destination[0], item.infer, code, reason, attempt=destination[1], arrived=item.arrived)
+
+    def _reject(
+        self,
+        route: bytes,
+        infer: m.Infer,
+        code: m.RejectCode,
+        reason: str,
+        retry_after_s: float = 0.0,
+        *,
+        attempt: int | None = None,
+        arrived: float | None = None,
+        now: float | None = None,
+    ) -> None:
+        at = time.monotonic() if now is None else now
+        spent_us = int((at - arrived) * 1e6) if arrived is not None else 0
+        self.stats[f"rejected_{code}"] += 1
+        self._send(
+            route,
+            m.Reject(
+                request=infer.request,
+                attempt=infer.attempt if attempt is None else attempt,
+                code=code,
+                reason=reason,
+                slack_us=max(infer.budget_us - spent_us, 0),
+                retry_after_us=int(retry_after_s * 1e6),
+                residence_us=spent_us,
+            ),
+        )
+
+    def _refuse_everything(self, reason: str) -> None:
+        """The last act: whoever still waits is told, so that no request vanishes."""
+        for lane in self._lanes.lanes.values():
+            with lane.condition:
+                left = lane.batcher.remove(lambda _: True)
+            for item in left:
+                self._give_up(item, m.RejectCode.INTERNAL, reason)
+
+    def _send(self, route: bytes, message: m.Message, payload: tuple[Buffer, ...] = ()) -> None:
+        try:
+            self._socket.send_multipart([route, *wire.pack(message, payload)], zmq.NOBLOCK, copy=False)
+        except zmq.ZMQError:
+            # The peer is gone or does not read. Its answer is kept: it may ask again under the same id.
+            self.stats["unsendable"] += 1
+
+    # ---- peers ------------------------------------------------------------------------------------------------------
+
+    def _peer(self, route: bytes, now: float) -> _Peer:
+        peer = self._peers.get(route)
+        if peer is None:
+            peer = self._peers[route] = _Peer(Session(Role.GATEWAY), now)
+        peer.heard_at = now
+        self._peers.move_to_end(route)
+        return peer
+
+    def _forget_silent(self, now: float) -> None:
+        while self._peers:
+            route, peer = next(iter(self._peers.items()))
+            if now - peer.heard_at < SILENT_PEER_S and len(self._peers) <= MOST_PEERS:
+                return
+            if peer.session.state is State.GREETED:
+                peer.session.handle(Event.SILENCE)
+            del self._peers[route]

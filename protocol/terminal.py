@@ -1,0 +1,37 @@
+"""What the three command lines share: one sentence per error, the documented exit code, JSON on stdout when asked."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from protocol.errors import IsthmusError
+
+
+def run(app: Callable[[], Any]) -> None:
+    """Run a command line and end the process with its exit code (see `protocol.errors`)."""
+    try:
+        app()
+    except IsthmusError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        # Whoever read our output has gone; that is their right. Python would complain again at exit.
+        sys.stderr.close()
+        raise SystemExit(0) from None
+    except Exception:
+        traceback.print_exc()
+        raise SystemExit(1) from None
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on one line of stdout, flushed: others read it as it comes."""
+    sys.stdout.write(msgspec.json.encode(document).decode() + "\n")
+    sys.stdout.flush()

@@ -34,6 +34,7 @@ from protocol import messages as m
 from protocol.bundle import Bundle, PlacementEntry
 from protocol.control.planner import Candidate, Planner
 from protocol.errors import BundleError, InputError
+from protocol.messages import PlacementKind
 from protocol.tensors import Array, Tensors, check_inputs
 
 
@@ -129,6 +130,16 @@ class Agent:
             self._pending[seq] = _Pending(future, now, now + deadline_s)
             self.uplink.post(Submit(seq, inputs, now + deadline_s))
         return future
+
+    @property
+    def gateway(self) -> str:
+        """The gateway's literal endpoint; empty without one."""
+        return str(self._endpoint) if self._endpoint else ""
+
+    @property
+    def serves_alone(self) -> bool:
+        """Whether requests can be answered while no gateway is there."""
+        return any(e.kind is PlacementKind.EDGE_ONLY and e.id not in self.heads.failed for e in self._entries.values())
 
     def wait_ready(self, timeout_s: float) -> bool:
         """Whether a gateway has welcomed this agent within `timeout_s`."""

@@ -1,0 +1,152 @@
+"""Where the daemon's requests come from: an npz of samples, a folder of files, or file names on standard input.
+
+A sample is one request: a dict of arrays by ONNX input name, with a batch axis of 1 in front. Files: `.npz` (one array
+per model input), `.npy` (models with one input), and images where Pillow is installed (models with one uint8 input of 1
+or 3 channels: converted to grey or RGB and resized; any other pre-processing belongs into the model).
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+
+from protocol.errors import InputError
+from protocol.tensors import Array, TensorSpec, check_inputs, describe
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".pgm", ".ppm"})
+FILE_SUFFIXES = frozenset({".npz", ".npy"}) | IMAGE_SUFFIXES
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One request's inputs and where they came from; `error` instead of inputs for a file that does not fit."""
+
+    name: str
+    inputs: dict[str, Array]
+    error: str = ""
+
+
+def open_source(text: str, specs: Sequence[TensorSpec], stdin: TextIO) -> Iterator[Sample]:
+    """The samples of `text`: an .npz file, a folder, or `-` for file names on `stdin`.
+
+    Raises InputError at once if there is nothing to read or an npz does not fit the model; a single file of a folder
+    that does not fit comes as a Sample with an error.
+    """
+    if text == "-":
+        return (_from_file(Path(line.strip()), specs) for line in stdin if line.strip())
+    path = Path(text)
+    if not path.exists():
+        raise InputError(f"there is no source at {path}", "give an .npz file, a folder, or - for standard input")
+    if path.is_dir():
+        files = sorted(f for f in path.iterdir() if f.suffix.lower() in FILE_SUFFIXES)
+        if not files:
+            raise InputError(f"{path} holds no .npz, .npy or image file", "give a folder with samples")
+        return (_from_file(f, specs) for f in files)
+    if path.suffix.lower() == ".npz":
+        return iter(_from_npz(path, specs))
+    return iter([_checked(path.name, _load(path, specs), specs)])
+
+
+def load_sample(path: Path, specs: Sequence[TensorSpec]) -> Sample:
+    """One sample from one file. Raises InputError if it does not fit the model."""
+    if not path.is_file():
+        raise InputError(f"there is no file {path}", "give an .npz, .npy or image file")
+    return _checked(path.name, _load(path, specs), specs)
+
+
+def _from_file(path: Path, specs: Sequence[TensorSpec]) -> Sample:
+    try:
+        return load_sample(path, specs)
+    except InputError as error:
+        return Sample(path.name, {}, str(error))
+
+
+def _from_npz(path: Path, specs: Sequence[TensorSpec]) -> list[Sample]:
+    arrays = _arrays(path, specs)
+    counts = {name: len(a) for name, a in arrays.items() if a.ndim}
+    if len(set(counts.values())) != 1:
+        raise InputError(f"{path} holds arrays of different lengths: {counts}", "give the same samples for every input")
+    count = next(iter(counts.values()))
+    if count == 0:
+        raise InputError(f"{path} holds no samples", "give at least one")
+    return [_checked(f"{path.name}#{i}", {n: a[i : i + 1] for n, a in arrays.items()}, specs) for i in range(count)]
+
+
+def _load(path: Path, specs: Sequence[TensorSpec]) -> dict[str, Array]:
+    suffix = path.suffix.lower()
+    if suffix == ".npz":
+        return {s.name: _with_batch(a, s) for s, a in zip(specs, _arrays(path, specs).values(), strict=True)}
+    only = _only_input(path, specs)
+    if suffix == ".npy":
+        try:
+            array: Array = np.load(path, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} is not a readable .npy file ({error})", "write it with numpy.save") from error
+        return {only.name: _with_batch(array, only)}
+    if suffix in IMAGE_SUFFIXES:
+        return {only.name: _image(path, only)}
+    raise InputError(f"{path} is no .npz, .npy or image file", "convert it")
+
+
+def _arrays(path: Path, specs: Sequence[TensorSpec]) -> dict[str, Array]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            missing = [s.name for s in specs if s.name not in archive.files]
+            if missing:
+                has = ", ".join(archive.files) or "nothing"
+                raise InputError(f"{path} has no array {missing[0]!r} (it has {has})", "name arrays like model inputs")
+            return {s.name: archive[s.name] for s in specs}
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise InputError(f"{path} is not a readable .npz file ({error})", "write it with numpy.savez") from error
+
+
+def _checked(name: str, inputs: dict[str, Array], specs: Sequence[TensorSpec]) -> Sample:
+    try:
+        check_inputs(specs, inputs)
+    except InputError as error:
+        raise InputError(f"{name}: {error.fact}", error.remedy) from error
+    return Sample(name, inputs)
+
+
+def _only_input(path: Path, specs: Sequence[TensorSpec]) -> TensorSpec:
+    if len(specs) != 1:
+        names = ", ".join(s.name for s in specs)
+        raise InputError(f"{path} holds one tensor but the model takes {names}", "give an .npz with one array for each")
+    return specs[0]
+
+
+def _with_batch(array: Array, spec: TensorSpec) -> Array:
+    return array[None] if array.ndim == len(spec.shape) - 1 else array
+
+
+def _image(path: Path, spec: TensorSpec) -> Array:
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError as error:
+        raise InputError(
+            f"{path} is an image but Pillow is not installed", "pip install pillow, or use .npy"
+        ) from error
+    shape = spec.shape
+    planes_first = len(shape) == 4 and shape[1] in (1, 3)
+    planes_last = len(shape) == 4 and shape[3] in (1, 3)
+    if spec.dtype != "uint8" or not (planes_first or planes_last):
+        raise InputError(
+            f"{path} is an image but the model takes {describe(spec)}",
+            "put the pre-processing into the model or use .npy",
+        )
+    height, width = (shape[2], shape[3]) if planes_first else (shape[1], shape[2])
+    channels = shape[1] if planes_first else shape[3]
+    try:
+        with Image.open(path) as picture:
+            converted = picture.convert("L" if channels == 1 else "RGB")
+    except (OSError, UnidentifiedImageError) as error:
+        raise InputError(f"{path} is not a readable image ({error})", "convert it") from error
+    if isinstance(height, int) and isinstance(width, int):
+        converted = converted.resize((width, height))
+    pixels = np.asarray(converted, dtype=np.uint8).reshape(converted.height, converted.width, -1)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None] if planes_first else pixels[None])

@@ -12,6 +12,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from protocol.bundle import Bundle, PlacementEntry
 from protocol.codecs import encode
 from protocol.engines.base import Engine
@@ -61,6 +63,7 @@ class Heads:
             engine = OrtEngine(self._bundle.read(entry.head), label=f"{entry.id}/head", threads=self._threads)
             try:
                 engine.activate()
+                _warm_up(engine)
             except EngineError as error:
                 self.failed[entry.id] = str(error)
                 continue
@@ -103,3 +106,9 @@ class Heads:
         if self._fault_file is not None and entry.kind is PlacementKind.CUT and os.path.exists(self._fault_file):
             raise EngineError("the head was made to fail (fault drill)", "")
         return engine.infer(inputs)
+
+
+def _warm_up(engine: Engine) -> None:
+    """The first run of a session allocates and is several times slower: not in a caller's budget."""
+    shapes = {spec: tuple(d if isinstance(d, int) else 1 for d in spec.shape) for spec in engine.inputs}
+    engine.infer({spec.name: np.zeros(shape, spec.numpy_dtype) for spec, shape in shapes.items()})

@@ -30,6 +30,7 @@ from protocol.mailbox import Mailbox
 from protocol.tensors import Array, Tensors
 
 PING_IVL_S = 1.0
+CONFIRM_IVL_S = 0.05  # between probes while they contradict the estimate
 SILENCE_S = 4.0  # no message at all for this long, with pings out: the gateway is hung or the link half-open
 WELCOME_S = 3.0  # from transport handshake to Welcome
 RECREATE_S = 8.0  # without a handshake for this long, libzmq may have given up for good
@@ -298,6 +299,8 @@ class Uplink:
             case m.Pong(number, queue_us):
                 if (out := self._out.pop((-number, 0), None)) is not None:
                     self._observe(out, now, residence_s=0.0, queue_s=queue_us / 1e6, down_nbytes=0)
+                    if self.estimator.wants_confirmation:
+                        self._next_ping = min(self._next_ping, now + CONFIRM_IVL_S)
             case m.NeedHello():
                 self._session.handle(Event.NEED_HELLO)
                 self._enter_greeting("the gateway does not know us (it was restarted)", now)
@@ -330,7 +333,6 @@ class Uplink:
             )
         )
         self.stats["welcomes"] += 1
-        self.ready.set()
 
     def _result(self, result: m.Result, parts: list[memoryview], now: float) -> None:
         seq = self._own(result.request)
@@ -380,6 +382,8 @@ class Uplink:
             alone=out.alone,
             now=now,
         )
+        if not self.ready.is_set() and self._session.state is State.READY and self.estimator.estimate(now) is not None:
+            self.ready.set()  # welcomed, and the first placement will not be a guess
 
     # ---- the connection ---------------------------------------------------------------------------------------------
 
@@ -392,9 +396,11 @@ class Uplink:
                 self._enter_greeting("the connection was made anew", now)
             elif event == zmq.EVENT_DISCONNECTED:
                 self._lose_link("the link to the gateway is lost", now=now)
-            elif event in (zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL, zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL):
+            elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
                 self.stats["handshakes_failed"] += 1
                 self._lose_link("what answers at the gateway's address is no gateway", now=now)
+            elif event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
+                self.stats["handshakes_failed"] += 1  # hung up on: nobody listens behind a proxy, for example
 
     def _enter_greeting(self, why: str, now: float) -> None:
         """Whatever was in flight on the old connection will not be answered there: send it again once welcomed."""

@@ -26,10 +26,11 @@ MIN_SAMPLE_NBYTES = 512
 TRANSFER_FLOOR_S = 1e-4  # below this a difference of two round trips is scheduler noise (0.1 ms)
 STEP_FACTOR = 1.6
 STEP_SAMPLES = 3
-PROBE_AFTER_S = 1.5  # without a sample for this long (idle, or everything runs locally) a probe is worth its bytes
+PROBE_AFTER_S = 0.8  # without a sample for this long (idle, or everything runs locally) a probe is worth its bytes
 PROBE_TRANSFER_S = 0.004  # a probe is sized to take about this long: well above jitter, well below a request
 NOISY_TRANSFER_S = 0.0015  # samples that take less than this measure mostly jitter
 PROBE_NBYTES = (2_000, 60_000)
+FIRST_PROBE_NBYTES = 8_000
 
 
 class Sample(NamedTuple):
@@ -67,13 +68,23 @@ class LinkEstimator:
 
     def probe_nbytes(self, now: float) -> int:
         """How large a probe would now be useful; 0 when ordinary traffic says enough."""
+        if not self._round_trips:
+            return 0  # T0 first: without it a probe's whole round trip would count as transfer, or none of it
         if not self._samples:
-            return PROBE_NBYTES[0] * 4
+            return FIRST_PROBE_NBYTES
         per_byte = self._weighted_median()
         size = int(min(max(PROBE_TRANSFER_S / per_byte, PROBE_NBYTES[0]), PROBE_NBYTES[1]))
         typical = sorted(s.weight for s in self._samples)[len(self._samples) // 2] * FULL_WEIGHT_NBYTES
         noisy = typical * per_byte < NOISY_TRANSFER_S and typical < size / 2
         return size if noisy or now - self._samples[-1].at > PROBE_AFTER_S else 0
+
+    @property
+    def wants_confirmation(self) -> bool:
+        """The last sample looks like a step, or there is none yet: another one soon would settle it."""
+        if not self._samples:
+            return True
+        ratio = self._samples[-1].seconds_per_byte / self._weighted_median()
+        return not 1 / STEP_FACTOR <= ratio <= STEP_FACTOR
 
     def lost(self) -> None:
         """The link broke: what queued before says nothing about what comes after."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from protocol.errors import InvariantViolation
 from protocol.messages import RejectCode
 
 
@@ -63,4 +64,4 @@ class Admission:
         self.requests -= 1
         self.nbytes -= nbytes
         if self.requests < 0 or self.nbytes < 0:
-            raise AssertionError(f"more left than entered: {self.requests} requests, {self.nbytes} bytes")
+            raise InvariantViolation(f"more left than entered: {self.requests} requests, {self.nbytes} bytes")

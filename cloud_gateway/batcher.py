@@ -110,8 +110,7 @@ class Batcher(Generic[I]):
             raise InvariantViolation("the batcher's row count is not the sum of its queues")
 
     def _drop_hopeless(self, now: float) -> list[I]:
-        shortest = now + self._curve.predict(1)
-        return self.remove(lambda item: item.deadline < shortest)
+        return self.remove(lambda item: item.deadline < now + self._curve.predict(item.rows))
 
     def _order(self, now: float) -> list[int]:
         """Priorities by urgency, the head of each queue aged by its waiting time."""

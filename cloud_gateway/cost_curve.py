@@ -46,13 +46,16 @@ class CostCurve:
         return low_s + (high_s - low_s) * (batch - low) / (high - low)
 
     def knee(self, most: int) -> int:
-        """The largest batch of at most `most` rows that still pays: each doubling must raise b / L(b)."""
-        best = 1
-        while best * 2 <= most and best * 2 in self._samples:
-            throughput, doubled = best / self.predict(best), best * 2 / self.predict(best * 2)
-            if doubled < throughput * KNEE_GAIN:
-                break
-            best *= 2
+        """The largest measured batch of at most `most` rows that still pays: it must raise b / L(b) by KNEE_GAIN.
+
+        The fastest sample of each size is compared: noise only ever adds time, and one slow run at warm-up must not
+        cost a lane its batches.
+        """
+        best, throughput = 1, 0.0
+        for size in sorted(self._samples):
+            seen = size / max(min(self._samples[size]), 1e-9)
+            if size == 1 or (size <= most and seen > throughput * KNEE_GAIN):
+                best, throughput = size, seen
         return best
 
     def _points(self) -> list[tuple[int, float]]:

@@ -31,7 +31,7 @@ class DedupTable(Generic[A]):
 
     def start(self, request: RequestId, route: bytes, attempt: int) -> None:
         """`request` begins to run; its answer belongs to `route`."""
-        if request in self._running:
+        if request in self._running or request in self._done:
             raise InvariantViolation(f"request {request} would run twice")
         self._running[request] = (route, attempt)
 

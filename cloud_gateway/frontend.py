@@ -33,6 +33,9 @@ from protocol.wire import Buffer
 SMALL_FRAME_NBYTES = 10_000  # below this libzmq keeps frames in a shared, unaligned buffer: copy them out
 SILENT_PEER_S = 30.0
 MOST_PEERS = 10_000
+FLUSH_MS = 1000
+# A DEALER drops what it has not yet read when its connection closes: give the agents time to read their last answers.
+SETTLE_S = 0.2
 RECEIVE_BURST = 64  # messages before results get their turn
 
 
@@ -83,6 +86,7 @@ class Frontend:
         self._peers: OrderedDict[bytes, _Peer] = OrderedDict()
         self._crashed = crashed
         self._end_by: float | None = None
+        self._settle_by = 0.0
         self._thread = threading.Thread(target=self._main, name="isthmus-frontend", daemon=True)
 
     def start(self) -> None:
@@ -103,7 +107,7 @@ class Frontend:
             self._refuse_everything(f"internal error: {error}")
             self._crashed(error)
         finally:
-            self._socket.close(0)
+            self._socket.close(FLUSH_MS)  # answers that were handed over but not yet written still go out
             self.mailbox.close()
 
     def _loop(self) -> None:
@@ -118,7 +122,12 @@ class Frontend:
             self._forget_silent(time.monotonic())
 
     def _finished(self, now: float) -> bool:
-        if self._end_by is None or (len(self._dedup) and now < self._end_by):
+        if self._end_by is None:
+            return False
+        if len(self._dedup) and now < self._end_by:
+            self._settle_by = now + SETTLE_S
+            return False
+        if now < self._settle_by:
             return False
         self._refuse_everything("the gateway is shutting down")
         return True
@@ -134,6 +143,7 @@ class Frontend:
             case Shutdown(grace_s):
                 self._admission.draining = True
                 self._end_by = time.monotonic() + grace_s
+                self._settle_by = time.monotonic() + SETTLE_S
                 for route, peer in self._peers.items():
                     if peer.session.state is State.GREETED:
                         self._send(route, m.Drain("shutting down"))

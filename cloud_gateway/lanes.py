@@ -24,7 +24,7 @@ from protocol.messages import Infer, PlacementKind
 from protocol.tensors import Array, TensorHeader, shape_fits
 from protocol.wire import Buffer
 
-WARM_UP_RUNS = 3
+WARM_UP_RUNS = 5
 WARM_UP_BUDGET_S = 3.0  # a lane that is slower than this at its larger batches is measured at the smaller ones only
 MAX_ROWS = 16
 

@@ -29,6 +29,7 @@ class Breaker:
         self._wait_s = wait_s
         self._failures = 0
         self._opens_until = 0.0
+        self._paused = False  # open because the other side asked for it
         self._trial_since: float | None = None
 
     def refuses(self, *, now: float) -> bool:
@@ -44,15 +45,19 @@ class Breaker:
         """A request passes: in a breaker that was open, this is its one trial."""
         if self.state is BreakerState.OPEN and now >= self._opens_until:
             self.state = BreakerState.HALF_OPEN
+            self._paused = False
         if self.state is BreakerState.HALF_OPEN:
             self._trial_since = now
 
     def succeeded(self) -> None:
-        self.state = BreakerState.CLOSED
-        self.reason = ""
         self._failures = 0
         self._wait_s = self._first_wait_s
         self._trial_since = None
+        if self._paused:
+            return  # an answer to something older is no invitation to come back before the pause is over
+        self.state = BreakerState.CLOSED
+        self.reason = ""
+        self._opens_until = 0.0
 
     def failed(self, reason: str, *, now: float) -> None:
         self._failures += 1
@@ -63,11 +68,12 @@ class Breaker:
         elif self._failures < self._threshold:
             return
         self.state = BreakerState.OPEN
-        self._opens_until = now + self._wait_s
+        self._opens_until = max(self._opens_until, now + self._wait_s)
 
     def hold_off(self, reason: str, wait_s: float, *, now: float) -> None:
         """The other side asked for a pause: open at once for `wait_s`, without counting a failure."""
         self.reason = reason
         self.state = BreakerState.OPEN
+        self._paused = True
         self._trial_since = None
         self._opens_until = max(self._opens_until, now + wait_s)

@@ -79,6 +79,8 @@ class Ladder:
         if row.kind is PlacementKind.EDGE_ONLY:
             return [self._finish(flight)]
         flight.phase, flight.nbytes = Phase.READY, nbytes
+        if self._link_reason is not None:  # lost while the device was at work
+            return self._step_down(flight, self._link_reason, now=now)
         return self._send_ready(now=now)
 
     def preparation_failed(self, seq: int, generation: int, reason: str, *, now: float) -> list[Instruction]:
@@ -112,6 +114,7 @@ class Ladder:
         placement = flight.placement
         prefer = None
         again = code in (RejectCode.BUSY, RejectCode.DRAINING, RejectCode.DEADLINE)
+        self._gateway.succeeded()  # whatever it says, it answers
         if code is RejectCode.UNKNOWN_SEGMENT:
             self._broken[placement] = why
             prefer = self._full_cloud if placement != self._full_cloud else None
@@ -119,7 +122,7 @@ class Ladder:
             self._tails[placement].failed(why, now=now)
         elif code in (RejectCode.BUSY, RejectCode.DRAINING):
             # Full-cloud would add load: everything behind this gateway has to wait as long as it asked.
-            self._gateway.hold_off(why, max(retry_after_s, 0.01), now=now)
+            self._gateway.hold_off(why, max(retry_after_s, SHORTEST_PAUSE_S), now=now)
         elif code in (RejectCode.BAD_REQUEST, RejectCode.TOO_LARGE) and self._local is None:
             return [self._refuse(flight, RefusalCode.BAD_REQUEST, reason), *self._send_ready(now=now)]
         flight.not_before = now + max(retry_after_s, SHORTEST_PAUSE_S)
@@ -133,7 +136,7 @@ class Ladder:
         self._held = held
         self._credit_requests, self._credit_nbytes = credit_requests, credit_nbytes
         self._broken.clear()
-        self._gateway.succeeded()
+        self._gateway = Breaker()
         return self._send_ready(now=now)
 
     def link_lost(self, reason: str, *, now: float) -> list[Instruction]:
@@ -235,12 +238,16 @@ class Ladder:
 
     # ---- decisions --------------------------------------------------------------------------------------------------
 
-    def _unusable(self, row: Row, *, now: float) -> str | None:
+    def _device_refuses(self, row: Row, *, now: float) -> str | None:
         if row.id in self._disabled:
             return self._disabled[row.id]
         device = self._device[row.id]
-        if device.refuses(now=now):
-            return device.reason
+        return device.reason if device.refuses(now=now) else None
+
+    def _unusable(self, row: Row, *, now: float) -> str | None:
+        reason = self._device_refuses(row, now=now)
+        if reason is not None:
+            return reason
         if row.kind is PlacementKind.EDGE_ONLY:
             return None
         if self._link_reason is not None:
@@ -259,7 +266,7 @@ class Ladder:
         unavailable = self.unavailable(now=now) | flight.avoided
         decision = self.planner.decide(self._link, unavailable)
         if decision is None:
-            return self._wait_or_refuse(flight, unavailable)
+            return self._wait_or_refuse(flight, unavailable, now=now)
         if decision.because_of is not None:
             wanted, why = decision.because_of
             self._note(flight, why if wanted in why else f"{wanted}: {why}")
@@ -271,37 +278,42 @@ class Ladder:
         """The current placement failed this request; take the next-best one. `again`: the same one may work later."""
         self._note(flight, why)
         was_sent = flight.phase is Phase.SENT
+        again = again and flight.phase is not Phase.PREPARING
+        if not again:
+            flight.avoided[flight.placement] = why
         unavailable = self.unavailable(now=now) | flight.avoided
         for candidate in (prefer, self._local):
             if candidate is not None and candidate != flight.placement and candidate not in unavailable:
                 cancel: list[Instruction] = [CancelRemote(flight.seq)] if was_sent else []
                 return cancel + self._prepare(flight, candidate, now=now)
-        if again and flight.phase is not Phase.PREPARING:
+        if again:
             # Nothing on the device can take over. What is prepared stays so and goes out again under the same id,
             # which is why nothing was cancelled: the gateway attaches the new attempt to the work it may still do.
             flight.phase = Phase.READY
             return []
-        flight.avoided[flight.placement] = why
         return self._place(flight, now=now)
 
-    def _wait_or_refuse(self, flight: Flight, unavailable: Mapping[str, str]) -> list[Instruction]:
+    def _wait_or_refuse(self, flight: Flight, unavailable: Mapping[str, str], *, now: float) -> list[Instruction]:
         """No placement can be used. With only the link missing the request may wait for it, else it is refused."""
-        waiting = [
-            id_
-            for id_, row in self._rows.items()
-            if row.kind is PlacementKind.FULL_CLOUD and self._link_reason is not None and id_ not in flight.avoided
-        ]
-        if waiting:
-            return self._prepare(flight, waiting[0], now=None)
+        if self._link_reason is not None:
+            predicted = self.planner.predict(self._link)
+            waiting = [
+                row.id
+                for row in self._rows.values()
+                if row.kind is not PlacementKind.EDGE_ONLY
+                and row.id not in flight.avoided
+                and self._device_refuses(row, now=now) is None
+            ]
+            if waiting:
+                return self._prepare(flight, min(waiting, key=lambda id_: predicted[id_]), now=now)
         reason = "; ".join(dict.fromkeys(unavailable.values())) or "the bundle has no placement"
         return [self._refuse(flight, RefusalCode.NO_PLACEMENT, reason)]
 
-    def _prepare(self, flight: Flight, placement: str, *, now: float | None) -> list[Instruction]:
+    def _prepare(self, flight: Flight, placement: str, *, now: float) -> list[Instruction]:
         flight.placement, flight.phase = placement, Phase.PREPARING
         flight.generation += 1
         flight.attempt_until = flight.deadline
-        if now is not None:
-            self._device[placement].passing(now=now)
+        self._device[placement].passing(now=now)
         return [Prepare(flight.seq, placement)]
 
     def _send_ready(self, *, now: float) -> list[Instruction]:
@@ -315,7 +327,8 @@ class Ladder:
             if flight.not_before > now or self._gateway.refuses(now=now) or self._local_must_start(flight, now=now):
                 continue
             # A request larger than the whole credit may go alone; the gateway refuses it in its own words if it must.
-            if requests and (requests >= self._credit_requests or nbytes + flight.nbytes > self._credit_nbytes):
+            too_large = requests > 0 and nbytes + flight.nbytes > self._credit_nbytes
+            if requests >= self._credit_requests or too_large:
                 break
             out.append(self._send(flight, now=now))
             requests, nbytes = requests + 1, nbytes + flight.nbytes

@@ -241,7 +241,8 @@ def _read_regular(root: Path, name: str, *, limit: int | None = None) -> bytes:
         if part.is_symlink():
             raise BundleError(f"{part} is a symbolic link", "a bundle holds plain files only")
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        # Without O_NONBLOCK a pipe in a file's place would hang us here.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise BundleError(f"{path} cannot be read ({error.strerror})", "copy the bundle again or rebuild it") from error
     with os.fdopen(descriptor, "rb") as file:

@@ -90,7 +90,7 @@ def encode(name: str, array: Array, codec: str) -> tuple[TensorHeader, Buffer]:
     """
     if codec not in CODECS:
         raise WireError(f"codec {codec!r}", f"known are {', '.join(CODECS)}")
-    if array.dtype.name not in DTYPES:
+    if DTYPES.get(array.dtype.name) != array.dtype:  # also refuses foreign byte order, whose name is the same
         raise WireError(f"tensor {name!r} has element type {array.dtype}", f"send one of {', '.join(DTYPES)}")
     data = CODECS[codec].encode(array)
     header = TensorHeader(name, array.dtype.name, array.shape, codec, memoryview(data).nbytes)

@@ -56,7 +56,7 @@ def parse_endpoint(text: str) -> Endpoint:
     host = host.removeprefix("[").removesuffix("]")
     if "://" in rest or not colon or not host:
         raise InputError(f"{text!r} is not an endpoint", remedy)
-    if not port.isascii() or not port.isdigit() or int(port) > 65535:
+    if not port.isascii() or not port.isdigit() or len(port) > 5 or int(port) > 65535:
         raise InputError(f"{text!r} has no valid port", remedy)
     return Endpoint(host, int(port))
 

@@ -109,7 +109,7 @@ def check_parts(headers: Sequence[TensorHeader], part_sizes: Sequence[int]) -> N
     for header in headers:
         count = part_count(header)
         sizes = part_sizes[at : at + count]
-        if len(sizes) != count or sum(sizes) != header.nbytes or any(s > PART_NBYTES for s in sizes):
+        if len(sizes) != count or sum(sizes) != header.nbytes or any(s != PART_NBYTES for s in sizes[:-1]):
             raise WireError(
                 f"tensor {header.name!r} announced {header.nbytes} bytes but its parts hold {sum(sizes)}",
                 f"send it in parts of {PART_NBYTES} bytes",

@@ -39,7 +39,7 @@ class Planner:
 
     def __init__(self, candidates: Sequence[Candidate]) -> None:
         self._costs = {c.id: c.cost for c in candidates}
-        self._edge_factor = 1.0
+        self._edge_factor: float | None = None
         self._edge_factors: dict[str, float] = {}
         self._tail_factors: dict[str, float] = {}
         self.current: str | None = None
@@ -72,25 +72,27 @@ class Planner:
         if planned <= 0:
             return
         ratio = edge_s / planned
-        self._edge_factors[id_] = _learn(self._edge_factors.get(id_, self._edge_factor), ratio)
+        self._edge_factors[id_] = _learn(self._edge_factors.get(id_), ratio)
         if self._costs[id_].edge_s > 0:  # encoding alone says little about the device's arithmetic
             self._edge_factor = _learn(self._edge_factor, ratio)
 
     def observe_tail(self, id_: str, compute_s: float) -> None:
         planned = self._costs[id_].tail_s
         if planned > 0:
-            self._tail_factors[id_] = _learn(self._tail_factors.get(id_, 1.0), compute_s / planned)
+            self._tail_factors[id_] = _learn(self._tail_factors.get(id_), compute_s / planned)
 
     def _adjusted(self, id_: str) -> PlacementCost:
         cost = self._costs[id_]
-        edge = self._edge_factors.get(id_, self._edge_factor)
+        edge = self._edge_factors.get(id_, self._edge_factor or 1.0)
         tail = self._tail_factors.get(id_, 1.0)
         return msgspec.structs.replace(
             cost, edge_s=cost.edge_s * edge, encode_s=cost.encode_s * edge, tail_s=cost.tail_s * tail
         )
 
 
-def _learn(old: float, seen: float) -> float:
+def _learn(old: float | None, seen: float) -> float:
+    if old is None:
+        return seen  # the first measurement of a placement beats any prior from another machine
     # One outlier (a page fault, a scheduler hiccup) may not move the factor by more than a doubling or a halving.
     bounded = min(max(seen, old / 2), old * 2)
     return old + LEARNING_RATE * (bounded - old)

@@ -1,0 +1,72 @@
+"""Bundles that several tests share, built once by the real partitioner from toy models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+
+from cloud_gateway.gateway import Gateway, GatewayConfig
+from partitioner.build import Order, build
+from partitioner.report import Silent
+from protocol.engines.ort import OrtEngine
+from tests import models
+
+
+@pytest.fixture(scope="session")
+def toy_samples() -> npt.NDArray[Any]:
+    """float32 [32, 3, 16, 16]"""
+    return models.image_samples()
+
+
+@pytest.fixture(scope="session")
+def toy_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models.write(models.residual(), tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="session")
+def toy_bundle(toy_model: Path, toy_samples: npt.NDArray[Any]) -> Path:
+    """A small residual net with two cuts, `cut-1` early and `cut-2` late, each with a boundary of eight bits."""
+    data = toy_model.parent / "data.npz"
+    np.savez(data, x=toy_samples)
+    order = Order(
+        model=toy_model,
+        target=toy_model.parent / "bundle",
+        cuts=(("r1",), ("r3",)),
+        calibration=data,
+        edge_slowdown=1.0,
+        bound=0.2,
+    )
+    return build(order, Silent()).target
+
+
+@pytest.fixture(scope="session")
+def toy_reference(toy_model: Path, toy_samples: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The whole model's own answers, float32 [32, 10]."""
+    with OrtEngine(toy_model.read_bytes(), label="reference") as engine:
+        return np.concatenate([engine.infer({"x": x[None]})["logits"] for x in toy_samples])
+
+
+@pytest.fixture(scope="session")
+def wide_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Wide fully connected layers: a tail on which batching pays, since a batch reads the weights once."""
+    folder = tmp_path_factory.mktemp("wide")
+    net = models.Net()
+    for layer, (inputs, outputs) in enumerate([(64, 2048), (2048, 2048), (2048, 2048), (2048, 10)]):
+        net.add("MatMul", [f"h{layer}" if layer else "x", net.weight(f"w{layer}", inputs, outputs)], f"h{layer + 1}")
+    model = net.model({"x": (onnx.TensorProto.FLOAT, ["N", 64])}, {"h4": ["N", 10]})
+    path = models.write(model, folder)
+    order = Order(model=path, target=folder / "bundle", cuts=(("h1",),), precision="fp32", edge_slowdown=1.0, bound=0.5)
+    return build(order, Silent()).target
+
+
+@pytest.fixture
+def toy_gateway(toy_bundle: Path) -> Iterator[Gateway]:
+    """A gateway in this process, serving the toy bundle on a free port."""
+    with Gateway(GatewayConfig(bundles=[toy_bundle], bind="tcp://127.0.0.1:0", drain_s=2.0)) as gateway:
+        yield gateway

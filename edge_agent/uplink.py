@@ -1,9 +1,8 @@
 """The thread that owns the agent's socket. It carries out what the ladder decides, and nothing else decides anything.
 
-    submit, compute thread --mailbox--> [ Uplink: session, estimator, ladder ] <--DEALER--> gateway
+    submit, compute thread --mailbox--> [ Uplink: ladder, estimator, Connection ] <--DEALER--> gateway
 
-One plain thread: asyncio would add 200 us and double the processor time of a round trip. A DEALER can give up for good,
-silently (after garbage, an HTTP answer, a failed authentication), so the socket is made anew when no Welcome comes.
+One plain thread: asyncio would add 200 us and double the processor time of a round trip.
 """
 
 from __future__ import annotations
@@ -14,27 +13,23 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import zmq
-from zmq.utils.monitor import recv_monitor_message
-
 from edge_agent.compute import Crashed, Done, Failed, Job
+from edge_agent.connection import Change, Connection
 from edge_agent.flights import CancelRemote, Finish, Instruction, Prepare, Send
 from edge_agent.heads import Prepared
 from edge_agent.ladder import Ladder
 from protocol import codecs, sockets, wire
 from protocol import messages as m
 from protocol.control.link import LinkEstimator
-from protocol.control.session import Event, Role, Session, State
+from protocol.control.session import Event, State
 from protocol.errors import InvariantViolation, WireError
 from protocol.mailbox import Mailbox
 from protocol.tensors import Array, Tensors
 
 PING_IVL_S = 1.0
 CONFIRM_IVL_S = 0.05  # between probes while they contradict the estimate
-SILENCE_S = 4.0  # no message at all for this long, with pings out: the gateway is hung or the link half-open
-WELCOME_S = 3.0  # from transport handshake to Welcome
-RECREATE_S = 8.0  # without a handshake for this long, libzmq may have given up for good
 IDLE_WAIT_S = 0.5
+BUSY_WAIT_S = 0.05  # breakers and credit have no alarm of their own
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,27 +101,18 @@ class Uplink:
         self.stats: Counter[str] = Counter()
         self.ready = threading.Event()
         self.gateway_software = ""
-        self._endpoint = endpoint
+        self._link = Connection(endpoint, self.mailbox.fileno())
         self._hello = hello
         self._ladder = ladder
         self._segments = segments
         self._submit_job = submit_job
         self._ended = ended
         self._crashed = crashed
-        self._session = Session(Role.AGENT)
         self._work: dict[int, _Work] = {}
         self._out: dict[tuple[int, int], _Out] = {}  # (seq, attempt); pings under (-number, 0)
         self._pings = 0
         self._next_ping = 0.0
-        self._heard_at = 0.0
-        self._since = 0.0  # when the session entered its state
-        self._epoch = b""
         self._stopping = False
-        self._poller = zmq.Poller()
-        self._poller.register(self.mailbox.fileno(), zmq.POLLIN)
-        self._context = sockets.make_context()
-        self._socket: zmq.Socket[bytes] | None = None
-        self._monitor: zmq.Socket[bytes] | None = None
         self._thread = threading.Thread(target=self._main, name="isthmus-uplink", daemon=True)
 
     def start(self) -> None:
@@ -147,19 +133,16 @@ class Uplink:
             self._carry_out(self._ladder.close())
             self._crashed(error)
         finally:
-            self._close_socket()
+            self._link.close()
             self.mailbox.close()
-            self._context.term()
 
     def _loop(self) -> None:
-        if self._endpoint is not None:
-            self._open_socket(now=time.monotonic())
+        self._link.open(now=time.monotonic())
         while not self._stopping:
-            for source, _ in self._poller.poll(self._wait_ms(time.monotonic())):
-                if source is self._monitor:
-                    self._drain_monitor()
-                elif source is self._socket:
-                    self._drain_socket()
+            self._link.poll(self._wait_ms(time.monotonic()))
+            for change in self._link.changes():
+                self._handle_change(change, time.monotonic())
+            self._drain_socket()
             for item in self.mailbox.drain():
                 self._handle_post(item)
             self._timers(time.monotonic())
@@ -167,10 +150,10 @@ class Uplink:
 
     def _wait_ms(self, now: float) -> int:
         wake = min(self._ladder.next_deadline() or now + IDLE_WAIT_S, now + IDLE_WAIT_S)
-        if self._session.state is State.READY:
+        if self._link.state is State.READY:
             wake = min(wake, self._next_ping)
         if self._ladder.flights:
-            wake = min(wake, now + 0.05)  # breakers and credits have no alarm of their own
+            wake = min(wake, now + BUSY_WAIT_S)
         return max(0, int((wake - now) * 1000 + 0.999))  # the poller truncates: round up
 
     def _handle_post(self, item: Post) -> None:
@@ -195,18 +178,13 @@ class Uplink:
 
     def _timers(self, now: float) -> None:
         self._carry_out(self._ladder.tick(now=now))
-        if self._endpoint is None:
-            return
-        state = self._session.state
-        if state in (State.READY, State.DRAINING):
-            if now - self._heard_at > SILENCE_S:
-                self._lose_link("the gateway has fallen silent", now=now, recreate=True)
-            elif now >= self._next_ping:
-                self._ping(now)
-        elif state is State.GREETING and now - self._since > WELCOME_S:
-            self._lose_link("the gateway did not welcome us", now=now, recreate=True)
-        elif state is State.DISCONNECTED and now - self._since > RECREATE_S:
-            self._recreate_socket(now=now)
+        why = self._link.overdue(now=now)
+        if why is not None:
+            self._lose_link(why, now)
+            self.stats["sockets_recreated"] += 1
+            self._link.recreate(now=now)
+        elif self._link.state in (State.READY, State.DRAINING) and now >= self._next_ping:
+            self._ping(now)
 
     # ---- carrying out -----------------------------------------------------------------------------------------------
 
@@ -220,7 +198,7 @@ class Uplink:
                 case Send():
                     self._send_infer(instruction)
                 case CancelRemote(seq):
-                    self._send(m.Cancel(m.RequestId(self._hello.boot, seq)))
+                    self._link.send(m.Cancel(m.RequestId(self._hello.boot, seq)))
                 case Finish(seq):
                     work = self._work.pop(seq)
                     self._ended(Ending(instruction, work.prepared, remote))
@@ -240,7 +218,7 @@ class Uplink:
         )
         now = time.monotonic()
         alone = not self._out
-        nbytes = self._send(message, prepared.buffers)
+        nbytes = self._link.send(message, prepared.buffers)
         if nbytes == 0:
             self.stats["unsent"] += 1
             self._ladder.unsent(send.seq, now=now)
@@ -248,47 +226,31 @@ class Uplink:
         self.stats["sent"] += 1
         self._out[send.seq, send.attempt] = _Out(now, nbytes, alone)
 
-    def _send(self, message: m.Message, payload: tuple[wire.Buffer, ...] = ()) -> int:
-        """Bytes handed to the socket; 0 when there is no connection that would take them."""
-        if self._socket is None:
-            return 0
-        frames = wire.pack(message, payload)
-        try:
-            self._socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
-        except zmq.Again:
-            return 0
-        return sum(memoryview(f).nbytes for f in frames)
-
     def _ping(self, now: float) -> None:
         self._next_ping = now + PING_IVL_S
         self._pings += 1
         padding = 0 if self._out else self.estimator.probe_nbytes(now)
         alone = not self._out
-        nbytes = self._send(m.Ping(self._pings, bytes(padding)))
+        nbytes = self._link.send(m.Ping(self._pings, bytes(padding)))
         if nbytes:
             self._out[-self._pings, 0] = _Out(now, nbytes, alone)
 
     # ---- what comes in ----------------------------------------------------------------------------------------------
 
     def _drain_socket(self) -> None:
-        if self._socket is None:
-            return
-        while True:
+        while (frames := self._link.receive()) is not None:
+            now = time.monotonic()
             try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
-            except zmq.Again:
-                return
-            try:
-                self._receive([frame.buffer for frame in frames], time.monotonic())
+                self._receive(frames, now)
             except wire.VersionError as error:
                 self.stats["wire_errors"] += 1
-                self._lose_link(f"the gateway speaks another version ({error.fact})", now=time.monotonic())
+                self._lose_link(f"the gateway speaks another version ({error.fact})", now)
             except WireError:
                 self.stats["wire_errors"] += 1
 
     def _receive(self, frames: list[memoryview], now: float) -> None:
         message = wire.unpack_header(frames[0])
-        self._heard_at = now
+        self._link.heard_at = now
         match message:
             case m.Welcome():
                 self._welcomed(message, now)
@@ -302,13 +264,13 @@ class Uplink:
                     if self.estimator.wants_confirmation:
                         self._next_ping = min(self._next_ping, now + CONFIRM_IVL_S)
             case m.NeedHello():
-                self._session.handle(Event.NEED_HELLO)
+                self._link.handle(Event.NEED_HELLO, now=now)
                 self._enter_greeting("the gateway does not know us (it was restarted)", now)
             case m.Drain(reason):
-                self._session.handle(Event.DRAIN)
+                self._link.handle(Event.DRAIN, now=now)
                 self._carry_out(self._ladder.draining(f"the gateway is draining: {reason}", now=now))
             case m.VersionMismatch(oldest, newest):
-                self._session.handle(Event.VERSION_MISMATCH)
+                self._link.handle(Event.VERSION_MISMATCH, now=now)
                 self.ready.clear()
                 why = f"the gateway speaks versions {oldest}..{newest}, this agent {wire.VERSION}"
                 self._carry_out(self._ladder.link_lost(why, now=now))
@@ -316,11 +278,8 @@ class Uplink:
                 raise WireError(f"{type(message).__name__} is not for an agent", "see docs/wire.md")
 
     def _welcomed(self, welcome: m.Welcome, now: float) -> None:
-        self._session.handle(Event.WELCOME)
-        self._since = now
-        if self._session.state is not State.READY:
+        if self._link.handle(Event.WELCOME, now=now) is not State.READY:
             return
-        self._epoch = welcome.epoch
         self.gateway_software = welcome.software
         self._next_ping = now
         held = frozenset(welcome.segments) | frozenset(welcome.models)
@@ -382,68 +341,34 @@ class Uplink:
             alone=out.alone,
             now=now,
         )
-        if not self.ready.is_set() and self._session.state is State.READY and self.estimator.estimate(now) is not None:
+        if not self.ready.is_set() and self._link.state is State.READY and self.estimator.estimate(now) is not None:
             self.ready.set()  # welcomed, and the first placement will not be a guess
 
     # ---- the connection ---------------------------------------------------------------------------------------------
 
-    def _drain_monitor(self) -> None:
-        while self._monitor is not None and self._monitor.poll(0):
-            event = recv_monitor_message(self._monitor)["event"]
-            now = time.monotonic()
-            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                self._session.handle(Event.HANDSHAKE)
-                self._enter_greeting("the connection was made anew", now)
-            elif event == zmq.EVENT_DISCONNECTED:
-                self._lose_link("the link to the gateway is lost", now=now)
-            elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
+    def _handle_change(self, change: Change, now: float) -> None:
+        match change:
+            case Change.HANDSHAKE:
+                self._link.handle(Event.HANDSHAKE, now=now)
+                self._enter_greeting(str(change), now)
+            case Change.LOST | Change.NO_GATEWAY:
+                self._lose_link(str(change), now)
+            case Change.HUNG_UP:
                 self.stats["handshakes_failed"] += 1
-                self._lose_link("what answers at the gateway's address is no gateway", now=now)
-            elif event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
-                self.stats["handshakes_failed"] += 1  # hung up on: nobody listens behind a proxy, for example
 
     def _enter_greeting(self, why: str, now: float) -> None:
         """Whatever was in flight on the old connection will not be answered there: send it again once welcomed."""
-        self._since = now
-        self._heard_at = now
+        self._link.heard_at = now
         self._out.clear()
         self.ready.clear()
         self._carry_out(self._ladder.link_lost(why, now=now))
-        self._send(self._hello)
+        self._link.send(self._hello)
 
-    def _lose_link(self, why: str, *, now: float, recreate: bool = False) -> None:
-        if self._session.state is not State.DISCONNECTED:
+    def _lose_link(self, why: str, now: float) -> None:
+        if self._link.state is not State.DISCONNECTED:
             self.stats["links_lost"] += 1
-            self._session.handle(Event.DISCONNECT)
-            self._since = now
+            self._link.handle(Event.DISCONNECT, now=now)
         self.ready.clear()
         self._out.clear()
         self.estimator.lost()
         self._carry_out(self._ladder.link_lost(why, now=now))
-        if recreate:
-            self._recreate_socket(now=now)
-
-    def _recreate_socket(self, *, now: float) -> None:
-        self.stats["sockets_recreated"] += 1
-        self._close_socket()
-        self._open_socket(now=now)
-
-    def _open_socket(self, *, now: float) -> None:
-        if self._endpoint is None:
-            raise InvariantViolation("an uplink without an endpoint has no socket")
-        self._socket = sockets.dealer(self._context, self._endpoint)
-        self._monitor = self._socket.get_monitor_socket()
-        self._since = now
-        self._poller = zmq.Poller()
-        self._poller.register(self._socket, zmq.POLLIN)
-        self._poller.register(self._monitor, zmq.POLLIN)
-        self._poller.register(self.mailbox.fileno(), zmq.POLLIN)
-
-    def _close_socket(self) -> None:
-        if self._socket is not None:
-            self._socket.disable_monitor()
-            self._socket.close(0)
-            self._socket = None
-        if self._monitor is not None:
-            self._monitor.close(0)
-            self._monitor = None

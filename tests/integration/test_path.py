@@ -160,9 +160,9 @@ def test_nothing_is_lost_while_the_gateway_is_killed_and_started_again(
     assert agent.wait_ready(5)
     x = toy_samples[:1]
     assert eventually(agent, x, lambda a: a.placement == "full-cloud").degraded == ()
-    futures = [agent.submit({"x": x}, deadline_s=5.0) for _ in range(20)]
+    futures = [agent.submit({"x": x}, deadline_s=30.0) for _ in range(20)]
     first.close()
-    outcomes: list[Outcome] = [f.result(timeout=10) for f in futures]
+    outcomes: list[Outcome] = [f.result(timeout=35) for f in futures]
     assert [type(o) for o in outcomes] == [Answer] * 20, outcomes
     gone = answer(agent, x)
     assert gone.placement == "edge-only"

@@ -19,4 +19,7 @@ class Suite(NamedTuple):
 
 SUITES: dict[str, Suite] = {
     "link": Suite("benchmarks.link_accuracy", "run", "how truly the link emulator keeps rate and round trip (~50 s)"),
+    "gateway": Suite(
+        "benchmarks.gateway_cost", "run", "server cost per request against bare ZeroMQ + ONNX Runtime (~2 min)"
+    ),
 }

@@ -1,0 +1,72 @@
+"""Tails to serve, built with seeded random weights: latency work needs shapes, not knowledge.
+
+tail_light  [N,256,14,14] -> 1x1 conv 64 -> 3x3/2 conv 64 -> mean -> 100         almost nothing to compute: overhead
+shows tail_fc     [N,256,14,14] -> 1x1 conv 64 -> pool -> 3136 -> 4096 -> 1000         memory-bound: batching pays
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+INPUT = (256, 14, 14)
+
+
+class _Graph:
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: list[onnx.TensorProto] = []
+        self._rng = np.random.default_rng(7)
+
+    def add(self, op: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        self.nodes.append(helper.make_node(op, inputs, [output], name=f"{output}.node", **attributes))
+        return output
+
+    def weight(self, name: str, *shape: int) -> str:
+        values = self._rng.standard_normal(shape) * np.sqrt(2.0 / max(int(np.prod(shape[1:])), 1))
+        self.weights.append(numpy_helper.from_array(values.astype(np.float32), name))
+        return name
+
+    def conv(self, x: str, name: str, shape: tuple[int, int, int], stride: int = 1) -> str:
+        outputs, inputs, kernel = shape
+        self.add(
+            "Conv", [x, self.weight(f"{name}.w", outputs, inputs, kernel, kernel)], f"{name}.sum",
+            kernel_shape=[kernel] * 2, pads=[kernel // 2] * 4, strides=[stride] * 2,
+        )  # fmt: skip
+        return self.add("Relu", [f"{name}.sum"], name)
+
+    def dense(self, x: str, name: str, inputs: int, outputs: int) -> str:
+        return self.add("Gemm", [x, self.weight(f"{name}.w", outputs, inputs)], name, transB=1)
+
+
+def build(name: str, folder: Path) -> Path:
+    """Write `name`.onnx into `folder`: input `x` float32 [N, 256, 14, 14], output `logits` float32 [N, classes]."""
+    graph = _Graph()
+    squeezed = graph.conv("x", "squeeze", (64, 256, 1))
+    if name == "tail_light":
+        graph.add("GlobalAveragePool", [graph.conv(squeezed, "mix", (64, 64, 3), 2)], "mean")
+        classes = 100
+        graph.dense(graph.add("Flatten", ["mean"], "flat"), "logits", 64, classes)
+    else:
+        graph.add("MaxPool", [squeezed], "pooled", kernel_shape=[2, 2], strides=[2, 2])
+        classes = 1000
+        hidden = graph.dense(graph.add("Flatten", ["pooled"], "flat"), "hidden", 3136, 4096)
+        graph.dense(graph.add("Relu", [hidden], "active"), "logits", 4096, classes)
+    model = helper.make_model(
+        helper.make_graph(
+            graph.nodes,
+            name,
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", *INPUT])],
+            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", classes])],
+            graph.weights,
+        ),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    path = folder / f"{name}.onnx"
+    onnx.save(model, path)
+    return path

@@ -8,6 +8,7 @@ run.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -51,6 +52,9 @@ class Batcher(Generic[I]):
         self.rows = 0
         self._curve = curve
         self._queues: dict[int, deque[tuple[float, I]]] = {}
+        # Bounds over the waiting items, so that most calls need not look at each: loose after some have left.
+        self._earliest = math.inf
+        self._largest = 1
 
     def __len__(self) -> int:
         return sum(len(q) for q in self._queues.values())
@@ -59,6 +63,8 @@ class Batcher(Generic[I]):
         """Queue an admitted item."""
         self._queues.setdefault(item.priority, deque()).append((now, item))
         self.rows += item.rows
+        self._earliest = min(self._earliest, item.deadline)
+        self._largest = max(self._largest, item.rows)
 
     def take(self, *, now: float) -> Taken[I]:
         """Form a batch for an engine that is free now."""
@@ -110,7 +116,13 @@ class Batcher(Generic[I]):
             raise InvariantViolation("the batcher's row count is not the sum of its queues")
 
     def _drop_hopeless(self, now: float) -> list[I]:
-        return self.remove(lambda item: item.deadline < now + self._curve.predict(item.rows))
+        if now + self._curve.predict(self._largest) <= self._earliest:
+            return []
+        expired = self.remove(lambda item: item.deadline < now + self._curve.predict(item.rows))
+        waiting = [item for queue in self._queues.values() for _, item in queue]
+        self._earliest = min((item.deadline for item in waiting), default=math.inf)
+        self._largest = max((item.rows for item in waiting), default=1)
+        return expired
 
     def _order(self, now: float) -> list[int]:
         """Priorities by urgency, the head of each queue aged by its waiting time."""

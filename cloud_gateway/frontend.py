@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import zmq
@@ -92,8 +92,8 @@ class Frontend:
     def start(self) -> None:
         self._thread.start()
 
-    def post(self, item: Post) -> None:
-        self.mailbox.post(item)
+    def post(self, items: Iterable[Post]) -> None:
+        self.mailbox.post_all(items)
 
     def join(self, timeout_s: float) -> None:
         self._thread.join(timeout_s)

@@ -84,7 +84,7 @@ class Gateway:
         """Drain: refuse new work, finish what is held (at most `drain_s`), stop. Safe to call twice."""
         if self.stopped.is_set():
             return
-        self.frontend.post(Shutdown(self.config.drain_s))
+        self.frontend.post([Shutdown(self.config.drain_s)])
         self.frontend.join(self.config.drain_s + 5)
         for worker in self._workers:
             worker.stop()

@@ -6,7 +6,6 @@ another build) still batch together. A segment is a lane plus the boundary that 
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Iterable
@@ -188,4 +187,4 @@ def stack(tensors: Iterable[Array], axis: int) -> Array:
 
 def nbytes_of(headers: tuple[TensorHeader, ...]) -> int:
     """Bytes that a request will hold while it waits: as sent, or decoded if that is more."""
-    return sum(max(h.nbytes, math.prod(h.shape)) for h in headers)
+    return sum(max(h.nbytes, h.decoded_nbytes()) for h in headers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,7 +51,7 @@ Post = Computed | NotComputed | Crashed
 class Worker:
     """Serves one lane until it is told to stop."""
 
-    def __init__(self, lane: Lane, post: Callable[[Post], None]) -> None:
+    def __init__(self, lane: Lane, post: Callable[[Iterable[Post]], None]) -> None:
         self._lane = lane
         self._post = post
         self._thread = threading.Thread(target=self._main, name=f"isthmus-engine-{lane.key[:8]}", daemon=True)
@@ -71,7 +71,7 @@ class Worker:
             while (batch := self._next_batch()) is not None:
                 self._serve(batch)
         except BaseException as error:  # the top of the thread
-            self._post(Crashed(error))
+            self._post([Crashed(error)])
 
     def _next_batch(self) -> list[Item] | None:
         lane = self._lane
@@ -80,9 +80,9 @@ class Worker:
                 now = time.monotonic()
                 lane.running_until = 0.0
                 taken = lane.batcher.take(now=now)
-                for item in taken.expired:
+                if taken.expired:
                     reason = "it can no longer finish within its budget"
-                    self._post(NotComputed(item, m.RejectCode.DEADLINE, reason))
+                    self._post([NotComputed(item, m.RejectCode.DEADLINE, reason) for item in taken.expired])
                 if taken.batch:
                     lane.running_until = now + lane.curve.predict(sum(i.rows for i in taken.batch))
                     return taken.batch
@@ -102,15 +102,15 @@ class Worker:
             tensors = self._assemble([arrays for _, arrays in decoded])
             outputs = self._lane.engine.infer(tensors)
         except EngineError as error:
-            for item in items:
-                self._post(NotComputed(item, m.RejectCode.INTERNAL, str(error)[:900]))
+            self._post([NotComputed(item, m.RejectCode.INTERNAL, str(error)[:900]) for item in items])
             return
         end = time.monotonic()
         with self._lane.condition:
             self._lane.curve.observe(rows, end - start)
+        done: list[Post] = []
         for item, mine in zip(items, self._split(outputs, items), strict=True):
             encoded = [codecs.encode(name, array, "raw") for name, array in mine.items()]
-            self._post(
+            done.append(
                 Computed(
                     item,
                     tuple(header for header, _ in encoded),
@@ -122,6 +122,7 @@ class Worker:
                     engine=self._lane.engine.description,
                 )
             )
+        self._post(done)
 
     def _decode(self, batch: list[Item]) -> list[tuple[Item, dict[str, Array]]]:
         decoded = []
@@ -133,7 +134,7 @@ class Worker:
                 buffers = wire.join_parts(headers, item.parts)
                 arrays = {h.name: codecs.decode(h, b) for h, b in zip(headers, buffers, strict=True)}
             except WireError as error:
-                self._post(NotComputed(item, m.RejectCode.BAD_REQUEST, str(error)))
+                self._post([NotComputed(item, m.RejectCode.BAD_REQUEST, str(error))])
                 continue
             decoded.append((item, arrays))
         return decoded

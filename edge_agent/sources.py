@@ -85,7 +85,7 @@ def _load(path: Path, specs: Sequence[TensorSpec]) -> dict[str, Array]:
     if suffix == ".npy":
         try:
             array: Array = np.load(path, allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise InputError(f"{path} is not a readable .npy file ({error})", "write it with numpy.save") from error
         return {only.name: _with_batch(array, only)}
     if suffix in IMAGE_SUFFIXES:

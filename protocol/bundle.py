@@ -211,16 +211,23 @@ class Bundle:
         return (p for p in self.manifest.placements if p.segment is not None)
 
 
+class _AnyVersion(msgspec.Struct):
+    """What every schema of the manifest begins with, so that a later one is named as such."""
+
+    schema_version: int
+
+
 def _parse_manifest(root: Path, raw: bytes) -> Manifest:
     try:
-        manifest = msgspec.json.decode(raw, type=Manifest)
+        version = msgspec.json.decode(raw, type=_AnyVersion).schema_version
+        manifest = msgspec.json.decode(raw, type=Manifest) if version == SCHEMA_VERSION else None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BundleError(
             f"{root / MANIFEST} does not parse: {error}", "rebuild the bundle with this version"
         ) from error
-    if manifest.schema_version != SCHEMA_VERSION:
+    if manifest is None:
         raise BundleError(
-            f"{root / MANIFEST} has schema version {manifest.schema_version} but this version reads {SCHEMA_VERSION}",
+            f"{root / MANIFEST} has schema version {version} but this version reads {SCHEMA_VERSION}",
             "rebuild the bundle or use the version that wrote it",
         )
     return manifest
@@ -228,7 +235,14 @@ def _parse_manifest(root: Path, raw: bytes) -> Manifest:
 
 def _check_relative(root: Path, name: str) -> None:
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or path.as_posix() != name:
+    if (
+        not path.name
+        or path.is_absolute()
+        or ".." in path.parts
+        or "\\" in name
+        or "\0" in name
+        or path.as_posix() != name
+    ):
         raise BundleError(f"{root / MANIFEST} lists the path {name!r}", "only plain paths inside the bundle are read")
 
 
@@ -245,10 +259,11 @@ def _read_regular(root: Path, name: str, *, limit: int | None = None) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise BundleError(f"{path} cannot be read ({error.strerror})", "copy the bundle again or rebuild it") from error
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+        os.close(descriptor)
+        raise BundleError(f"{path} is not a plain file with one name", "a bundle holds plain files only")
     with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-            raise BundleError(f"{path} is not a plain file with one name", "a bundle holds plain files only")
         if limit is not None and status.st_size != limit:
             raise BundleError(
                 f"{path} holds {status.st_size} bytes but the manifest says {limit}: it was changed or damaged",

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from protocol.errors import WireError
-from protocol.tensors import DTYPES, Array, TensorHeader
+from protocol.tensors import DTYPES, Array, TensorHeader, dtype_name
 from protocol.wire import MAX_PAYLOAD_NBYTES, Buffer
 
 if sys.version_info >= (3, 14):
@@ -90,10 +90,9 @@ def encode(name: str, array: Array, codec: str) -> tuple[TensorHeader, Buffer]:
     """
     if codec not in CODECS:
         raise WireError(f"codec {codec!r}", f"known are {', '.join(CODECS)}")
-    if DTYPES.get(array.dtype.name) != array.dtype:  # also refuses foreign byte order, whose name is the same
-        raise WireError(f"tensor {name!r} has element type {array.dtype}", f"send one of {', '.join(DTYPES)}")
+    dtype = dtype_name(name, array)
     data = CODECS[codec].encode(array)
-    header = TensorHeader(name, array.dtype.name, array.shape, codec, memoryview(data).nbytes)
+    header = TensorHeader(name, dtype, array.shape, codec, memoryview(data).nbytes)
     return header, data
 
 
@@ -109,7 +108,10 @@ def decode(header: TensorHeader, data: Buffer) -> Array:
     if codec is None:
         raise WireError(f"codec {header.codec!r}", f"known are {', '.join(CODECS)}")
     raw = codec.decode(data, nbytes)
-    array: Array = np.frombuffer(raw, dtype=DTYPES[header.dtype]).reshape(header.shape)
+    try:
+        array: Array = np.frombuffer(raw, dtype=DTYPES[header.dtype]).reshape(header.shape)
+    except ValueError as error:  # an empty tensor with dimensions beyond numpy's
+        raise WireError(f"tensor {header.name!r} has shape {list(header.shape)}", "send one that can exist") from error
     if not array.flags.aligned:  # small ZeroMQ frames lie unaligned in a shared buffer
         array = array.copy()
     array.flags.writeable = False

@@ -16,6 +16,9 @@ from protocol.latency import LinkState, PlacementCost, latency_s
 
 HYSTERESIS = 0.08  # a new placement must promise at least this share less latency than the current one
 LEARNING_RATE = 0.2
+# With each request elsewhere a placement's own factor moves this share towards the common one: what was measured long
+# ago is believed less, so that one bad measurement cannot lock a placement out for good.
+FORGETTING_RATE = 0.002
 
 # What is assumed before anything was measured: a decent mobile link. The first requests replace it.
 ASSUMED_LINK = LinkState(uplink_bytes_per_s=10e6 / 8, rtt_s=0.03, downlink_bytes_per_s=10e6 / 8)
@@ -72,6 +75,7 @@ class Planner:
         if planned <= 0:
             return
         ratio = edge_s / planned
+        _forget(self._edge_factors, id_, self._edge_factor or 1.0)
         self._edge_factors[id_] = _learn(self._edge_factors.get(id_), ratio)
         if self._costs[id_].edge_s > 0:  # encoding alone says little about the device's arithmetic
             self._edge_factor = _learn(self._edge_factor, ratio)
@@ -79,6 +83,7 @@ class Planner:
     def observe_tail(self, id_: str, compute_s: float) -> None:
         planned = self._costs[id_].tail_s
         if planned > 0:
+            _forget(self._tail_factors, id_, 1.0)
             self._tail_factors[id_] = _learn(self._tail_factors.get(id_), compute_s / planned)
 
     def _adjusted(self, id_: str) -> PlacementCost:
@@ -88,6 +93,12 @@ class Planner:
         return msgspec.structs.replace(
             cost, edge_s=cost.edge_s * edge, encode_s=cost.encode_s * edge, tail_s=cost.tail_s * tail
         )
+
+
+def _forget(factors: dict[str, float], but: str, common: float) -> None:
+    for id_ in factors:
+        if id_ != but:
+            factors[id_] += FORGETTING_RATE * (common - factors[id_])
 
 
 def _learn(old: float | None, seen: float) -> float:

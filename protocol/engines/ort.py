@@ -134,7 +134,7 @@ class OrtEngine(ActivationScope):
 
     def _options(self) -> ort.SessionOptions:
         options = ort.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what fails is raised as an EngineError; printing it too helps nobody
         options.intra_op_num_threads = self._threads
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")

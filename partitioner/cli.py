@@ -1,0 +1,171 @@
+"""The `partitioner` command. Results on stdout (`--json`: exactly one document), progress and errors on stderr.
+
+Exit codes: 0 done, 2 wrong command line, 3 model or data, 4 bundle, 5 accuracy refused, 7 engine, 130 interrupted,
+1 anything unexpected. Heavy libraries are imported inside the commands, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from protocol.errors import IsthmusError
+
+app = typer.Typer(
+    help="Split an ONNX model between edge and cloud, prove every part, and write a bundle.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class Precision(StrEnum):
+    AUTO = "auto"
+    INT8 = "int8"
+    FP32 = "fp32"
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
+ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.", show_default=False)]
+BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle directory.", show_default=False)]
+
+
+@app.command()
+def split(
+    model: ModelPath,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="BUNDLE", help="Where to write the bundle.")],
+    cut: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TENSOR[,...]", help="Tensors (or nodes) that cross; repeat it for several cuts."),
+    ] = None,
+    auto: Annotated[bool, typer.Option("--auto", help="Measure a sample of cuts and keep those that win.")] = False,
+    budget_s: Annotated[float, typer.Option(min=0.0, help="Seconds that --auto may measure.")] = 60.0,
+    edge_slowdown: Annotated[
+        float, typer.Option(min=0.001, help="How many times slower the device is than this machine (declared).")
+    ] = 8.0,
+    rtt_ms: Annotated[float, typer.Option(min=0.0, help="Round trip of the link in milliseconds.")] = 10.0,
+    precision: Annotated[
+        Precision, typer.Option(help="auto: INT8 where it holds, else fp32; int8: INT8 or refuse.")
+    ] = Precision.AUTO,
+    bound: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Loss of accuracy, agreement or cosine that is acceptable.")
+    ] = 0.01,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of head and tail while they are timed.")] = 1,
+    calibration: Annotated[
+        Path | None, typer.Option(metavar="DATA.npz", help="One array per input, first axis = samples.")
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Labels in DATA.npz [default: labels or y].")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
+    keep_best: Annotated[bool, typer.Option("--keep-best", help="Keep the best cut even if it never wins.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Cut MODEL into head and tail, prove that they answer like the whole, and write a bundle."""
+    if bool(cut) == auto:
+        raise typer.BadParameter("give either --cut TENSOR[,...] or --auto")
+    if labels is not None and calibration is None:
+        raise typer.BadParameter("--labels needs --calibration DATA.npz")
+    with _guarded():
+        from partitioner.build import Order, build
+        from partitioner.report import Bar, Silent, print_built
+
+        order = Order(
+            model=model,
+            target=output,
+            cuts=tuple(tuple(names.split(",")) for names in cut or ()),
+            budget_s=budget_s,
+            edge_slowdown=edge_slowdown,
+            rtt_s=rtt_ms / 1e3,
+            precision=precision.value,
+            bound=bound,
+            threads=threads,
+            calibration=calibration,
+            labels=labels,
+            force=force,
+            keep_best=keep_best,
+        )
+        if as_json:
+            built = build(order, Silent())
+            _print_json(
+                {
+                    "bundle": str(built.target),
+                    "digest": built.digest,
+                    "manifest": built.manifest,
+                    "measured": built.measured,
+                }
+            )
+        else:
+            with Bar() as bar:
+                built = build(order, bar)
+            if calibration is None:
+                print(
+                    "no --calibration given: inputs are random, so accuracy is agreement with the full model",
+                    file=sys.stderr,
+                )
+            print_built(built, _console())
+
+
+@app.command()
+def verify(
+    bundle: BundlePath,
+    data: Annotated[Path | None, typer.Option(metavar="X.npz", help="Judge on this data instead of random.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Hash every file of BUNDLE again and compare every placement's answers with the full model's."""
+    with _guarded():
+        from partitioner.recheck import recheck
+        from partitioner.report import print_verified
+
+        verified = recheck(bundle, data)
+        if as_json:
+            _print_json(verified)
+        else:
+            print_verified(verified, _console())
+
+
+@app.command()
+def inspect(model: ModelPath, as_json: Json = False) -> None:
+    """List MODEL's inputs, outputs and possible cuts."""
+    with _guarded():
+        from partitioner.inspection import inspect as look
+        from partitioner.report import print_inspection
+
+        seen = look(model)
+        if as_json:
+            _print_json(seen)
+        else:
+            print_inspection(seen, _console())
+
+
+@contextmanager
+def _guarded() -> Iterator[None]:
+    """Expected trouble becomes one sentence and its exit code; a bug keeps its traceback."""
+    try:
+        yield
+    except IsthmusError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    # Piped output keeps its tables readable instead of folding them at 80 columns.
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
+
+
+def _print_json(document: object) -> None:
+    import msgspec
+
+    sys.stdout.write(msgspec.json.encode(document).decode() + "\n")

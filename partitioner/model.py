@@ -1,0 +1,235 @@
+"""The model as handed in becomes one normal form: checked, self-contained, functions inlined, opset 13 or newer.
+
+What is written to `full.onnx` is this normal form, and every proof compares with it; that it equals the file that was
+handed in is proven once, in `build`. Bytes are parsed from memory, so that nothing in a model can name another file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+
+from partitioner.topology import Step, TensorInfo, Topology
+from protocol.bundle import sha256
+from protocol.engines.ort import OrtEngine
+from protocol.errors import EngineError, InputError, ModelError
+from protocol.tensors import DTYPES, TensorSpec
+
+MIN_OPSET = 13  # per-channel QuantizeLinear
+TARGET_OPSET = 17  # the version converter was exact up to here (measured)
+MIN_IR_VERSION = 8  # from 4 on initializers need not be inputs; 8 is what opset 17 shipped with
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in normal form. `data` is what becomes full.onnx; `source` is the file as it was."""
+
+    name: str
+    source: bytes
+    data: bytes
+    graph: ir.Model
+    topology: Topology
+    opset: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def source_digest(self) -> str:
+        return sha256(self.source)
+
+
+def load(path: Path) -> LoadedModel:
+    """Read and normalise the ONNX file at `path`.
+
+    Raises InputError when it cannot be read and ModelError when it is no ONNX model, is damaged, keeps data in other
+    files, or uses what ONNX Runtime refuses.
+    """
+    source = _read(path)
+    proto = _parse(source, path)
+    _refuse_external_data(proto, path)
+    try:
+        onnx.checker.check_model(proto)
+    except onnx.checker.ValidationError as error:
+        raise ModelError(f"{path} is not a valid ONNX model ({_first_line(error)})", "export it again") from error
+    proto, notes = _raise_opset(proto, path)
+    # Inference comes after inlining too: what was inside a function has no types before.
+    graph = ir.from_proto(_infer_shapes(ir.to_proto(_normalise(proto))))
+    data = serialise(graph)
+    with OrtEngineOrRefusal(data, path) as engine:
+        inputs, outputs = engine.inputs, engine.outputs
+    return LoadedModel(
+        path.stem, source, data, graph, _topology(graph), graph.opset_imports.get("", 0), inputs, outputs, notes
+    )
+
+
+class OrtEngineOrRefusal(OrtEngine):
+    """The whole model in ONNX Runtime; what that refuses is the model's fault here, not the engine's."""
+
+    def __init__(self, data: bytes, path: Path) -> None:
+        super().__init__(data, label=str(path), optimise=False)
+
+    def activate(self) -> None:
+        try:
+            super().activate()
+        except EngineError as error:
+            raise ModelError(error.fact, error.remedy or "export it for ONNX Runtime") from error
+
+
+def serialise(graph: ir.Model) -> bytes:
+    return bytes(ir.to_proto(graph).SerializeToString(deterministic=True))
+
+
+def reinfer(data: bytes) -> bytes:
+    """The same graph with shapes inferred anew; what contradicts itself keeps the shapes that it states."""
+    return bytes(_infer_shapes(onnx.load_model_from_string(data)).SerializeToString(deterministic=True))
+
+
+def subgraphs_of(attribute: ir.Attr) -> list[ir.Graph]:
+    """The graphs that a node carries in this attribute (If, Loop, Scan)."""
+    if attribute.type == ir.AttributeType.GRAPH:
+        return [attribute.as_graph()]
+    if attribute.type == ir.AttributeType.GRAPHS:
+        return list(attribute.as_graphs())
+    return []
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"there is no file {path}", "give the path of an ONNX model") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})", "give the path of an ONNX model") from error
+
+
+def _parse(source: bytes, path: Path) -> onnx.ModelProto:
+    remedy = "export the model to ONNX, for example with torch.onnx.export"
+    try:
+        proto = onnx.load_model_from_string(source)
+    except Exception as error:  # protobuf's DecodeError, which has no public home
+        raise ModelError(f"{path} is not an ONNX file", remedy) from error
+    if not proto.ir_version or not proto.graph.node or not proto.graph.output:
+        raise ModelError(f"{path} is not an ONNX model: it holds no graph", remedy)
+    return proto
+
+
+def _refuse_external_data(proto: onnx.ModelProto, path: Path) -> None:
+    graphs = [proto.graph, *(g for t in proto.training_info for g in (t.initialization, t.algorithm))]
+    tensors = [t for g in graphs for t in _tensors(g)]
+    tensors += [t for f in proto.functions for n in f.node for t in _node_tensors(n)]
+    for tensor in tensors:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
+            raise ModelError(
+                f"{path} keeps tensor {tensor.name!r} in another file",
+                "save it in one file: onnx.save(onnx.load(path), new_path, save_as_external_data=False)",
+            )
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    for node in graph.node:
+        yield from _node_tensors(node)
+
+
+def _node_tensors(node: onnx.NodeProto) -> Iterator[onnx.TensorProto]:
+    for attribute in node.attribute:
+        yield attribute.t
+        yield from attribute.tensors
+        for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+            yield from (sparse.values, sparse.indices)
+        for graph in (attribute.g, *attribute.graphs):
+            yield from _tensors(graph)
+
+
+def _raise_opset(proto: onnx.ModelProto, path: Path) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    opset = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), TARGET_OPSET)
+    if opset >= MIN_OPSET:
+        return proto, ()
+    try:
+        converted = onnx.version_converter.convert_version(proto, TARGET_OPSET)
+    except Exception as error:  # the converter raises bare RuntimeError and its own ConvertError
+        raise ModelError(
+            f"{path} has opset {opset}, which does not convert to {TARGET_OPSET} ({_first_line(error)})",
+            f"export it with opset {MIN_OPSET} or newer",
+        ) from error
+    return converted, (f"converted from opset {opset} to {TARGET_OPSET}",)
+
+
+def _infer_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:
+    try:
+        return onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    except Exception:  # contradictory or too large: shapes are seen when the model runs, inference is a convenience
+        return proto
+
+
+def _normalise(proto: onnx.ModelProto) -> ir.Model:
+    model = ir.from_proto(proto)
+    for step in (
+        passes.InlinePass(),
+        passes.RemoveInitializersFromInputsPass(),
+        passes.RemoveUnusedNodesPass(),
+        passes.TopologicalSortPass(),
+        passes.NameFixPass(),
+    ):
+        model = step(model).model
+    model.ir_version = max(model.ir_version, MIN_IR_VERSION)
+    return model
+
+
+def _topology(model: ir.Model) -> Topology:
+    graph = model.graph
+    values = [*graph.inputs, *graph.initializers.values(), *(o for node in graph for o in node.outputs)]
+    return Topology(
+        inputs=tuple(v.name or "" for v in graph.inputs),
+        outputs=tuple(v.name or "" for v in graph.outputs),
+        steps=tuple(
+            Step(node.name or "", node.op_type, _reads(node), tuple(o.name for o in node.outputs if o.name))
+            for node in graph
+        ),
+        tensors={v.name: _info(v) for v in values if v.name},
+    )
+
+
+def _reads(node: ir.Node) -> tuple[str, ...]:
+    """Inputs of a node and, for nodes with subgraphs, what these capture from the main graph."""
+    names = [v.name for v in node.inputs if v is not None]
+    main = node.graph
+    for attribute in node.attributes.values():
+        for subgraph in subgraphs_of(attribute):
+            for inner in subgraph.all_nodes():
+                names += [v.name for v in inner.inputs if v is not None and v.graph is main]
+            names += [v.name for v in subgraph.outputs if v.graph is main]
+    return tuple(dict.fromkeys(n for n in names if n))
+
+
+def _info(value: ir.Value) -> TensorInfo:
+    shape = value.shape
+    if shape is None:
+        return TensorInfo(_dtype_name(value), None)
+    # Batch 1: a free first dimension counts as one; any other free dimension makes the size unknown.
+    dims = [1 if i == 0 and not isinstance(d, int) else d for i, d in enumerate(shape)]
+    numbers = tuple(d for d in dims if isinstance(d, int))
+    return TensorInfo(_dtype_name(value), numbers if len(numbers) == len(dims) else None)
+
+
+def _dtype_name(value: ir.Value) -> str | None:
+    if value.dtype is None:
+        return None
+    try:
+        name = str(value.dtype.numpy())
+    except (TypeError, KeyError):
+        return None
+    return name if name in DTYPES else None
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.split("\n")[0][:200] if text else type(error).__name__

@@ -1,0 +1,87 @@
+"""A bundle appears whole or not at all: written beside its place, synced to the disk, then renamed into it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from protocol.bundle import MANIFEST, MANIFEST_DIGEST, Manifest, encode_manifest, sha256
+from protocol.errors import InputError
+
+
+def check_target(target: Path, *, force: bool) -> None:
+    """Refuse, before any work is done, a place that must not be written. Raises InputError."""
+    if not os.path.lexists(target):
+        nearest = next(p for p in target.absolute().parents if p.exists())
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+            raise InputError(f"{target} cannot be written: {nearest} is no writable folder", "choose another place")
+        return
+    if not force:
+        raise InputError(f"{target} exists already", "choose another place or replace it with --force")
+    is_bundle = target.is_dir() and not target.is_symlink() and (target / MANIFEST).is_file()
+    if not is_bundle:
+        raise InputError(f"{target} exists and is no bundle, so --force does not replace it", "choose another place")
+
+
+def write_bundle(target: Path, manifest: Manifest, files: Mapping[str, bytes], *, force: bool) -> str:
+    """Write the bundle and return the digest of its manifest. `files` holds the bytes of every file it lists.
+
+    Raises InputError when `target` exists without `force`, or cannot be written; nothing is left behind then.
+    """
+    check_target(target, force=force)
+    encoded = encode_manifest(manifest)
+    digest = sha256(encoded)
+    contents = {**files, MANIFEST: encoded, MANIFEST_DIGEST: f"{digest}  {MANIFEST}\n".encode()}
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.new-", dir=target.parent))
+    except OSError as error:
+        raise InputError(f"{target.parent} cannot be written ({error.strerror})", "choose another place") from error
+    try:
+        _fill(fresh, contents)
+        _move_in(fresh, target)
+    except OSError as error:
+        raise InputError(f"{target} cannot be written ({error.strerror})", "choose another place") from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)  # gone already when it was renamed
+    return digest
+
+
+def _fill(folder: Path, contents: Mapping[str, bytes]) -> None:
+    folder.chmod(0o755)
+    for name, data in contents.items():
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        with path.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    for directory in [*(p for p in folder.iterdir() if p.is_dir()), folder]:
+        _sync(directory)
+
+
+def _move_in(fresh: Path, target: Path) -> None:
+    if not target.exists():
+        fresh.rename(target)
+        _sync(target.parent)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
+    target.rename(old)  # onto an empty directory, which rename(2) replaces
+    try:
+        fresh.rename(target)
+    except BaseException:
+        old.rename(target)
+        raise
+    _sync(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,345 @@
+"""The laws of the house, each a test that walks the source. A failure lists its culprits as file:line."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SHORES = ("partitioner", "edge_agent", "cloud_gateway")
+PRODUCT = ("protocol", *SHORES)
+ABOVE = ("benchmarks", "examples", "tests")
+OURS = frozenset((*PRODUCT, *ABOVE))
+
+# One door per library: which files may import it. What is not listed here may not be imported by the product at all.
+DOORS: dict[str, tuple[str, ...]] = {
+    "zmq": ("protocol/sockets.py", "edge_agent/connection.py", "cloud_gateway/frontend.py"),
+    "onnxruntime": ("protocol/engines/ort.py", "partitioner/quantise.py"),
+    "onnx": ("partitioner/*.py",),
+    "onnx_ir": ("partitioner/*.py",),
+    "msgspec": (
+        "protocol/*.py",
+        "partitioner/cli.py",
+        "partitioner/explore.py",
+        "partitioner/inspection.py",
+        "partitioner/recheck.py",
+    ),
+    "typer": ("*/cli.py",),
+    "rich": ("*/cli.py", "partitioner/report.py"),
+    "backports": ("protocol/codecs.py",),
+    "compression": ("protocol/codecs.py",),
+    "PIL": ("edge_agent/sources.py",),
+    "numpy": ("*",),
+}
+# Doors for parts of the standard library: an event loop exists only at the rim, C calls only in the socket factory.
+STDLIB_DOORS = {"asyncio": ("edge_agent/client.py",), "ctypes": ("protocol/sockets.py",)}
+
+# Not even above the product, except where named.
+NOWHERE: dict[str, tuple[str, ...]] = {
+    "torch": ("examples/digits/train.py",),
+    "tensorrt": (),
+    "pycuda": (),
+    "ray": (),
+    "pickle": (),
+    "cPickle": (),
+    "cloudpickle": (),
+    "dill": (),
+    "joblib": (),
+    "marshal": (),
+    "shelve": (),
+}
+
+PURE_ROOMS = (
+    "protocol/errors.py",
+    "protocol/latency.py",
+    "protocol/messages.py",
+    "protocol/tensors.py",
+    "protocol/wire.py",
+    "protocol/control/*.py",
+    "edge_agent/breaker.py",
+    "edge_agent/flights.py",
+    "edge_agent/ladder.py",
+    "edge_agent/outcomes.py",
+    "cloud_gateway/admission.py",
+    "cloud_gateway/batcher.py",
+    "cloud_gateway/cost_curve.py",
+    "cloud_gateway/dedup.py",
+    "partitioner/cuts.py",
+    "partitioner/select.py",
+    "partitioner/topology.py",
+)
+IMPURE = frozenset(
+    {"time", "threading", "socket", "zmq", "random", "asyncio", "secrets", "datetime", "os", "pathlib", "io", "select",
+     "subprocess", "multiprocessing", "concurrent", "queue", "signal", "tempfile", "shutil", "logging"}
+)  # fmt: skip
+
+MOST_LINES = 450
+VAGUE_NAMES = frozenset({"utils", "util", "helpers", "helper", "common", "manager", "misc"})
+
+
+class Source(NamedTuple):
+    name: str  # relative to the root, with slashes
+    tree: ast.Module
+    lines: int
+
+
+class Import(NamedTuple):
+    module: str  # dotted, as far as it is known: `from protocol import wire` is protocol.wire
+    line: int
+
+    @property
+    def library(self) -> str:
+        return self.module.partition(".")[0]
+
+
+@functools.cache
+def sources(*packages: str) -> tuple[Source, ...]:
+    found = []
+    for package in packages:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            text = path.read_text("utf-8")
+            name = path.relative_to(ROOT).as_posix()
+            found.append(Source(name, ast.parse(text, name), len(text.splitlines())))
+    assert found, f"no source in {packages}: is this the repository's root? {ROOT}"
+    return tuple(found)
+
+
+@functools.cache
+def imports(source: Source) -> tuple[Import, ...]:
+    """Every import, wherever it stands: at the top, in a function, or for type checking only."""
+    return tuple(_imports(source))
+
+
+def _imports(source: Source) -> Iterator[Import]:
+    package = source.name.split("/")[:-1]
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Import):
+            yield from (Import(alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            origin = ".".join([*base, *([node.module] if node.module else [])])
+            yield from (Import(f"{origin}.{alias.name}", node.lineno) for alias in node.names)
+
+
+@functools.cache
+def calls(source: Source) -> tuple[tuple[ast.Call, str], ...]:
+    """Every call with what is called, written out: `np.load`, `context.socket`, `eval`."""
+    nodes = ast.walk(source.tree)
+    return tuple((node, ast.unparse(node.func)) for node in nodes if isinstance(node, ast.Call))
+
+
+def matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def assert_none(culprits: list[str], law: str) -> None:
+    assert not culprits, f"{law}:\n  " + "\n  ".join(culprits)
+
+
+def forbidden_imports(packages: tuple[str, ...], forbidden: Callable[[Source, Import], bool]) -> list[str]:
+    found = (
+        f"{source.name}:{imported.line} imports {imported.module}"
+        for source in sources(*packages)
+        for imported in imports(source)
+        if forbidden(source, imported)
+    )
+    return list(dict.fromkeys(found))
+
+
+# ---- who may look at whom -------------------------------------------------------------------------------------------
+
+
+def test_the_ground_floor_imports_none_of_the_rooms_above_it() -> None:
+    culprits = forbidden_imports(("protocol",), lambda _, i: i.library in OURS - {"protocol"})
+    assert_none(culprits, "protocol may import nothing of ours but itself")
+
+
+@pytest.mark.parametrize("shore", SHORES)
+def test_the_three_shores_never_import_each_other_or_what_is_built_on_them(shore: str) -> None:
+    culprits = forbidden_imports((shore,), lambda _, i: i.library in OURS - {"protocol", shore})
+    assert_none(culprits, f"{shore} may import nothing of ours but itself and protocol")
+
+
+# ---- one door per library -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("library", sorted({**DOORS, **STDLIB_DOORS}))
+def test_a_library_is_imported_only_behind_its_door(library: str) -> None:
+    door = {**DOORS, **STDLIB_DOORS}[library]
+    culprits = forbidden_imports(PRODUCT, lambda s, i: i.library == library and not matches(s.name, door))
+    assert_none(culprits, f"{library} may be imported only in {', '.join(door)}")
+
+
+def test_no_door_stands_open_that_nobody_uses() -> None:
+    used = {(i.library, source.name) for source in sources(*PRODUCT) for i in imports(source)}
+    culprits = [
+        f"{library}: {door}"
+        for library, doors in {**DOORS, **STDLIB_DOORS}.items()
+        for door in doors
+        if not any(name == library and fnmatch(where, door) for name, where in used)
+    ]
+    assert_none(culprits, "close it: remove it from the table")
+
+
+def test_every_library_that_the_product_imports_has_a_door() -> None:
+    known = OURS | DOORS.keys() | sys.stdlib_module_names
+    culprits = forbidden_imports(PRODUCT, lambda _, i: i.library not in known)
+    assert_none(culprits, "a new library needs a door in this file, and a reason")
+
+
+@pytest.mark.parametrize("library", sorted(NOWHERE))
+def test_what_runs_foreign_code_or_belongs_to_another_house_is_imported_nowhere(library: str) -> None:
+    allowed = NOWHERE[library]
+    culprits = forbidden_imports((*PRODUCT, *ABOVE), lambda s, i: i.library == library and not matches(s.name, allowed))
+    assert_none(culprits, f"{library} may be imported only in {', '.join(allowed) or 'nothing'}")
+
+
+def test_nothing_is_imported_behind_the_back_of_these_tests() -> None:
+    culprits = [
+        f"{source.name}:{call.lineno} {called}"
+        for source in sources(*PRODUCT)
+        for call, called in calls(source)
+        if called.split(".")[-1] in ("__import__", "import_module")
+    ]
+    assert_none(culprits, "import by statement")
+
+
+# ---- pure rooms -----------------------------------------------------------------------------------------------------
+
+
+def test_every_pure_room_in_the_list_exists() -> None:
+    names = [source.name for source in sources(*PRODUCT)]
+    gone = [room for room in PURE_ROOMS if not any(fnmatch(name, room) for name in names)]
+    assert_none(gone, "renamed or removed: mend the list of pure rooms")
+
+
+def test_pure_rooms_read_no_clock_socket_thread_file_or_chance() -> None:
+    culprits = forbidden_imports(PRODUCT, lambda s, i: matches(s.name, PURE_ROOMS) and i.library in IMPURE)
+    assert_none(culprits, "a pure room takes time and chance as arguments")
+
+
+def test_pure_rooms_import_of_ours_only_pure_rooms() -> None:
+    modules = {
+        source.name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        for source in sources(*PRODUCT)
+        if matches(source.name, PURE_ROOMS)
+    }
+
+    def is_foreign(source: Source, imported: Import) -> bool:
+        mine = imported.library in PRODUCT and matches(source.name, PURE_ROOMS)
+        return mine and imported.module not in modules and imported.module.rpartition(".")[0] not in modules
+
+    assert_none(forbidden_imports(PRODUCT, is_foreign), "what a pure room imports must be pure as well")
+
+
+def test_pure_rooms_open_nothing_and_print_nothing() -> None:
+    culprits = [
+        f"{source.name}:{call.lineno} {called}"
+        for source in sources(*PRODUCT)
+        if matches(source.name, PURE_ROOMS)
+        for call, called in calls(source)
+        if called in ("open", "print", "input")
+    ]
+    assert_none(culprits, "a pure room has no doors to the outside")
+
+
+# ---- safety ---------------------------------------------------------------------------------------------------------
+
+
+def test_no_code_comes_from_data() -> None:
+    culprits = [
+        f"{source.name}:{call.lineno} {called}"
+        for source in sources(*PRODUCT, *ABOVE)
+        for call, called in calls(source)
+        if called in ("eval", "exec", "builtins.eval", "builtins.exec", "torch.load")
+    ]
+    assert_none(culprits, "neither eval nor exec nor torch.load")
+
+
+def test_numpy_never_unpickles() -> None:
+    culprits = [
+        f"{source.name}:{call.lineno} {called}({ast.unparse(keyword)})"
+        for source in sources(*PRODUCT, *ABOVE)
+        for call, called in calls(source)
+        for keyword in call.keywords
+        if keyword.arg == "allow_pickle"
+        and not (isinstance(keyword.value, ast.Constant) and keyword.value.value is False)
+    ]
+    assert_none(culprits, "allow_pickle may only be False")
+
+
+def test_no_shell_reads_what_we_write() -> None:
+    culprits = [
+        f"{source.name}:{call.lineno} {called}"
+        for source in sources(*PRODUCT, *ABOVE)
+        for call, called in calls(source)
+        if called in ("os.system", "os.popen")
+        or any(
+            k.arg == "shell" and not (isinstance(k.value, ast.Constant) and not k.value.value) for k in call.keywords
+        )
+    ]
+    assert_none(culprits, "start programs with argument lists")
+
+
+def test_sockets_and_contexts_are_made_only_in_the_factory() -> None:
+    def makes_one(called: str) -> bool:
+        owner, _, method = called.rpartition(".")
+        return method == "socket" or called in ("zmq.Socket", "zmq.Context", "Context") or owner == "zmq.Context"
+
+    culprits = [
+        f"{source.name}:{call.lineno} {called}"
+        for source in sources(*PRODUCT)
+        if source.name != "protocol/sockets.py"
+        for call, called in calls(source)
+        if makes_one(called)
+    ]
+    assert_none(culprits, "a socket made elsewhere lacks the options that protocol/sockets.py sets")
+
+
+# ---- size and names -------------------------------------------------------------------------------------------------
+
+
+def test_every_file_can_be_read_in_one_sitting() -> None:
+    culprits = [f"{s.name}:{s.lines} is its last line" for s in sources(*PRODUCT) if s.lines > MOST_LINES]
+    assert_none(culprits, f"at most {MOST_LINES} lines")
+
+
+def test_every_module_says_in_its_name_what_it_is_about() -> None:
+    culprits = [
+        f"{s.name}:1" for s in sources(*PRODUCT, *ABOVE) if VAGUE_NAMES & set(Path(s.name).with_suffix("").parts)
+    ]
+    assert_none(culprits, "no utils, helpers, common, manager")
+
+
+def test_every_file_begins_with_the_law_of_its_room() -> None:
+    culprits = [f"{s.name}:1" for s in sources(*PRODUCT) if s.lines and not ast.get_docstring(s.tree)]
+    assert_none(culprits, "a docstring first")
+
+
+# ---- what a running daemon carries ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", ["edge_agent.agent", "cloud_gateway.gateway"])
+def test_a_daemon_loads_no_library_that_only_the_workbench_needs(module: str) -> None:
+    code = f"import {module}, sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    heavy = {"onnx", "onnx_ir", "scipy", "matplotlib", "sklearn", "sympy", "pandas", "torch", "typer", "partitioner"}
+    assert not loaded & heavy, f"importing {module} loads {sorted(loaded & heavy)}"
+
+
+def test_the_wire_format_needs_neither_sockets_nor_engines() -> None:
+    code = "import protocol.wire, protocol.bundle, protocol.codecs, sys; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert not {"zmq", "onnxruntime"} & set(loaded.stdout.split())

@@ -1,0 +1,144 @@
+"""The door: every bound, its code and its words, and the count of what is inside."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cloud_gateway.admission import Admission, Limits, Verdict
+from protocol.errors import InvariantViolation
+from protocol.messages import RejectCode
+
+SMALL = Limits(pending_requests=3, pending_nbytes=1000)
+
+
+def ask(
+    door: Admission, *, nbytes: int = 100, budget_s: float = 1.0, wait_s: float = 0.0, service_s: float = 0.01
+) -> Verdict | None:
+    return door.decide(nbytes=nbytes, budget_s=budget_s, wait_s=wait_s, service_s=service_s)
+
+
+def test_what_fits_is_admitted() -> None:
+    assert ask(Admission(SMALL)) is None
+
+
+def test_deciding_admits_nobody_by_itself() -> None:
+    door = Admission(SMALL)
+    for _ in range(10):
+        assert ask(door) is None
+    assert (door.requests, door.nbytes) == (0, 0)
+
+
+def test_a_request_that_exactly_fits_its_budget_is_admitted() -> None:
+    assert ask(Admission(SMALL), budget_s=0.75, wait_s=0.5, service_s=0.25) is None
+
+
+def test_a_request_that_cannot_finish_in_time_is_refused_with_the_numbers() -> None:
+    verdict = ask(Admission(SMALL), budget_s=0.050, wait_s=0.045, service_s=0.010)
+    assert verdict is not None
+    assert verdict.code is RejectCode.DEADLINE
+    assert "45.0 ms" in verdict.reason
+    assert "10.0 ms" in verdict.reason
+    assert "50.0 ms" in verdict.reason
+    assert verdict.retry_after_s == pytest.approx(0.045)
+
+
+def test_no_budget_at_all_is_refused_as_soon_as_a_cost_is_known() -> None:
+    verdict = ask(Admission(SMALL), budget_s=0.0, service_s=0.001)
+    assert verdict is not None
+    assert verdict.code is RejectCode.DEADLINE
+
+
+def test_pending_requests_are_bounded() -> None:
+    door = Admission(SMALL)
+    for _ in range(3):
+        assert ask(door) is None
+        door.enter(100)
+    verdict = ask(door, wait_s=0.2)
+    assert verdict == Verdict(RejectCode.BUSY, "3 requests are pending", 0.2)
+
+
+def test_pending_bytes_are_bounded() -> None:
+    door = Admission(SMALL)
+    door.enter(900)
+    assert ask(door, nbytes=100) is None
+    verdict = ask(door, nbytes=101, wait_s=0.3)
+    assert verdict == Verdict(RejectCode.BUSY, "900 bytes are pending", 0.3)
+
+
+def test_a_busy_gateway_never_invites_back_at_once() -> None:
+    door = Admission(SMALL)
+    for _ in range(3):
+        door.enter(0)
+    verdict = ask(door, wait_s=0.0)
+    assert verdict is not None
+    assert verdict.retry_after_s > 0.0
+
+
+def test_a_request_larger_than_the_gateway_is_too_large_and_not_busy() -> None:
+    verdict = ask(Admission(SMALL), nbytes=1001)
+    assert verdict is not None
+    assert verdict.code is RejectCode.TOO_LARGE
+    assert "1001 bytes" in verdict.reason
+    assert "1000" in verdict.reason
+
+
+def test_a_request_as_large_as_the_gateway_may_enter_an_empty_one() -> None:
+    assert ask(Admission(SMALL), nbytes=1000) is None
+
+
+def test_a_draining_gateway_admits_nobody_and_says_so() -> None:
+    door = Admission(SMALL)
+    door.draining = True
+    verdict = ask(door)
+    assert verdict is not None
+    assert verdict.code is RejectCode.DRAINING
+    assert "shutting down" in verdict.reason
+    assert verdict.retry_after_s > 0.0
+
+
+def test_whoever_leaves_makes_room() -> None:
+    door = Admission(SMALL)
+    for _ in range(3):
+        door.enter(300)
+    assert ask(door) is not None
+    door.leave(300)
+    assert ask(door) is None
+    assert (door.requests, door.nbytes) == (2, 600)
+
+
+def test_more_leaving_than_entered_is_a_bug() -> None:
+    door = Admission(SMALL)
+    door.enter(10)
+    door.leave(10)
+    with pytest.raises(InvariantViolation, match="more left than entered"):
+        door.leave(10)
+
+
+def test_more_bytes_leaving_than_entered_is_a_bug() -> None:
+    door = Admission(SMALL)
+    door.enter(10)
+    with pytest.raises(InvariantViolation, match="more left than entered"):
+        door.leave(11)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 400)), max_size=60))
+def test_what_is_pending_stays_within_both_bounds_and_is_the_sum_of_who_is_inside(
+    steps: list[tuple[bool, int]],
+) -> None:
+    door = Admission(SMALL)
+    inside: list[int] = []
+    for coming, nbytes in steps:
+        if coming:
+            if ask(door, nbytes=nbytes) is None:
+                door.enter(nbytes)
+                inside.append(nbytes)
+        elif inside:
+            door.leave(inside.pop(0))
+        assert (door.requests, door.nbytes) == (len(inside), sum(inside))
+        assert door.requests <= SMALL.pending_requests
+        assert door.nbytes <= SMALL.pending_nbytes
+    for nbytes in inside:
+        door.leave(nbytes)
+    assert (door.requests, door.nbytes) == (0, 0)

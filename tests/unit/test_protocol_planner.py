@@ -1,0 +1,179 @@
+"""The planner: the best line now, hysteresis around breakpoints, reasons for detours, and costs learned online."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from protocol.control.planner import ASSUMED_LINK, HYSTERESIS, Candidate, Planner
+from protocol.latency import LinkState, PlacementCost, latency_s
+
+EDGE = Candidate("edge-only", PlacementCost(edge_s=0.100))
+CUT = Candidate("cut-1", PlacementCost(edge_s=0.030, encode_s=0.002, up_nbytes=10_000, tail_s=0.010, down_nbytes=100))
+CLOUD = Candidate("full-cloud", PlacementCost(encode_s=0.001, up_nbytes=150_000, tail_s=0.015, down_nbytes=100))
+ALL = (EDGE, CUT, CLOUD)
+
+
+def link(mbit_per_s: float, rtt_s: float = 0.02) -> LinkState:
+    return LinkState(mbit_per_s * 1e6 / 8, rtt_s, mbit_per_s * 1e6 / 8)
+
+
+def chosen(planner: Planner, mbit_per_s: float) -> str:
+    decision = planner.decide(link(mbit_per_s), {})
+    assert decision is not None
+    return decision.id
+
+
+@pytest.mark.parametrize(
+    ("mbit_per_s", "best"), [(0.5, "edge-only"), (1.5, "edge-only"), (5, "cut-1"), (20, "cut-1"), (500, "full-cloud")]
+)
+def test_the_placement_with_the_least_predicted_latency_is_chosen(mbit_per_s: float, best: str) -> None:
+    decision = Planner(ALL).decide(link(mbit_per_s), {})
+    assert decision is not None
+    predicted = {c.id: latency_s(c.cost, link(mbit_per_s)) for c in ALL}
+    assert (decision.id, decision.because_of) == (best, None)
+    assert best == min(predicted, key=lambda id_: predicted[id_])
+    assert decision.predicted_s == pytest.approx(predicted[best])
+
+
+def test_before_anything_was_measured_a_decent_mobile_link_is_assumed() -> None:
+    planner = Planner(ALL)
+    assert planner.predict(None) == planner.predict(ASSUMED_LINK)
+    assert planner.decide(None, {}) == Planner(ALL).decide(ASSUMED_LINK, {})
+
+
+def test_a_small_gain_does_not_move_the_planner_and_a_clear_one_does() -> None:
+    a, b = Candidate("a", PlacementCost(edge_s=0.100)), Candidate("b", PlacementCost(encode_s=0.05, up_nbytes=5_000))
+    planner = Planner((a, b))
+
+    def rate_at_which_b_costs(share: float) -> LinkState:
+        return LinkState(5_000 / (share * 0.100 - 0.05), 0.0)
+
+    planner.decide(LinkState(1.0, 0.0), {})
+    assert planner.current == "a"
+    planner.decide(rate_at_which_b_costs(1 - HYSTERESIS + 0.01), {})
+    assert planner.current == "a"
+    planner.decide(rate_at_which_b_costs(1 - HYSTERESIS - 0.01), {})
+    assert planner.current == "b"
+    planner.decide(rate_at_which_b_costs(1.05), {})
+    assert planner.current == "b", "the way back needs a clear gain as well"
+    planner.decide(rate_at_which_b_costs(1.2), {})
+    assert planner.current == "a"
+
+
+def test_noise_of_five_per_cent_around_a_breakpoint_never_flaps() -> None:
+    # cut-1 and edge-only cost the same where 10,100 bytes take 38 ms: 2.126 Mbit/s.
+    chance = random.Random(1)
+    planner = Planner(ALL)
+    seen = {chosen(planner, 2.126 * chance.uniform(0.95, 1.05)) for _ in range(500)}
+    assert len(seen) == 1
+
+
+def test_a_step_across_a_breakpoint_is_followed_at_once() -> None:
+    planner = Planner(ALL)
+    assert [chosen(planner, rate) for rate in (10, 0.5, 10, 500)] == ["cut-1", "edge-only", "cut-1", "full-cloud"]
+
+
+def test_what_is_unavailable_is_passed_over_and_the_reason_reported() -> None:
+    decision = Planner(ALL).decide(link(10), {"cut-1": "its head failed", "full-cloud": "not held"})
+    assert decision is not None
+    assert decision.id == "edge-only"
+    assert decision.because_of == ("cut-1", "its head failed")
+    assert decision.predicted_s == pytest.approx(0.1)
+
+
+def test_something_else_being_unavailable_is_no_degradation() -> None:
+    decision = Planner(ALL).decide(link(10), {"full-cloud": "not held"})
+    assert decision is not None
+    assert (decision.id, decision.because_of) == ("cut-1", None)
+
+
+def test_a_detour_does_not_become_the_current_placement() -> None:
+    planner = Planner(ALL)
+    assert chosen(planner, 10) == "cut-1"
+    detour = planner.decide(link(10), {"cut-1": "for a moment"})
+    assert detour is not None
+    assert detour.id != "cut-1"
+    assert planner.current == "cut-1"
+    assert chosen(planner, 10) == "cut-1", "its return must not be held back by hysteresis"
+
+
+def test_when_nothing_can_be_used_there_is_no_decision() -> None:
+    planner = Planner(ALL)
+    assert planner.decide(link(10), {c.id: "broken" for c in ALL}) is None
+
+
+# ---- learning -------------------------------------------------------------------------------------------------------
+
+
+def predicted_edge_s(planner: Planner, id_: str) -> float:
+    """Predicted seconds on a link that costs nothing."""
+    return planner.predict(LinkState(1e15, 0.0))[id_]
+
+
+def test_a_slow_device_is_learned_from_what_heads_really_take() -> None:
+    planner = Planner(ALL)
+    for _ in range(40):
+        planner.observe_edge("cut-1", 3 * 0.032)
+    assert predicted_edge_s(planner, "cut-1") == pytest.approx(3 * 0.032 + 0.010, rel=0.02)
+    assert predicted_edge_s(planner, "edge-only") == pytest.approx(0.3, rel=0.02), "a hot device moves every head"
+
+
+def test_what_was_measured_itself_is_believed_more_than_its_neighbours() -> None:
+    planner = Planner(ALL)
+    for _ in range(40):
+        planner.observe_edge("edge-only", 0.1)
+        planner.observe_edge("cut-1", 2 * 0.032)
+    assert predicted_edge_s(planner, "edge-only") == pytest.approx(0.1, rel=0.02)
+    assert predicted_edge_s(planner, "cut-1") == pytest.approx(2 * 0.032 + 0.010, rel=0.02)
+
+
+def test_encoding_alone_says_nothing_about_the_devices_arithmetic() -> None:
+    planner = Planner(ALL)
+    for _ in range(40):
+        planner.observe_edge("full-cloud", 0.010)  # encoding ten times as slow as planned
+    assert predicted_edge_s(planner, "edge-only") == pytest.approx(0.1)
+    assert predicted_edge_s(planner, "full-cloud") == pytest.approx(0.010 + 0.015, rel=0.05)
+
+
+def test_a_slow_tail_is_learned_for_its_own_placement_only() -> None:
+    planner = Planner(ALL)
+    for _ in range(40):
+        planner.observe_tail("cut-1", 0.050)
+    assert predicted_edge_s(planner, "cut-1") == pytest.approx(0.032 + 0.050, rel=0.02)
+    assert predicted_edge_s(planner, "full-cloud") == pytest.approx(0.016)
+
+
+def test_learning_moves_the_choice() -> None:
+    planner = Planner(ALL)
+    assert chosen(planner, 10) == "cut-1"
+    for _ in range(30):
+        planner.observe_tail("cut-1", 0.5)
+    assert chosen(planner, 10) == "edge-only"
+
+
+def test_the_first_measurement_beats_any_prior_from_another_machine() -> None:
+    planner = Planner(ALL)
+    planner.observe_edge("edge-only", 0.4)
+    planner.observe_tail("full-cloud", 0.03)
+    assert predicted_edge_s(planner, "edge-only") == pytest.approx(0.4)
+    assert predicted_edge_s(planner, "full-cloud") == pytest.approx(0.001 * 4 + 0.03)
+
+
+def test_after_the_first_one_outlier_moves_a_prediction_by_a_fifth_at_most() -> None:
+    planner = Planner(ALL)
+    planner.observe_edge("edge-only", 0.1)
+    planner.observe_edge("edge-only", 60.0)
+    assert 0.1 < predicted_edge_s(planner, "edge-only") <= 0.1 * 1.21
+    planner.observe_edge("edge-only", 0.0001)
+    assert predicted_edge_s(planner, "edge-only") >= 0.1 * 0.79
+
+
+def test_what_never_ran_or_was_planned_at_nothing_changes_nothing() -> None:
+    free = Candidate("free", PlacementCost(up_nbytes=10))
+    planner = Planner((free, EDGE))
+    before = planner.predict(link(10))
+    planner.observe_edge("free", 1.0)
+    planner.observe_tail("free", 1.0)
+    assert planner.predict(link(10)) == before

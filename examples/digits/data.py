@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ CALIBRATION_SEED = 20261123
 """Seeds the choice and the frames of the calibration set (training images only)."""
 HELD_OUT_COUNT = 500
 """Images held out, stratified by class; the other 1,297 are for training and calibration."""
-CALIBRATION_COUNT = 256
+CALIBRATION_COUNT = 192
 """Frames in the calibration set, unless the caller says otherwise."""
 
 DIGIT_SIDE = 8
@@ -37,8 +37,8 @@ DIGIT_INK = 16.0
 """Full ink in a source image; its values are the integers 0..16."""
 WEIGHT_STEPS = 256.0
 """Interpolation weights are multiples of 1/256, see `_interpolation`."""
-CHUNK_FRAMES = 64
-"""Frames drawn at a time, so that the float32 working set stays near 20 MB whatever is asked for."""
+CHUNK_FRAMES = 32
+"""Frames drawn at a time, so that the float32 working set stays near 25 MB whatever is asked for."""
 
 Images = NDArray[np.float32]
 Frames = NDArray[np.uint8]
@@ -49,9 +49,9 @@ Labels = NDArray[np.int64]
 class SensorModel:
     """The camera that is simulated; grey levels run from 0 (black) to 255, lengths are in frame pixels."""
 
-    side: int = 160
+    side: int = 224
     """Height and width of a frame."""
-    digit_size: tuple[float, float] = (64.0, 120.0)
+    digit_size: tuple[float, float] = (90.0, 168.0)
     """Smallest and largest side of the square that the 8x8 digit is scaled to; uniform."""
     aspect: tuple[float, float] = (0.85, 1.0)
     """Width of that square as a part of its height; uniform."""
@@ -63,6 +63,11 @@ class SensorModel:
     """Largest change of illumination from edge to edge, in grey levels, along each axis; uniform, either sign."""
     noise: float = 5.0
     """Standard deviation of the Gaussian sensor noise, in grey levels, independent per pixel."""
+
+    def resized(self, side: int) -> SensorModel:
+        """The same scene on a frame of another side: digits keep their part of it, light and noise stay as they are."""
+        smallest, largest = (size * side / self.side for size in self.digit_size)
+        return replace(self, side=side, digit_size=(smallest, largest))
 
 
 SENSOR = SensorModel()
@@ -107,13 +112,13 @@ def draw(images: Images, seed: int, sensor: SensorModel = SENSOR) -> Frames:
 
 
 def held_out_frames() -> tuple[Frames, Labels]:
-    """The frames on which accuracy is measured: uint8 [500,1,160,160] and int64 [500]."""
+    """The frames on which accuracy is measured: uint8 [500,1,224,224] and int64 [500]."""
     split = load_split()
     return draw(split.held_out_images, HELD_OUT_FRAMES_SEED), split.held_out_labels
 
 
 def calibration_frames(n: int = CALIBRATION_COUNT) -> tuple[Frames, Labels]:
-    """Frames for INT8 calibration, from training images only: uint8 [n,1,160,160] and int64 [n], n <= 1,297."""
+    """Frames for INT8 calibration, from training images only: uint8 [n,1,224,224] and int64 [n], n <= 1,297."""
     split = load_split()
     available = len(split.train_images)
     if not 1 <= n <= available:

@@ -51,12 +51,18 @@ class Recipe:
 
     seed: int = 20261124
     """Seeds the initial weights, the order of the images and every frame drawn."""
-    epochs: int = 40
-    """Passes over the training images, each with new frames."""
+    stages: tuple[tuple[int, int], ...] = ((112, 25), (224, 5))
+    """Frame side and epochs (passes over the training images, each with new frames), in turn.
+
+    A small frame costs a quarter and teaches nearly the same. The last stage has the published side: it fits the
+    weights to strokes twice as wide, and leaves less than 0.1 % of the small frames in BatchNorm's running statistics.
+    """
     batch: int = 64
     """Frames per step."""
     peak_rate: float = 4e-3
     """Largest learning rate of the one-cycle schedule (AdamW)."""
+    warm_up: float = 0.25
+    """Part of the steps in which that rate is reached; the rest come down from it."""
     weight_decay: float = 0.05
     """Decoupled weight decay of AdamW."""
     smoothing: float = 0.05
@@ -97,7 +103,7 @@ NORMALISE = {"mean": 60.0, "std": 35.0}
 STEM: dict[str, Layer] = {"stem1": Conv(1, 16, side=5, stride=2), "stem2": Conv(16, 24, stride=2)}
 NECK: dict[str, Layer] = {"stem3": Conv(24, 24, stride=2)}
 EARLY: dict[str, Layer] = {f"block{i}": Residual(24, 192) for i in (1, 2, 3)}
-LATE: dict[str, Layer] = {"down": Conv(24, 104, stride=2)} | {f"block{i}": Residual(104, 104) for i in (4, 5)}
+LATE: dict[str, Layer] = {"down": Conv(24, 104)} | {f"block{i}": Residual(104, 104) for i in (4, 5)}
 LAYERS = STEM | NECK | EARLY | LATE
 WIDTH = 104
 
@@ -150,7 +156,7 @@ class Network(nn.Module):
                 nn.init.zeros_(module.norm.weight)
 
     def forward(self, image: Tensor) -> Tensor:
-        """uint8 [N,1,160,160] -> logits float32 [N,10]."""
+        """uint8 [N,1,side,side] -> logits float32 [N,10]; any side will do, for the pool averages what there is."""
         x = (image.float() - NORMALISE["mean"]) * (1.0 / NORMALISE["std"])
         x = x.contiguous(memory_format=torch.channels_last)
         for name, layer in LAYERS.items():
@@ -170,16 +176,17 @@ def train(split: data.Split, recipe: Recipe) -> Network:
     torch.use_deterministic_algorithms(True)
     network = Network()
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    sides = [side for side, epochs in recipe.stages for _ in range(epochs)]
     steps = -(-len(split.train_images) // recipe.batch)
     optimiser = torch.optim.AdamW(network.parameters(), lr=recipe.peak_rate, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, recipe.peak_rate, epochs=recipe.epochs, steps_per_epoch=steps
+        optimiser, recipe.peak_rate, total_steps=len(sides) * steps, pct_start=recipe.warm_up
     )
     network.train()
     started = time.perf_counter()
-    for epoch in range(recipe.epochs):
+    for epoch, side in enumerate(sides):
         total = 0.0
-        for frames, labels in _epoch(split, recipe, epoch):
+        for frames, labels in _epoch(split, recipe, epoch, side):
             loss = functional.cross_entropy(network(frames), labels, label_smoothing=recipe.smoothing)
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -187,16 +194,16 @@ def train(split: data.Split, recipe: Recipe) -> Network:
             schedule.step()
             total += loss.item() * len(labels)
         mean, elapsed_s = total / len(split.train_labels), time.perf_counter() - started
-        print(f"epoch {epoch + 1:2d}/{recipe.epochs}  loss {mean:.4f}  {elapsed_s:5.0f} s", flush=True)
+        print(f"epoch {epoch + 1:2d}/{len(sides)}  side {side}  loss {mean:.4f}  {elapsed_s:5.0f} s", flush=True)
     network.eval()
     return network
 
 
-def _epoch(split: data.Split, recipe: Recipe, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _epoch(split: data.Split, recipe: Recipe, epoch: int, side: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of freshly drawn frames, in a new order; everything follows from the seed and the epoch's number."""
     seed = recipe.seed + 1 + epoch
     order = np.random.default_rng(seed).permutation(len(split.train_images))
-    frames = data.draw(_warp(split.train_images[order], recipe, seed), seed)
+    frames = data.draw(_warp(split.train_images[order], recipe, seed), seed, data.SENSOR.resized(side))
     labels = split.train_labels[order]
     for start in range(0, len(order), recipe.batch):
         chosen = slice(start, start + recipe.batch)

@@ -1,6 +1,6 @@
 """L(b): how long a batch of b takes on one lane, as measured at warm-up and corrected by what is seen. Pure.
 
-Batch sizes are kept in powers of two; between them L is interpolated linearly, and it never falls with b. Admission and
+Between the batch sizes that were seen L is interpolated linearly, and it never falls with b. Admission and
 dispatch use a high quantile, not the mean: at 120 % load that is the difference between 77 and 80 % goodput with
 nothing answered late (simulated), because a mean lets half of the tight deadlines slip.
 """
@@ -20,17 +20,24 @@ class CostCurve:
 
     def __init__(self) -> None:
         self._samples: dict[int, deque[float]] = {}
-        self._cache: list[tuple[int, float]] | None = None
+        self._quantiles: dict[int, float] = {}
+        self._points: list[tuple[int, float]] = []  # (batch, seconds), never falling
 
     def observe(self, batch: int, seconds: float) -> None:
         """One batch of `batch` rows took `seconds`."""
-        size = 1 << max(batch - 1, 0).bit_length()  # a batch of 5 costs at most what 8 do
-        self._samples.setdefault(size, deque(maxlen=WINDOW)).append(seconds)
-        self._cache = None
+        samples = self._samples.setdefault(batch, deque(maxlen=WINDOW))
+        samples.append(seconds)
+        ordered = sorted(samples)
+        self._quantiles[batch] = ordered[min(int(len(ordered) * QUANTILE), len(ordered) - 1)]
+        floor = 0.0
+        self._points = []
+        for size in sorted(self._quantiles):
+            floor = max(floor, self._quantiles[size])
+            self._points.append((size, floor))
 
     def predict(self, batch: int) -> float:
         """A high quantile of L(batch); 0 when nothing was measured yet."""
-        points = self._points()
+        points = self._points
         if not points:
             return 0.0
         sizes = [size for size, _ in points]
@@ -57,14 +64,3 @@ class CostCurve:
             if size == 1 or (size <= most and seen > throughput * KNEE_GAIN):
                 best, throughput = size, seen
         return best
-
-    def _points(self) -> list[tuple[int, float]]:
-        if self._cache is None:
-            points: list[tuple[int, float]] = []
-            floor = 0.0
-            for size in sorted(self._samples):
-                ordered = sorted(self._samples[size])
-                floor = max(floor, ordered[min(int(len(ordered) * QUANTILE), len(ordered) - 1)])
-                points.append((size, floor))
-            self._cache = points
-        return self._cache

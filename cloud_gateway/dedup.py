@@ -8,10 +8,10 @@ done        -> the same answer again, from a bounded store
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Hashable
 from typing import Generic, TypeVar
 
 from protocol.errors import InvariantViolation
-from protocol.messages import RequestId
 
 A = TypeVar("A")
 
@@ -20,29 +20,33 @@ KEEP_NBYTES = 32 * 1024 * 1024
 
 
 class DedupTable(Generic[A]):
-    """Answers of type A by request id. Forgets the oldest *done* entries first, and only those."""
+    """Answers of type A by request. Forgets the oldest *done* entries first, and only those.
+
+    A request is its id together with its segment: sent again with another placement it is other work, since another
+    tail has other outputs.
+    """
 
     def __init__(self, *, entries: int = KEEP_ENTRIES, nbytes: int = KEEP_NBYTES) -> None:
         self._entries = entries
         self._limit = nbytes
         self._nbytes = 0
-        self._running: dict[RequestId, tuple[bytes, int]] = {}  # -> (route, attempt) to answer
-        self._done: OrderedDict[RequestId, tuple[A, int]] = OrderedDict()
+        self._running: dict[Hashable, tuple[bytes, int]] = {}  # -> (route, attempt) to answer
+        self._done: OrderedDict[Hashable, tuple[A, int]] = OrderedDict()
 
-    def start(self, request: RequestId, route: bytes, attempt: int) -> None:
+    def start(self, request: Hashable, route: bytes, attempt: int) -> None:
         """`request` begins to run; its answer belongs to `route`."""
         if request in self._running or request in self._done:
             raise InvariantViolation(f"request {request} would run twice")
         self._running[request] = (route, attempt)
 
-    def attach(self, request: RequestId, route: bytes, attempt: int) -> bool:
+    def attach(self, request: Hashable, route: bytes, attempt: int) -> bool:
         """Whether `request` is running; if so its answer will go to this route and attempt."""
         if request not in self._running:
             return False
         self._running[request] = (route, attempt)
         return True
 
-    def finished(self, request: RequestId) -> A | None:
+    def finished(self, request: Hashable) -> A | None:
         """The stored answer, if there is one."""
         entry = self._done.get(request)
         if entry is None:
@@ -50,9 +54,11 @@ class DedupTable(Generic[A]):
         self._done.move_to_end(request)
         return entry[0]
 
-    def finish(self, request: RequestId, answer: A, nbytes: int) -> tuple[bytes, int]:
+    def finish(self, request: Hashable, answer: A, nbytes: int) -> tuple[bytes, int]:
         """`request` was answered: store it and return the route and attempt it belongs to."""
         destination = self._running.pop(request)
+        if nbytes > self._limit:
+            return destination  # keeping it would throw out all others
         self._done[request] = (answer, nbytes)
         self._nbytes += nbytes
         while self._done and (len(self._done) > self._entries or self._nbytes > self._limit):
@@ -60,7 +66,7 @@ class DedupTable(Generic[A]):
             self._nbytes -= size
         return destination
 
-    def abandon(self, request: RequestId) -> tuple[bytes, int] | None:
+    def abandon(self, request: Hashable) -> tuple[bytes, int] | None:
         """`request` was refused, not answered: a later attempt may run."""
         return self._running.pop(request, None)
 

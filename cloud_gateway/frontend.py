@@ -207,10 +207,11 @@ class Frontend:
         )
 
     def _infer(self, route: bytes, infer: m.Infer, parts: list[Buffer], now: float) -> None:
-        if self._dedup.attach(infer.request, route, infer.attempt):
+        key = (infer.request, infer.segment)
+        if self._dedup.attach(key, route, infer.attempt):
             self.stats["duplicates_attached"] += 1
             return
-        if (answer := self._dedup.finished(infer.request)) is not None:
+        if (answer := self._dedup.finished(key)) is not None:
             self.stats["duplicates_answered"] += 1
             self._send_answer(route, infer.attempt, answer)
             return
@@ -236,7 +237,7 @@ class Frontend:
             if verdict is None:
                 item = Item(infer, parts, nbytes, rows, layout, now, now + budget_s, segment)
                 self._admission.enter(nbytes)
-                self._dedup.start(infer.request, route, infer.attempt)
+                self._dedup.start(key, route, infer.attempt)
                 lane.batcher.offer(item, now=now)
                 lane.condition.notify()
         if verdict is not None:
@@ -273,7 +274,8 @@ class Frontend:
             bundle=item.segment.bundle,
         )
         answer = _Answer(result, done.buffers)
-        route, attempt = self._dedup.finish(item.infer.request, answer, sum(h.nbytes for h in done.headers) + 512)
+        key = (item.infer.request, item.infer.segment)
+        route, attempt = self._dedup.finish(key, answer, sum(h.nbytes for h in done.headers) + 512)
         self.stats["results"] += 1
         self.stats["batched_rows"] += item.rows if done.batch_size > item.rows else 0
         self._send_answer(route, attempt, answer)
@@ -295,7 +297,7 @@ class Frontend:
 
     def _give_up(self, item: Item, code: m.RejectCode, reason: str) -> None:
         self._admission.leave(item.nbytes)
-        destination = self._dedup.abandon(item.infer.request)
+        destination = self._dedup.abandon((item.infer.request, item.infer.segment))
         if destination is not None:
             self._reject(destination[0], item.infer, code, reason, attempt=destination[1], arrived=item.arrived)
 

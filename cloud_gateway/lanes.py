@@ -24,7 +24,8 @@ from protocol.tensors import Array, TensorHeader, shape_fits
 from protocol.wire import Buffer
 
 WARM_UP_RUNS = 5
-WARM_UP_BUDGET_S = 3.0  # a lane that is slower than this at its larger batches is measured at the smaller ones only
+WARM_UP_BUDGET_S = 1.5  # agents are already knocking: a slow lane is measured at its smaller batches only
+PAST_THE_KNEE = 2  # so many doublings without a gain, and larger batches are not tried
 MAX_ROWS = 16
 
 
@@ -69,6 +70,8 @@ class Lane:
         began = time.monotonic()
         size = 1
         while size <= self.batcher.max_rows and time.monotonic() - began < WARM_UP_BUDGET_S:
+            if size > self.curve.knee(size) << PAST_THE_KNEE:
+                break
             tensors = self._zeros(size)
             self.engine.infer(tensors)
             for _ in range(WARM_UP_RUNS):

@@ -101,6 +101,7 @@ class Worker:
         try:
             tensors = self._assemble([arrays for _, arrays in decoded])
             outputs = self._lane.engine.infer(tensors)
+            self._check_rows(outputs, items)
         except EngineError as error:
             self._post([NotComputed(item, m.RejectCode.INTERNAL, str(error)[:900]) for item in items])
             return
@@ -150,9 +151,22 @@ class Worker:
             joined[name] = stack((r[name] for r in requests), axis)
         return joined
 
+    def _check_rows(self, outputs: dict[str, Array], items: list[Item]) -> None:
+        """A tail that returns fewer rows than it was given would hand one caller another's answer."""
+        rows = sum(item.rows for item in items)
+        for name, array in outputs.items() if len(items) > 1 else ():
+            axis = self._lane.output_axes[name]
+            if array.ndim <= axis or array.shape[axis] % rows:
+                raise EngineError(
+                    f"output {name!r} has shape {list(array.shape)} for {rows} rows", "serve it at batch 1"
+                )
+
     def _split(self, outputs: dict[str, Array], items: list[Item]) -> list[dict[str, Array]]:
         if len(items) == 1:
             return [outputs]
-        ends = np.cumsum([item.rows for item in items])[:-1]
-        parts = {name: np.split(array, ends, self._lane.output_axes[name]) for name, array in outputs.items()}
+        *ends, rows = np.cumsum([item.rows for item in items])
+        parts = {}
+        for name, array in outputs.items():
+            axis = self._lane.output_axes[name]
+            parts[name] = np.split(array, np.array(ends) * (array.shape[axis] // rows), axis)
         return [{name: arrays[i] for name, arrays in parts.items()} for i in range(len(items))]

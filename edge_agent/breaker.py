@@ -59,6 +59,10 @@ class Breaker:
         self.reason = ""
         self._opens_until = 0.0
 
+    def released(self) -> None:
+        """The trial ended without saying anything about what this breaker watches: another may follow."""
+        self._trial_since = None
+
     def failed(self, reason: str, *, now: float) -> None:
         self._failures += 1
         self.reason = reason

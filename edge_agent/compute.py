@@ -28,6 +28,7 @@ class Job:
 class Done:
     seq: int
     generation: int
+    placement: str
     prepared: Prepared
 
 
@@ -73,6 +74,6 @@ class Compute:
 
     def _do(self, job: Job) -> Done | Failed:
         try:
-            return Done(job.seq, job.generation, self._heads.prepare(job.placement, job.inputs))
+            return Done(job.seq, job.generation, job.placement, self._heads.prepare(job.placement, job.inputs))
         except IsthmusError as error:
             return Failed(job.seq, job.generation, str(error))

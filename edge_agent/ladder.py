@@ -34,6 +34,7 @@ ATTEMPT_FACTOR = 4.0  # an attempt may take this many times its prediction
 LOCAL_RESERVE_FACTOR = 1.5
 LOCAL_RESERVE_MIN_S = 0.005
 SHORTEST_PAUSE_S = 0.01  # between two attempts of one request, whatever the gateway says
+TRAVEL_MARGIN = 1.25
 MOST_PENDING = 256
 
 
@@ -278,6 +279,8 @@ class Ladder:
         """The current placement failed this request; take the next-best one. `again`: the same one may work later."""
         self._note(flight, why)
         was_sent = flight.phase is Phase.SENT
+        if was_sent:
+            self._tails[flight.placement].released()
         again = again and flight.phase is not Phase.PREPARING
         if not again:
             flight.avoided[flight.placement] = why
@@ -294,18 +297,20 @@ class Ladder:
         return self._place(flight, now=now)
 
     def _wait_or_refuse(self, flight: Flight, unavailable: Mapping[str, str], *, now: float) -> list[Instruction]:
-        """No placement can be used. With only the link missing the request may wait for it, else it is refused."""
-        if self._link_reason is not None:
+        """No placement can be used now. If only link or gateway need a moment the request waits, else it is refused."""
+        waiting = [
+            row.id
+            for row in self._rows.values()
+            if row.kind is not PlacementKind.EDGE_ONLY
+            and row.id not in flight.avoided | self._broken
+            and self._device_refuses(row, now=now) is None
+            and (self._link_reason is not None or row.segment in self._held)
+        ]
+        if waiting and (self._link_reason is not None or self._gateway.refuses(now=now)):
             predicted = self.planner.predict(self._link)
-            waiting = [
-                row.id
-                for row in self._rows.values()
-                if row.kind is not PlacementKind.EDGE_ONLY
-                and row.id not in flight.avoided
-                and self._device_refuses(row, now=now) is None
-            ]
-            if waiting:
-                return self._prepare(flight, min(waiting, key=lambda id_: predicted[id_]), now=now)
+            for why in dict.fromkeys(unavailable[id_] for id_ in waiting):
+                self._note(flight, why)
+            return self._prepare(flight, min(waiting, key=lambda id_: predicted[id_]), now=now)
         reason = "; ".join(dict.fromkeys(unavailable.values())) or "the bundle has no placement"
         return [self._refuse(flight, RefusalCode.NO_PLACEMENT, reason)]
 
@@ -330,6 +335,11 @@ class Ladder:
             too_large = requests > 0 and nbytes + flight.nbytes > self._credit_nbytes
             if requests >= self._credit_requests or too_large:
                 break
+            left_s, travel_s = flight.deadline - now, self._travel_s(flight)
+            if left_s <= travel_s and self._local_start(flight) == flight.deadline:
+                why = f"{flight.nbytes} bytes need {travel_s:.3f} s to travel and {left_s:.3f} s are left"
+                out.append(self._refuse(flight, RefusalCode.DEADLINE, why))
+                continue
             out.append(self._send(flight, now=now))
             requests, nbytes = requests + 1, nbytes + flight.nbytes
         return out
@@ -341,10 +351,14 @@ class Ladder:
         flight.attempt_until = min(now + self._allowed_s(flight), self._latest_remote_end(flight))
         self._gateway.passing(now=now)
         self._tails[flight.placement].passing(now=now)
-        upload = flight.nbytes / self._link.uplink_bytes_per_s if self._link else 0.0
-        travel = (upload + self._link.rtt_s) * 1.25 if self._link else 0.0  # an upper quantile, not the mean
-        budget = max(flight.attempt_until - now - travel, 0.0)
-        return Send(flight.seq, flight.placement, flight.attempt, budget)
+        budget_s = max(flight.attempt_until - now - self._travel_s(flight), 0.0)
+        return Send(flight.seq, flight.placement, flight.attempt, budget_s)
+
+    def _travel_s(self, flight: Flight) -> float:
+        """Upload and return of what is prepared: an upper quantile, not the mean. 0 while the link is unknown."""
+        if self._link is None:
+            return 0.0
+        return (flight.nbytes / self._link.uplink_bytes_per_s + self._link.rtt_s) * TRAVEL_MARGIN
 
     def _allowed_s(self, flight: Flight) -> float:
         predicted = self.planner.predict(self._link)[flight.placement]
@@ -353,6 +367,8 @@ class Ladder:
     def _local_start(self, flight: Flight) -> float:
         """The latest moment at which edge-only can still start and meet the deadline; the deadline without it."""
         if self._local is None or self._local == flight.placement or flight.local_hopeless:
+            return flight.deadline
+        if self._local in self._disabled:
             return flight.deadline
         predicted = self.planner.predict(self._link)[self._local]
         return flight.deadline - max(LOCAL_RESERVE_FACTOR * predicted, LOCAL_RESERVE_MIN_S)

@@ -7,7 +7,6 @@ or 3 channels: converted to grey or RGB and resized; any other pre-processing be
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,26 +82,50 @@ def _load(path: Path, specs: Sequence[TensorSpec]) -> dict[str, Array]:
         return {s.name: _with_batch(a, s) for s, a in zip(specs, _arrays(path, specs).values(), strict=True)}
     only = _only_input(path, specs)
     if suffix == ".npy":
-        try:
-            array: Array = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise InputError(f"{path} is not a readable .npy file ({error})", "write it with numpy.save") from error
-        return {only.name: _with_batch(array, only)}
+        return {only.name: _with_batch(_array(path), only)}
     if suffix in IMAGE_SUFFIXES:
         return {only.name: _image(path, only)}
     raise InputError(f"{path} is no .npz, .npy or image file", "convert it")
 
 
+def _array(path: Path) -> Array:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except Exception as error:  # numpy's parsers let almost any exception out when a file is damaged
+        raise InputError(f"{path} is not a readable .npy file ({_why(error)})", "write it with numpy.save") from error
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{path} is not an .npy file but an archive", "call it .npz")
+    return array
+
+
 def _arrays(path: Path, specs: Sequence[TensorSpec]) -> dict[str, Array]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            missing = [s.name for s in specs if s.name not in archive.files]
-            if missing:
-                has = ", ".join(archive.files) or "nothing"
-                raise InputError(f"{path} has no array {missing[0]!r} (it has {has})", "name arrays like model inputs")
-            return {s.name: archive[s.name] for s in specs}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise InputError(f"{path} is not a readable .npz file ({error})", "write it with numpy.savez") from error
+        archive = np.load(path, allow_pickle=False)
+    except Exception as error:
+        raise InputError(f"{path} is not a readable .npz file ({_why(error)})", "write it with numpy.savez") from error
+    if isinstance(archive, np.ndarray):
+        raise InputError(f"{path} is not an .npz file but a single array", "call it .npy")
+    with archive:
+        missing = [s.name for s in specs if s.name not in archive.files]
+        if missing:
+            has = ", ".join(archive.files) or "nothing"
+            raise InputError(f"{path} has no array {missing[0]!r} (it has {has})", "name arrays like model inputs")
+        return {s.name: _member(archive, s.name, path) for s in specs}
+
+
+def _member(archive: np.lib.npyio.NpzFile, name: str, path: Path) -> Array:
+    try:
+        array = archive[name]
+    except Exception as error:
+        fact = f"array {name!r} of {path} cannot be read ({_why(error)})"
+        raise InputError(fact, "write it with numpy.savez") from error
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{name!r} of {path} is no array", "write it with numpy.savez")
+    return array
+
+
+def _why(error: Exception) -> str:
+    return (str(error).strip().split("\n")[0] or type(error).__name__)[:200]
 
 
 def _checked(name: str, inputs: dict[str, Array], specs: Sequence[TensorSpec]) -> Sample:
@@ -126,7 +149,7 @@ def _with_batch(array: Array, spec: TensorSpec) -> Array:
 
 def _image(path: Path, spec: TensorSpec) -> Array:
     try:
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image
     except ImportError as error:
         raise InputError(
             f"{path} is an image but Pillow is not installed", "pip install pillow, or use .npy"
@@ -144,8 +167,8 @@ def _image(path: Path, spec: TensorSpec) -> Array:
     try:
         with Image.open(path) as picture:
             converted = picture.convert("L" if channels == 1 else "RGB")
-    except (OSError, UnidentifiedImageError) as error:
-        raise InputError(f"{path} is not a readable image ({error})", "convert it") from error
+    except Exception as error:  # so many decoders, so many ways to fail
+        raise InputError(f"{path} is not a readable image ({_why(error)})", "convert it") from error
     if isinstance(height, int) and isinstance(width, int):
         converted = converted.resize((width, height))
     pixels = np.asarray(converted, dtype=np.uint8).reshape(converted.height, converted.width, -1)

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from edge_agent.compute import Crashed, Done, Failed, Job
 from edge_agent.connection import Change, Connection
@@ -70,7 +70,7 @@ class Ending:
 @dataclass(slots=True)
 class _Work:
     inputs: Tensors
-    prepared: Prepared | None = None
+    prepared: dict[str, Prepared] = field(default_factory=dict)  # by placement
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +163,9 @@ class Uplink:
                 self._work[seq] = _Work(inputs)
                 self._ladder.link_measured(self.estimator.estimate(now))
                 self._carry_out(self._ladder.submitted(seq, deadline, now=now))
-            case Done(seq, generation, prepared):
+            case Done(seq, generation, placement, prepared):
                 if (work := self._work.get(seq)) is not None:
-                    work.prepared = prepared
+                    work.prepared[placement] = prepared
                 busy_s = prepared.edge_s + prepared.encode_s
                 self._carry_out(self._ladder.prepared(seq, generation, prepared.nbytes, busy_s, now=now))
             case Failed(seq, generation, reason):
@@ -201,10 +201,10 @@ class Uplink:
                     self._link.send(m.Cancel(m.RequestId(self._hello.boot, seq)))
                 case Finish(seq):
                     work = self._work.pop(seq)
-                    self._ended(Ending(instruction, work.prepared, remote))
+                    self._ended(Ending(instruction, work.prepared.get(instruction.placement), remote))
 
     def _send_infer(self, send: Send) -> None:
-        prepared = self._work[send.seq].prepared
+        prepared = self._work[send.seq].prepared.get(send.placement)
         if prepared is None:
             raise InvariantViolation(f"request {send.seq} is sent before it is prepared")
         message = m.Infer(

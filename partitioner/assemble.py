@@ -61,7 +61,8 @@ class Workshop:
     yardstick: Yardstick
     exact: tuple[Outputs, ...]  # the model's unoptimised outputs on the first held-out samples
     precision: str  # "auto", "int8" or "fp32", as asked
-    threads: int
+    threads: int  # of heads, as on the device
+    tail_threads: int  # of tails, as at the gateway
 
     @property
     def free_batch(self) -> bool:

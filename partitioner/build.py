@@ -59,6 +59,7 @@ class Order:
     precision: str = "auto"
     bound: float = 0.01
     threads: int = 1
+    tail_threads: int = 1
     calibration: Path | None = None
     labels: str | None = None
     force: bool = False
@@ -126,7 +127,7 @@ def _workshop(order: Order, model: LoadedModel, samples: data.Samples, reporter:
     reporter.stage("running the whole model on the held-out samples")
     expected = verify.run_all(model.data, samples, samples.held_out)
     stick = verify.yardstick(expected, samples, model.topology.outputs[0], order.bound)
-    return Workshop(model, samples, seen, stick, tuple(exact), order.precision, order.threads)
+    return Workshop(model, samples, seen, stick, tuple(exact), order.precision, order.threads, order.tail_threads)
 
 
 def _check_normal_form(model: LoadedModel, samples: data.Samples, exact: Sequence[verify.Outputs]) -> None:
@@ -274,6 +275,7 @@ def _conditions(order: Order, shop: Workshop) -> Conditions:
         machine=f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
         edge_slowdown=order.edge_slowdown,
         threads=order.threads,
+        tail_threads=order.tail_threads,
         rtt_s=order.rtt_s,
         precision_asked=order.precision,
         versions={

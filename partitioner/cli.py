@@ -56,7 +56,8 @@ def split(
     bound: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Loss of accuracy, agreement or cosine that is acceptable.")
     ] = 0.01,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of head and tail while they are timed.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the head, as on the device.")] = 1,
+    tail_threads: Annotated[int, typer.Option(min=1, help="Threads of the tail, as at the gateway.")] = 1,
     calibration: Annotated[
         Path | None, typer.Option(metavar="DATA.npz", help="One array per input, first axis = samples.")
     ] = None,
@@ -86,6 +87,7 @@ def split(
             precision=precision.value,
             bound=bound,
             threads=threads,
+            tail_threads=tail_threads,
             calibration=calibration,
             labels=labels,
             force=force,

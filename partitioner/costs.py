@@ -20,37 +20,39 @@ def time_placements(
 ) -> dict[str, PlacementCost]:
     """Measured cost of full-cloud, edge-only and every segment, by placement id.
 
-    Edge compute is multiplied by `slowdown`, the declared factor by which the device is slower than this machine.
+    Edge compute and encoding are multiplied by `slowdown`, the declared factor by which the device is slower than this
+    machine.
     """
     works: dict[str, Callable[[], object]] = {}
     feed = shop.samples.feed(shop.samples.held_out[0])
     with ExitStack() as stack:
 
-        def engine(data: bytes, label: str) -> OrtEngine:
-            return stack.enter_context(OrtEngine(data, label=label, threads=shop.threads))
+        def engine(data: bytes, label: str, threads: int) -> OrtEngine:
+            return stack.enter_context(OrtEngine(data, label=label, threads=threads))
 
-        works[FULL_CLOUD] = partial(engine(full, "full").infer, feed)
-        works[EDGE_ONLY] = partial(engine(edge, "edge").infer, feed)
+        works[FULL_CLOUD] = partial(engine(full, "full", shop.tail_threads).infer, feed)
+        works[EDGE_ONLY] = partial(engine(edge, "edge", shop.threads).infer, feed)
         for name, segment in segments.items():
-            head, tail = engine(segment.head, f"{name}/head"), engine(segment.tail, f"{name}/tail")
+            head = engine(segment.head, f"{name}/head", shop.threads)
+            tail = engine(segment.tail, f"{name}/tail", shop.tail_threads)
             made = head.infer(feed)
             works[f"{name}/head"] = partial(head.infer, feed)
             works[f"{name}/tail"] = partial(tail.infer, {n: made[n] for n in segment.cut})
         times = interleaved_medians(works)
     costs = {
-        FULL_CLOUD: _remote(0.0, full_coding, times[FULL_CLOUD], _answer_nbytes(shop)),
+        FULL_CLOUD: _remote(0.0, full_coding, times[FULL_CLOUD], _answer_nbytes(shop), slowdown),
         EDGE_ONLY: PlacementCost(edge_s=times[EDGE_ONLY] * slowdown),
     }
     for name, segment in segments.items():
         edge_s, tail_s = times[f"{name}/head"] * slowdown, times[f"{name}/tail"]
-        costs[name] = _remote(edge_s, segment.coding, tail_s, segment.down_nbytes)
+        costs[name] = _remote(edge_s, segment.coding, tail_s, segment.down_nbytes, slowdown)
     return costs
 
 
-def _remote(edge_s: float, coding: Coding, tail_s: float, down_nbytes: int) -> PlacementCost:
+def _remote(edge_s: float, coding: Coding, tail_s: float, down_nbytes: int, slowdown: float) -> PlacementCost:
     return PlacementCost(
         edge_s=edge_s,
-        encode_s=coding.encode_s,
+        encode_s=coding.encode_s * slowdown,  # encoding is the device's work too
         up_nbytes=coding.nbytes,
         decode_s=coding.decode_s,
         tail_s=tail_s,

@@ -58,7 +58,8 @@ def print_built(built: Built, console: Console) -> None:
     conditions = manifest.conditions
     console.print(_placements(manifest))
     console.print(
-        f"edge times are this machine's times {conditions.edge_slowdown:g} (declared), {conditions.threads} thread(s); "
+        f"edge times are this machine's times {conditions.edge_slowdown:g} (declared); "
+        f"threads: head {conditions.threads}, tail {conditions.tail_threads}; "
         f"round trip {conditions.rtt_s * 1e3:g} ms; bytes are means of coded samples"
     )
     if built.measured:

@@ -115,8 +115,9 @@ class Conditions(msgspec.Struct, frozen=True):
     """Under which declared and measured conditions the costs hold."""
 
     machine: str
-    edge_slowdown: float  # declared: head times were multiplied by it
-    threads: int
+    edge_slowdown: float  # declared: times of head and encoding were multiplied by it
+    threads: int  # of heads
+    tail_threads: int
     rtt_s: float
     precision_asked: str
     versions: dict[str, str]

@@ -82,7 +82,7 @@ def dtype_name(tensor: str, array: Array) -> str:
 
 
 def describe(spec: TensorSpec) -> str:
-    """`image: uint8 [N, 1, 160, 160]`"""
+    """`image: uint8 [N, 1, 224, 224]`"""
     return f"{spec.name}: {spec.dtype} [{', '.join('?' if d is None else str(d) for d in spec.shape)}]"
 
 

@@ -77,7 +77,7 @@ def test_every_placement_gives_the_models_answer_and_says_where_it_was_made(
     assert agent.wait_ready(5)
     for x, wanted in zip(toy_samples[:8], toy_reference[:8], strict=True):
         got = answer(agent, x[None])
-        tolerance = 1e-5 if placement in ("full-cloud", "edge-only") else 0.05 * np.abs(wanted).max()
+        tolerance = 1e-5 if placement == "full-cloud" else 0.05 * np.abs(wanted).max()  # the others may be INT8
         np.testing.assert_allclose(got.outputs["logits"][0], wanted, atol=tolerance)
         assert got.placement == placement
         assert got.bundle == Bundle.open(toy_bundle).digest

@@ -610,6 +610,20 @@ def test_a_send_that_could_not_be_carried_out_is_repeated_as_the_same_attempt() 
     assert again.attempt == 1
 
 
+def test_an_attempt_that_never_left_is_not_mistaken_for_the_one_that_did() -> None:
+    s = scene("cut", "cloud", "edge")
+    s.send(1, budget_s=5.0)
+    s.ladder.unsent(1, now=s.now)
+    s.lose_link()
+    s.link_up("cloud")
+    assert s.head_fails(1) == [Prepare(1, "cloud")]
+    s.now += 0.02
+    (sent,) = s.prepared(1, nbytes=40_000)
+    assert isinstance(sent, Send)
+    assert (sent.placement, sent.attempt) == ("cloud", 1)
+    assert finish_of(s.answer(1)).placement == "cloud"
+
+
 # ---- the deadline ---------------------------------------------------------------------------------------------------
 
 

@@ -93,7 +93,7 @@ def test_requests_that_differ_in_a_free_dimension_differ_in_layout() -> None:
     ],
 )
 def test_other_tensors_than_wanted_are_named(headers: tuple[TensorHeader, ...], words: str) -> None:
-    with pytest.raises(ValueError, match=f"{words} wanted map, state"):
+    with pytest.raises(ValueError, match=words):
         segment(MAP, STATE).fit(headers)
 
 

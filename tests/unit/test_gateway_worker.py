@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -64,7 +64,7 @@ class Bench:
         self.lane = Lane("f" * 64, self.engine, entry, max_rows=max_rows)
         self.segment = Segment(self.lane, boundary, "bundle", "int8", "cut-1")
         self.posted: queue.Queue[Post] = queue.Queue()
-        self.worker = Worker(self.lane, lambda items: [self.posted.put(item) for item in items])
+        self.worker = Worker(self.lane, self._keep)
         self._numbers = 0
 
     def offer(
@@ -109,6 +109,10 @@ class Bench:
                 yield
             finally:
                 self.worker.stop()
+
+    def _keep(self, posts: Iterable[Post]) -> None:
+        for post in posts:
+            self.posted.put(post)
 
     def next(self) -> Post:
         return self.posted.get(timeout=WAIT_S)

@@ -71,7 +71,7 @@ def manifest(names: dict[str, bytes] = CONTENT) -> Manifest:
             placement("cut-1", PlacementKind.CUT, "cut-1/head.onnx", "cut-1/tail.onnx", cut),
             placement("edge-only", PlacementKind.EDGE_ONLY, "edge.onnx", None, None),
         ),
-        conditions=Conditions("here", 1.0, 1, 0.02, "auto", {"isthmus": "0"}, "0" * 64, 8, "2000-01-01T00:00:00Z"),
+        conditions=Conditions("here", 1.0, 1, 1, 0.02, "auto", {"isthmus": "0"}, "0" * 64, 8, "2000-01-01T00:00:00Z"),
     )
 
 

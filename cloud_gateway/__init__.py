@@ -1,0 +1,1 @@
+"""The gateway: tails with dynamic batching, deadlines, duplicates and a clean end."""

@@ -82,7 +82,7 @@ class Frontend:
         self._socket = socket
         self._lanes = lanes
         self._admission = Admission(limits)
-        self._dedup: DedupTable[_Answer] = DedupTable()
+        self._dedup: DedupTable[tuple[m.RequestId, bytes], _Answer] = DedupTable()
         self._peers: OrderedDict[bytes, _Peer] = OrderedDict()
         self._crashed = crashed
         self._end_by: float | None = None
@@ -336,6 +336,9 @@ class Frontend:
                 left = lane.batcher.remove(lambda _: True)
             for item in left:
                 self._give_up(item, m.RejectCode.INTERNAL, reason)
+        for (request, _), route, attempt in self._dedup.abandon_all():  # in an engine that will not answer any more
+            self.stats[f"rejected_{m.RejectCode.INTERNAL}"] += 1
+            self._send(route, m.Reject(request, attempt, m.RejectCode.INTERNAL, reason[:900], 0, 0))
 
     def _send(self, route: bytes, message: m.Message, payload: tuple[Buffer, ...] = ()) -> None:
         try:

@@ -238,3 +238,24 @@ def test_listening_off_this_machine_needs_a_word(toy_bundle: Path) -> None:
 
 def _but(struct: Any, **changes: Any) -> Any:
     return type(struct)(**{f: changes.get(f, getattr(struct, f)) for f in struct.__struct_fields__})
+
+
+def test_a_bug_in_an_engine_thread_answers_what_is_pending_and_ends_the_gateway(
+    toy_bundle: Path, entry: Any, toy_samples: Array, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway = Gateway(GatewayConfig(bundles=[toy_bundle], bind="tcp://127.0.0.1:0"))
+    gateway.start()
+    for lane in gateway.lanes.lanes.values():
+        monkeypatch.setattr(lane.engine, "infer", _bug)
+    with WireClient(str(gateway.endpoint)) as client:
+        client.greet()
+        client.send(*client.infer(entry, {"x": toy_samples[:1]}, 1))
+        reply = client.receive()
+    assert isinstance(reply, m.Reject)
+    assert reply.code is m.RejectCode.INTERNAL
+    assert gateway.stopped.wait(5)
+    assert isinstance(gateway.fatal, ZeroDivisionError)
+
+
+def _bug(_tensors: object) -> None:
+    raise ZeroDivisionError("a bug")

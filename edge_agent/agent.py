@@ -47,7 +47,7 @@ class AgentConfig:
     name: str = "edge-agent"  # how the gateway's logs call this device
     threads: int = 1  # intra-op threads of the heads
     edge_slowdown: float = 1.0  # declared: the device is this many times slower than this machine
-    fault_file: Path | None = None  # drill: while this file exists, every head fails
+    fault_file: Path | None = None  # drill: while this file exists, the head of every cut fails
     insecure: bool = False  # allow a gateway off this machine in plain text
     placements: tuple[str, ...] = ()  # only these placement ids may be used; empty allows all
 

@@ -42,7 +42,7 @@ OutputsOption = Annotated[Outputs, typer.Option(help="What of the model's output
 Threads = Annotated[int, typer.Option(min=1, help="Intra-op threads of the heads.")]
 Slowdown = Annotated[float, typer.Option(min=1, help="Act as a device that is this many times slower.")]
 Insecure = Annotated[bool, typer.Option("--insecure", help="Allow a gateway off this machine in plain text.")]
-FaultFile = Annotated[Path | None, typer.Option(help="Drill: while this file exists, every head fails.")]
+FaultFile = Annotated[Path | None, typer.Option(help="Drill: while this file exists, the head of every cut fails.")]
 Placements = Annotated[str, typer.Option(help="Use only these placement ids, separated by commas.")]
 
 

@@ -35,6 +35,7 @@ LOCAL_RESERVE_FACTOR = 1.5
 LOCAL_RESERVE_MIN_S = 0.005
 SHORTEST_PAUSE_S = 0.01  # between two attempts of one request, whatever the gateway says
 TRAVEL_MARGIN = 1.25
+LONGEST_DEVICE_WAIT_S = 3.0  # trying a head again costs one local failure and no round trip
 MOST_PENDING = 256
 
 
@@ -47,7 +48,7 @@ class Ladder:
         self._rows = {row.id: row for row in rows}
         self._local = next((r.id for r in rows if r.kind is PlacementKind.EDGE_ONLY), None)
         self._full_cloud = next((r.id for r in rows if r.kind is PlacementKind.FULL_CLOUD), None)
-        self._device = {row.id: Breaker() for row in rows}
+        self._device = {row.id: Breaker(longest_wait_s=LONGEST_DEVICE_WAIT_S) for row in rows}
         self._gateway = Breaker()
         self._tails = {row.id: Breaker() for row in rows}
         self._broken: dict[str, str] = {}  # not at this gateway; forgotten with the next Welcome

@@ -27,6 +27,8 @@ from protocol.mailbox import Mailbox
 from protocol.tensors import Array, Tensors
 
 PING_IVL_S = 1.0
+LOCAL_PING_IVL_S = 0.5  # while requests are answered without the link: it is to be noticed soon when that changes
+ACTIVE_S = 3.0  # without a request for this long no probe is sent: an idle device must not pay for its link
 CONFIRM_IVL_S = 0.05  # between probes while they contradict the estimate
 IDLE_WAIT_S = 0.5
 BUSY_WAIT_S = 0.05  # breakers and credit have no alarm of their own
@@ -112,6 +114,7 @@ class Uplink:
         self._out: dict[tuple[int, int], _Out] = {}  # (seq, attempt); pings under (-number, 0)
         self._pings = 0
         self._next_ping = 0.0
+        self._active_until = 0.0
         self._stopping = False
         self._thread = threading.Thread(target=self._main, name="isthmus-uplink", daemon=True)
 
@@ -161,6 +164,7 @@ class Uplink:
         match item:
             case Submit(seq, inputs, deadline):
                 self._work[seq] = _Work(inputs)
+                self._active_until = now + ACTIVE_S
                 self._ladder.link_measured(self.estimator.estimate(now))
                 self._carry_out(self._ladder.submitted(seq, deadline, now=now))
             case Done(seq, generation, placement, prepared):
@@ -227,13 +231,16 @@ class Uplink:
         self._out[send.seq, send.attempt] = _Out(now, nbytes, alone)
 
     def _ping(self, now: float) -> None:
-        self._next_ping = now + PING_IVL_S
-        self._pings += 1
-        padding = 0 if self._out else self.estimator.probe_nbytes(now)
+        """A plain ping keeps T0 fresh; a padded one after it measures the bandwidth where ordinary traffic does not."""
+        active = now < self._active_until or not self.ready.is_set()
         alone = not self._out
-        nbytes = self._link.send(m.Ping(self._pings, bytes(padding)))
-        if nbytes:
-            self._out[-self._pings, 0] = _Out(now, nbytes, alone)
+        padding = self.estimator.probe_nbytes(now) if alone and active else 0
+        self._next_ping = now + (LOCAL_PING_IVL_S if padding else PING_IVL_S)
+        for size in (0, padding) if padding else (0,):
+            self._pings += 1
+            nbytes = self._link.send(m.Ping(self._pings, bytes(size)))
+            if nbytes:
+                self._out[-self._pings, 0] = _Out(now, nbytes, alone)
 
     # ---- what comes in ----------------------------------------------------------------------------------------------
 

@@ -9,7 +9,14 @@ from typing import Any
 
 import msgspec
 
-from protocol.errors import IsthmusError
+from protocol.errors import EngineError, IsthmusError
+
+# What an install may lack on purpose, and what brings it.
+REMEDIES = {
+    "onnx": "pip install 'isthmus[partition]'",
+    "onnx_ir": "pip install 'isthmus[partition]'",
+    "onnxruntime": "pip install 'isthmus[edge]' on a device, 'isthmus[gateway]' at a gateway",
+}
 
 
 def run(app: Callable[[], Any]) -> None:
@@ -26,6 +33,13 @@ def run(app: Callable[[], Any]) -> None:
         # Whoever read our output has gone; that is their right. Python would complain again at exit.
         sys.stderr.close()
         raise SystemExit(0) from None
+    except ModuleNotFoundError as error:
+        remedy = REMEDIES.get((error.name or "").partition(".")[0])
+        if remedy is None:
+            traceback.print_exc()
+            raise SystemExit(1) from None
+        print(f"error: the package {error.name} is not installed; {remedy}", file=sys.stderr)
+        raise SystemExit(EngineError.exit_code) from None
     except Exception:
         traceback.print_exc()
         raise SystemExit(1) from None

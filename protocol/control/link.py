@@ -26,7 +26,7 @@ MIN_SAMPLE_NBYTES = 512
 TRANSFER_FLOOR_S = 1e-4  # below this a difference of two round trips is scheduler noise (0.1 ms)
 STEP_FACTOR = 1.6
 STEP_SAMPLES = 3
-PROBE_AFTER_S = 0.8  # without a sample for this long (idle, or everything runs locally) a probe is worth its bytes
+PROBE_AFTER_S = 0.4  # without a sample for this long (idle, or everything runs locally) a probe is worth its bytes
 PROBE_TRANSFER_S = 0.004  # a probe is sized to take about this long: well above jitter, well below a request
 NOISY_TRANSFER_S = 0.0015  # samples that take less than this measure mostly jitter
 PROBE_NBYTES = (2_000, 60_000)
@@ -46,6 +46,7 @@ class LinkEstimator:
         self._samples: deque[Sample] = deque(maxlen=WINDOW)
         self._round_trips: deque[tuple[float, float]] = deque()  # (at, seconds), increasing in both
         self._queue_s = 0.0
+        self._last_rtt_s = 0.0
         self.last_sample_at: float | None = None
 
     def observe(
@@ -56,9 +57,11 @@ class LinkEstimator:
         Only messages sent while nothing else was in flight (`alone`) say something about bandwidth.
         """
         network_s = max(round_trip_s - residence_s, 0.0)
-        self._observe_round_trip(network_s, now)
+        # A large message's round trip holds its own transfer: it may lower T0 but never establish it.
+        if nbytes < MIN_SAMPLE_NBYTES or (self._round_trips and network_s < self.rtt_s(now)):
+            self._observe_round_trip(network_s, now)
         self._queue_s += 0.3 * (queue_s - self._queue_s)
-        if not alone or nbytes < MIN_SAMPLE_NBYTES:
+        if not alone or nbytes < MIN_SAMPLE_NBYTES or not self._round_trips:
             return
         transfer_s = max(network_s - self.rtt_s(now), TRANSFER_FLOOR_S)
         weight = min(nbytes / FULL_WEIGHT_NBYTES, 1.0)
@@ -87,14 +90,15 @@ class LinkEstimator:
         return not 1 / STEP_FACTOR <= ratio <= STEP_FACTOR
 
     def lost(self) -> None:
-        """The link broke: what queued before says nothing about what comes after."""
+        """The link broke: what queued before says nothing about what comes after, and T0 is to be measured anew."""
         self._queue_s = 0.0
+        self._last_rtt_s = self._round_trips[0][1] if self._round_trips else self._last_rtt_s
         self._round_trips.clear()
 
     def rtt_s(self, now: float) -> float:
-        """T0, the smallest round trip of the last seconds; 0 before anything was measured."""
+        """T0, the smallest round trip of the last seconds, or of the link before it broke; 0 before any."""
         self._forget_round_trips(now)
-        return self._round_trips[0][1] if self._round_trips else 0.0
+        return self._round_trips[0][1] if self._round_trips else self._last_rtt_s
 
     def estimate(self, now: float) -> LinkState | None:
         """The link as last seen; None before the first usable sample."""

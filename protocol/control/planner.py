@@ -16,9 +16,10 @@ from protocol.latency import LinkState, PlacementCost, latency_s
 
 HYSTERESIS = 0.08  # a new placement must promise at least this share less latency than the current one
 LEARNING_RATE = 0.2
-# With each request elsewhere a placement's own factor moves this share towards the common one: what was measured long
-# ago is believed less, so that one bad measurement cannot lock a placement out for good.
-FORGETTING_RATE = 0.002
+# What was measured long ago, on a busy or throttled device perhaps, may be wrong by now: so many decisions after its
+# last measurement a placement gets one request, if it is not predicted to be much slower than the best.
+STALE_AFTER = 200
+WORTH_A_TRY = 1.5
 
 # What is assumed before anything was measured: a decent mobile link. The first requests replace it.
 ASSUMED_LINK = LinkState(uplink_bytes_per_s=10e6 / 8, rtt_s=0.03, downlink_bytes_per_s=10e6 / 8)
@@ -45,6 +46,8 @@ class Planner:
         self._edge_factor: float | None = None
         self._edge_factors: dict[str, float] = {}
         self._tail_factors: dict[str, float] = {}
+        self._tried_at: dict[str, int] = {}  # number of the decision that last chose it
+        self._decisions = 0
         self.current: str | None = None
 
     def predict(self, link: LinkState | None) -> dict[str, float]:
@@ -56,18 +59,33 @@ class Planner:
         """The best placement that can be used, or None. Does not change the current placement for a detour:
         what is unavailable for a moment stays current, so that its return is not held back by hysteresis."""
         predicted = self.predict(link)
+        self._decisions += 1
+        stale = self._stale(predicted, unavailable)
+        if stale is not None:
+            self._tried_at[stale] = self._decisions
+            return Decision(stale, predicted[stale])
         best = min(predicted, key=lambda id_: predicted[id_])
         wanted = best
         if self.current is not None and predicted[best] > (1 - HYSTERESIS) * predicted[self.current]:
             wanted = self.current
         if wanted not in unavailable:
             self.current = wanted
+            self._tried_at[wanted] = self._decisions
             return Decision(wanted, predicted[wanted])
         usable = [id_ for id_ in predicted if id_ not in unavailable]
         if not usable:
             return None
         second = min(usable, key=lambda id_: predicted[id_])
+        self._tried_at[second] = self._decisions
         return Decision(second, predicted[second], (wanted, unavailable[wanted]))
+
+    def _stale(self, predicted: Mapping[str, float], unavailable: Mapping[str, str]) -> str | None:
+        """A usable placement that was once in use, was not for long, and may be better than it is thought to be."""
+        bound = WORTH_A_TRY * min(predicted.values())
+        for id_, at in self._tried_at.items():
+            if self._decisions - at > STALE_AFTER and id_ not in unavailable and predicted[id_] <= bound:
+                return id_
+        return None
 
     def observe_edge(self, id_: str, edge_s: float) -> None:
         """What head and encoding of one request really took on the device."""
@@ -75,7 +93,6 @@ class Planner:
         if planned <= 0:
             return
         ratio = edge_s / planned
-        _forget(self._edge_factors, id_, self._edge_factor or 1.0)
         self._edge_factors[id_] = _learn(self._edge_factors.get(id_), ratio)
         if self._costs[id_].edge_s > 0:  # encoding alone says little about the device's arithmetic
             self._edge_factor = _learn(self._edge_factor, ratio)
@@ -83,7 +100,6 @@ class Planner:
     def observe_tail(self, id_: str, compute_s: float) -> None:
         planned = self._costs[id_].tail_s
         if planned > 0:
-            _forget(self._tail_factors, id_, 1.0)
             self._tail_factors[id_] = _learn(self._tail_factors.get(id_), compute_s / planned)
 
     def _adjusted(self, id_: str) -> PlacementCost:
@@ -93,12 +109,6 @@ class Planner:
         return msgspec.structs.replace(
             cost, edge_s=cost.edge_s * edge, encode_s=cost.encode_s * edge, tail_s=cost.tail_s * tail
         )
-
-
-def _forget(factors: dict[str, float], but: str, common: float) -> None:
-    for id_ in factors:
-        if id_ != but:
-            factors[id_] += FORGETTING_RATE * (common - factors[id_])
 
 
 def _learn(old: float | None, seen: float) -> float:

@@ -127,7 +127,7 @@ def _phase(stats: Mapping[str, Any], colours: Mapping[str, str], event: str) -> 
 def _placements(result: Mapping[str, Any]) -> str:
     rates = result["rates_mbit"]
     head = ["placement", "what crosses", "head", "#bytes up"]
-    head += [f"#{word} at {rate:g}" for rate in rates for word in ("predicted", "measured")]
+    head += [f"#at {rate:g} Mbit/s" for rate in rates]
     rows = []
     for place in result["placements"]:
         cells = [
@@ -137,17 +137,19 @@ def _placements(result: Mapping[str, Any]) -> str:
             _n(number(place["up_nbytes"], 0)),
         ]
         for rate in rates:
-            cells.append(_n(number(place["predicted_ms"][f"{rate:g}"])))
-            cells.append(_measured(place["measured_ms"].get(f"{rate:g}"), place["measured_count"].get(f"{rate:g}", 0)))
+            key = f"{rate:g}"
+            count = place["measured_count"].get(key, 0)
+            cells.append(_compared(place["predicted_ms"][key], place["measured_ms"].get(key), count))
         rows.append(cells)
     return (
         _table(head, rows)
-        + '<p class="muted">Mean milliseconds per request at that many Mbit/s (how many answers); a dash: none.</p>'
+        + '<p class="muted">Milliseconds per request: predicted by the bundle, below it the mean as measured (answers).</p>'
     )
 
 
-def _measured(ms: float | None, count: int) -> str:
-    return _n("-") if ms is None else f'<td class="n">{number(ms)} <span class="muted">({count:,})</span></td>'
+def _compared(predicted_ms: float, measured_ms: float | None, count: int) -> str:
+    seen = "did not run" if measured_ms is None else f"{number(measured_ms)} ({count:,})"
+    return f'<td class="n">{number(predicted_ms)}<br><span class="muted">{seen}</span></td>'
 
 
 def _conditions(conditions: Mapping[str, Any]) -> str:

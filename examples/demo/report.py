@@ -143,7 +143,7 @@ def _placements(result: Mapping[str, Any]) -> str:
         rows.append(cells)
     return (
         _table(head, rows)
-        + '<p class="muted">Milliseconds per request: predicted by the bundle, below it the mean as measured (answers).</p>'
+        + '<p class="muted">Milliseconds per request: predicted by the bundle; below, the measured mean (answers).</p>'
     )
 
 

@@ -99,7 +99,7 @@ class Agent:
             ended=self._ended,
             crashed=self._crashed,
         )
-        self._compute = Compute(self.heads, self.uplink.post)
+        self._compute = Compute(self.heads, self.uplink.post, self.uplink.wanted)
 
     def start(self) -> None:
         """Load the heads and start the threads. Raises BundleError for a damaged file."""

@@ -47,8 +47,11 @@ class Crashed:
 
 
 class Compute:
-    def __init__(self, heads: Heads, post: Callable[[Done | Failed | Crashed], None]) -> None:
+    def __init__(
+        self, heads: Heads, post: Callable[[Done | Failed | Crashed], None], wanted: Callable[[int, int], bool]
+    ) -> None:
         self._heads = heads
+        self._wanted = wanted
         self._post = post
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="isthmus-compute", daemon=True)
@@ -68,7 +71,9 @@ class Compute:
     def _run(self) -> None:
         try:
             while (job := self._jobs.get()) is not None:
-                self._post(self._do(job))
+                # Under overload requests expire while they wait; working for them would make the next ones late too.
+                if self._wanted(job.seq, job.generation):
+                    self._post(self._do(job))
         except BaseException as error:  # the top of the thread
             self._post(Crashed(error))
 

@@ -124,6 +124,11 @@ class Uplink:
     def post(self, item: Post) -> None:
         self.mailbox.post(item)
 
+    def wanted(self, seq: int, generation: int) -> bool:
+        """Whether a preparation is still of use. May be asked by any thread: it reads one dictionary entry."""
+        flight = self._ladder.flights.get(seq)
+        return flight is not None and flight.generation == generation
+
     def join(self) -> None:
         self._thread.join(timeout=10)
 
@@ -132,9 +137,8 @@ class Uplink:
     def _main(self) -> None:
         try:
             self._loop()
-        except BaseException as error:  # the top of the thread: nothing pending may vanish
-            self._carry_out(self._ladder.close())
-            self._crashed(error)
+        except BaseException as error:  # the top of the thread
+            self._crashed(error)  # answers what is pending
         finally:
             self._link.close()
             self.mailbox.close()
@@ -205,6 +209,8 @@ class Uplink:
                     self._link.send(m.Cancel(m.RequestId(self._hello.boot, seq)))
                 case Finish(seq):
                     work = self._work.pop(seq)
+                    for attempt in range(1, instruction.attempts + 1):  # those that were never answered
+                        self._out.pop((seq, attempt), None)
                     self._ended(Ending(instruction, work.prepared.get(instruction.placement), remote))
 
     def _send_infer(self, send: Send) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,16 @@ import pytest
 
 from tests.processes import BIN, ROOT
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+# As it is written, but for the port: the machine's own 7447 may be taken.
+README = (ROOT / "README.md").read_text(encoding="utf-8").replace(":7447", f":{_free_port()}")
 ENVIRONMENT = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
 
 

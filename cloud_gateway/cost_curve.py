@@ -12,6 +12,7 @@ from collections import deque
 
 WINDOW = 64  # samples per batch size; old ones are forgotten
 QUANTILE = 0.9
+EXACT_UP_TO = 64  # larger batches share the entries of the powers of two
 KNEE_GAIN = 1.05  # a doubled batch must raise the throughput by at least this factor
 
 
@@ -25,15 +26,17 @@ class CostCurve:
 
     def observe(self, batch: int, seconds: float) -> None:
         """One batch of `batch` rows took `seconds`."""
+        if batch > EXACT_UP_TO:
+            batch = 1 << (batch - 1).bit_length()
         samples = self._samples.setdefault(batch, deque(maxlen=WINDOW))
         samples.append(seconds)
         ordered = sorted(samples)
         self._quantiles[batch] = ordered[min(int(len(ordered) * QUANTILE), len(ordered) - 1)]
-        floor = 0.0
-        self._points = []
+        floor, points = 0.0, []
         for size in sorted(self._quantiles):
             floor = max(floor, self._quantiles[size])
-            self._points.append((size, floor))
+            points.append((size, floor))
+        self._points = points  # in one step: the frontend reads it without the lane's lock
 
     def predict(self, batch: int) -> float:
         """A high quantile of L(batch); 0 when nothing was measured yet."""

@@ -36,6 +36,7 @@ MOST_PEERS = 10_000
 FLUSH_MS = 1000
 # A DEALER drops what it has not yet read when its connection closes: give the agents time to read their last answers.
 SETTLE_S = 0.2
+TRIAL_IVL_S = 1.0  # between requests that an idle lane takes although it was slow
 RECEIVE_BURST = 64  # messages before results get their turn
 
 
@@ -53,8 +54,7 @@ Post = Computed | NotComputed | Crashed | Shutdown
 class _Peer:
     session: Session
     heard_at: float
-    agent: str = ""
-    in_flight: int = 0
+    boot: bytes = b""  # from its Hello: the ids of its requests begin with it
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +84,7 @@ class Frontend:
         self._admission = Admission(limits)
         self._dedup: DedupTable[tuple[m.RequestId, bytes], _Answer] = DedupTable()
         self._peers: OrderedDict[bytes, _Peer] = OrderedDict()
+        self._held: Counter[bytes] = Counter()  # admitted requests by boot id
         self._crashed = crashed
         self._end_by: float | None = None
         self._settle_by = 0.0
@@ -172,9 +173,9 @@ class Frontend:
         message = wire.unpack_header(frames[0])
         peer = self._peer(route, now)
         match message:
-            case m.Hello(agent=agent):
+            case m.Hello(boot=boot):
                 peer.session.handle(Event.HELLO)
-                peer.agent = agent
+                peer.boot = boot
                 self.stats["hellos"] += 1
                 self._send(route, self._welcome())
                 if self._admission.draining:
@@ -184,8 +185,10 @@ class Frontend:
                 if peer.session.state is not State.GREETED:
                     self._send(route, m.NeedHello(self.epoch, message.request))
                 else:
+                    self._require_own(peer, message.request)
                     self._infer(route, message, frames[1:], now)
             case m.Cancel(request):
+                self._require_own(peer, request)
                 self._cancel(request)
             case m.Ping(number):
                 busiest = max((self._lanes.queue_wait_s(x, now=now) for x in self._lanes.lanes.values()), default=0.0)
@@ -194,6 +197,11 @@ class Frontend:
                     self._send(route, m.NeedHello(self.epoch))
             case _:
                 raise WireError(f"{type(message).__name__} is not for a gateway", "see docs/wire.md")
+
+    def _require_own(self, peer: _Peer, request: m.RequestId) -> None:
+        """Nobody may fetch or cancel another's request: its id begins with the boot id that the peer greeted with."""
+        if request.boot != peer.boot:
+            raise WireError(f"request {request} is not this peer's", "greet with the boot id that your requests bear")
 
     def _welcome(self) -> m.Welcome:
         limits = self._admission.limits
@@ -215,6 +223,10 @@ class Frontend:
             self.stats["duplicates_answered"] += 1
             self._send_answer(route, infer.attempt, answer)
             return
+        limit = self._admission.limits.credit_requests
+        if self._held[infer.request.boot] >= limit:
+            self._reject(route, infer, m.RejectCode.BUSY, f"your credit of {limit} requests is used up", 0.05, now=now)
+            return
         segment = self._lanes.segments.get(infer.segment)
         if segment is None:
             reason = "this gateway does not hold that head/tail pair"
@@ -228,16 +240,16 @@ class Frontend:
             return
         lane, nbytes, budget_s = segment.lane, nbytes_of(infer.tensors), infer.budget_us / 1e6
         with lane.condition:
-            verdict = self._admission.decide(
-                nbytes=nbytes,
-                budget_s=budget_s,
-                wait_s=self._lanes.queue_wait_s(lane, now=now),
-                service_s=lane.curve.predict(rows),
-            )
+            wait_s, service_s = self._lanes.queue_wait_s(lane, now=now), lane.curve.predict(rows)
+            if wait_s == 0.0 and service_s > budget_s > 0 and now - lane.tried_at > TRIAL_IVL_S:
+                # What was slow once would else be refused, and so never measured again, for good.
+                lane.tried_at, budget_s = now, service_s * 1.5
+            verdict = self._admission.decide(nbytes=nbytes, budget_s=budget_s, wait_s=wait_s, service_s=service_s)
             if verdict is None:
                 item = Item(infer, parts, nbytes, rows, layout, now, now + budget_s, segment)
                 self._admission.enter(nbytes)
                 self._dedup.start(key, route, infer.attempt)
+                self._held[infer.request.boot] += 1
                 lane.batcher.offer(item, now=now)
                 lane.condition.notify()
         if verdict is not None:
@@ -256,12 +268,12 @@ class Frontend:
 
     def _finish(self, done: Computed) -> None:
         item, now = done.item, time.monotonic()
-        self._admission.leave(item.nbytes)
+        self._leave(item)
         result = m.Result(
             request=item.infer.request,
             attempt=item.infer.attempt,
             tensors=done.headers,
-            checksum=wire.checksum(done.buffers),
+            checksum=done.checksum,
             timings=m.Timings(
                 residence_us=int((now - item.arrived) * 1e6),
                 queue_us=int(done.queue_s * 1e6),
@@ -283,20 +295,18 @@ class Frontend:
     def _send_answer(self, route: bytes, attempt: int, answer: _Answer) -> None:
         result = answer.result
         if result.attempt != attempt:
-            result = m.Result(
-                request=result.request,
-                attempt=attempt,
-                tensors=result.tensors,
-                checksum=result.checksum,
-                timings=result.timings,
-                engine=result.engine,
-                precision=result.precision,
-                bundle=result.bundle,
-            )
+            result = result.for_attempt(attempt)
         self._send(route, result, answer.buffers)
 
-    def _give_up(self, item: Item, code: m.RejectCode, reason: str) -> None:
+    def _leave(self, item: Item) -> None:
         self._admission.leave(item.nbytes)
+        boot = item.infer.request.boot
+        self._held[boot] -= 1
+        if not self._held[boot]:
+            del self._held[boot]
+
+    def _give_up(self, item: Item, code: m.RejectCode, reason: str) -> None:
+        self._leave(item)
         destination = self._dedup.abandon((item.infer.request, item.infer.segment))
         if destination is not None:
             self._reject(destination[0], item.infer, code, reason, attempt=destination[1], arrived=item.arrived)
@@ -331,6 +341,7 @@ class Frontend:
 
     def _refuse_everything(self, reason: str) -> None:
         """The last act: whoever still waits is told, so that no request vanishes."""
+        reason = reason[:900]
         for lane in self._lanes.lanes.values():
             with lane.condition:
                 left = lane.batcher.remove(lambda _: True)
@@ -338,14 +349,14 @@ class Frontend:
                 self._give_up(item, m.RejectCode.INTERNAL, reason)
         for (request, _), route, attempt in self._dedup.abandon_all():  # in an engine that will not answer any more
             self.stats[f"rejected_{m.RejectCode.INTERNAL}"] += 1
-            self._send(route, m.Reject(request, attempt, m.RejectCode.INTERNAL, reason[:900], 0, 0))
+            self._send(route, m.Reject(request, attempt, m.RejectCode.INTERNAL, reason, 0, 0))
 
     def _send(self, route: bytes, message: m.Message, payload: tuple[Buffer, ...] = ()) -> None:
         try:
             self._socket.send_multipart([route, *wire.pack(message, payload)], zmq.NOBLOCK, copy=False)
         except zmq.ZMQError:
             # The peer is gone or does not read. Its answer is kept: it may ask again under the same id.
-            self.stats["unsendable"] += 1
+            self.stats["peers_gone"] += 1
 
     # ---- peers ------------------------------------------------------------------------------------------------------
 

@@ -52,6 +52,7 @@ class Gateway:
         self._wanted = sockets.resolve(sockets.parse_endpoint(config.bind))
         sockets.require_loopback(self._wanted, insecure=config.insecure, doing="listening on")
         self._workers: list[Worker] = []
+        self._closed = False
 
     def start(self) -> None:
         """Ready when it returns. Raises BundleError, EngineError or NetworkError, and leaves nothing running then."""
@@ -65,6 +66,7 @@ class Gateway:
                 for bundle in bundles:
                     self.lanes.load(bundle)
             except BaseException:
+                self.lanes.deactivate()
                 socket.close(0)
                 raise
         except BaseException:
@@ -82,8 +84,9 @@ class Gateway:
 
     def close(self) -> None:
         """Drain: refuse new work, finish what is held (at most `drain_s`), stop. Safe to call twice."""
-        if self.stopped.is_set():
+        if self._closed or not self._workers:
             return
+        self._closed = True
         self.frontend.post([Shutdown(self.config.drain_s)])
         self.frontend.join(self.config.drain_s + 5)
         for worker in self._workers:

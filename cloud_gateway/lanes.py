@@ -6,6 +6,7 @@ another build) still batch together. A segment is a lane plus the boundary that 
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterable
@@ -61,6 +62,7 @@ class Lane:
         self.condition = threading.Condition()
         self.running_until = 0.0  # when the batch that now runs should be done
         self.stopping = False
+        self.tried_at = -math.inf  # when a request was last let in only to measure again
 
     def warm_up(self) -> None:
         """Run every batch size a few times: the first run of a shape is slow, and L(b) is wanted before traffic comes.
@@ -171,13 +173,12 @@ class LaneTable:
         lane = Lane(key, engine, entry, max_rows=self._max_rows)
         try:
             lane.warm_up()
-        except EngineError as error:
+        except EngineError:
             if all(isinstance(d, int) for spec in engine.inputs for d in spec.shape[1:]):
                 raise
-            # Free dimensions that cannot all be 1: the lane starts cold and learns from its first requests.
+            # Free dimensions that cannot all be 1: the lane starts cold, runs at batch 1 and learns what that costs.
             lane.curve = CostCurve()
             lane.batcher = Batcher(lane.curve, max_rows=1)
-            del error
         self.lanes[key] = lane
         return lane
 

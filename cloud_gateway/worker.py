@@ -26,6 +26,7 @@ class Computed:
     item: Item
     headers: tuple[TensorHeader, ...]
     buffers: tuple[Buffer, ...]
+    checksum: int
     queue_s: float
     decode_s: float
     compute_s: float
@@ -103,7 +104,11 @@ class Worker:
             outputs = self._lane.engine.infer(tensors)
             self._check_rows(outputs, items)
         except EngineError as error:
-            self._post([NotComputed(item, m.RejectCode.INTERNAL, str(error)[:900]) for item in items])
+            if len(items) > 1:  # one request's values may fail them all: each on its own then
+                for item in items:
+                    self._serve([item])
+                return
+            self._post([NotComputed(items[0], m.RejectCode.INTERNAL, str(error)[:900])])
             return
         end = time.monotonic()
         with self._lane.condition:
@@ -111,11 +116,13 @@ class Worker:
         done: list[Post] = []
         for item, mine in zip(items, self._split(outputs, items), strict=True):
             encoded = [codecs.encode(name, array, "raw") for name, array in mine.items()]
+            buffers = tuple(buffer for _, buffer in encoded)
             done.append(
                 Computed(
                     item,
                     tuple(header for header, _ in encoded),
-                    tuple(buffer for _, buffer in encoded),
+                    buffers,
+                    wire.checksum(buffers),
                     queue_s=taken - item.arrived,
                     decode_s=start - taken,
                     compute_s=end - start,

@@ -34,7 +34,7 @@ from protocol import messages as m
 from protocol.bundle import Bundle, PlacementEntry
 from protocol.control.planner import Candidate, Planner
 from protocol.errors import BundleError, InputError
-from protocol.messages import PlacementKind
+from protocol.messages import MAX_TEXT_LENGTH, PlacementKind
 from protocol.tensors import Array, Tensors, check_inputs
 
 
@@ -71,6 +71,8 @@ class Agent:
         if config.gateway is not None:
             self._endpoint = sockets.resolve(sockets.parse_endpoint(config.gateway))
             sockets.require_loopback(self._endpoint, insecure=config.insecure, doing="connecting to")
+        if len(config.name) > MAX_TEXT_LENGTH:
+            raise InputError(f"an agent name of {len(config.name)} characters", f"use at most {MAX_TEXT_LENGTH}")
         if not 1.0 <= config.edge_slowdown < math.inf:
             raise InputError(f"edge slow-down {config.edge_slowdown}", "give a factor of 1 or more")
         self.heads = Heads(
@@ -81,10 +83,11 @@ class Agent:
         self._pending: dict[int, _Pending] = {}
         self._lock = threading.Lock()
         self._closed = False
+        self._started_in: int | None = None
         self.fatal: BaseException | None = None
         rows = [Row(e.id, e.kind, _segment(e)) for e in self._entries.values()]
         self.planner = Planner([Candidate(e.id, e.cost) for e in self._entries.values()])
-        self._ladder = Ladder(rows, self.planner)
+        self._ladder = Ladder(rows, self.planner, expects_gateway=self._endpoint is not None)
         self.uplink = Uplink(
             endpoint=self._endpoint,
             hello=m.Hello(
@@ -95,6 +98,7 @@ class Agent:
             ),
             ladder=self._ladder,
             segments={row.id: row.segment for row in rows if row.segment is not None},
+            outputs=frozenset(s.name for s in self.bundle.manifest.model.outputs),
             submit_job=lambda job: self._compute.submit(job),
             ended=self._ended,
             crashed=self._crashed,
@@ -109,16 +113,22 @@ class Agent:
             self._ladder.disable(id_, reason)
         self._compute.start()
         self.uplink.start()
+        self._started_in = os.getpid()
 
     def submit(self, inputs: Tensors, *, deadline_s: float) -> Future[Outcome]:
         """Ask for an answer within `deadline_s` seconds; the future resolves to an Answer or a Refusal.
 
         `inputs` maps ONNX input names to arrays of the model's element types and shapes. They are not copied: leave
-        them alone until the future is done. Raises InputError for tensors that the model does not take.
+        them alone until the future is done. Callbacks of the future run on the socket thread: keep them short. Raises
+        InputError for tensors that the model does not take.
         """
         check_inputs(self.bundle.manifest.model.inputs, inputs)
         if not 0 < deadline_s < math.inf:
             raise InputError(f"deadline of {deadline_s} s", "give the seconds that you can wait, for example 0.5")
+        if self._started_in != os.getpid():
+            raise InputError(
+                "the agent was not started in this process", "use `with`, and after a fork an agent of its own"
+            )
         now = time.monotonic()
         future: Future[Outcome] = Future()
         future.set_running_or_notify_cancel()  # it always ends by itself, within its deadline
@@ -151,6 +161,8 @@ class Agent:
             if self._closed:
                 return
             self._closed = True
+        if self._started_in is None:
+            return
         self.uplink.post(Stop())
         self.uplink.join()
         self._compute.stop()
@@ -167,8 +179,11 @@ class Agent:
 
     def _ended(self, ending: Ending) -> None:
         with self._lock:
-            pending = self._pending.pop(ending.finish.seq)
-        pending.future.set_result(self._outcome(ending, pending, time.monotonic()))
+            pending = self._pending[ending.finish.seq]
+        outcome = self._outcome(ending, pending, time.monotonic())  # a bug in here must leave the request pending
+        with self._lock:
+            del self._pending[ending.finish.seq]
+        pending.future.set_result(outcome)
 
     def _crashed(self, error: BaseException) -> None:
         """A bug: answer what is pending, say what happened, and end the process so that its supervisor restarts it."""
@@ -216,6 +231,8 @@ class Agent:
         precision: str,
     ) -> Answer:
         remote = ending.remote
+        for array in outputs.values():
+            array.flags.writeable = False  # what came over the wire is a view of the message; the rest shall not differ
         order = [spec.name for spec in self.bundle.manifest.model.outputs]
         return Answer(
             request=self._id(ending.finish.seq),

@@ -73,7 +73,7 @@ def run(
     json: Annotated[bool, typer.Option("--json", help="Every line of stdout is JSON, the ready line too.")] = False,
 ) -> None:
     """Answer every sample of SOURCE; one JSON line each. Serves on the device alone while the gateway is away."""
-    from edge_agent.sources import open_source
+    from edge_agent.sources import open_source, read_lines
 
     if loop and source == "-":
         raise InputError("--loop needs a source that can be read again", "give an .npz or a folder")
@@ -82,13 +82,15 @@ def run(
     def on_signal(_signal: int, _frame: FrameType | None) -> None:
         stop.set()
 
+    lines = read_lines(sys.stdin.fileno(), stop.is_set) if source == "-" else iter(())
+
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
     agent = _agent(bundle, gateway, threads, edge_slowdown, placements, fault_file, insecure)
     specs = agent.bundle.manifest.model.inputs
-    first = open_source(source, specs, sys.stdin)
+    first = open_source(source, specs, lines)
     again: Iterator[Sample] = itertools.chain.from_iterable(
-        open_source(source, specs, sys.stdin) for _ in itertools.repeat(None)
+        open_source(source, specs, lines) for _ in itertools.repeat(None)
     )
     samples = itertools.chain(first, again) if loop else first
     with agent:
@@ -115,6 +117,7 @@ def infer(
     outputs: OutputsOption = Outputs.VALUES,
     threads: Threads = 1,
     insecure: Insecure = False,
+    json: Annotated[bool, typer.Option("--json", help="Accepted for symmetry: the output is always JSON.")] = False,
 ) -> None:
     """Answer one SAMPLE and print it as one JSON line. Exit code 9 if it was refused."""
     from edge_agent.outcomes import Refusal, RefusedError
@@ -199,7 +202,8 @@ def _announce(agent: Agent, wait_s: float, *, json: bool) -> None:
         if not agent.serves_alone:
             where = f"no gateway answers at {gateway}" if gateway else "no gateway was named"
             raise NetworkError(
-                f"{where} and this bundle cannot run on the device alone", "start the gateway or rebuild the bundle"
+                f"{where} and none of the placements that may be used runs on the device alone",
+                "start the gateway, or allow edge-only",
             )
         if gateway:
             print(f"no gateway answers at {gateway} yet; answering on the device until one does", file=sys.stderr)

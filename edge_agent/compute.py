@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from edge_agent.heads import Heads, Prepared
+from edge_agent.heads import Heads, Prepared, ValuesError
 from protocol.errors import IsthmusError
 from protocol.tensors import Tensors
 
@@ -22,6 +23,7 @@ class Job:
     generation: int
     placement: str
     inputs: Tensors
+    deadline: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,7 @@ class Failed:
     seq: int
     generation: int
     reason: str
+    sound: bool  # the head itself works: only this request's values failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,8 @@ class Compute:
         self._heads = heads
         self._wanted = wanted
         self._post = post
+        self._stopping = False
+        self._took: dict[str, float] = {}
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="isthmus-compute", daemon=True)
 
@@ -64,6 +69,7 @@ class Compute:
 
     def stop(self) -> None:
         """End after the current job. Safe to call twice."""
+        self._stopping = True
         self._jobs.put(None)
         if self._thread.is_alive():
             self._thread.join(timeout=10)
@@ -72,13 +78,20 @@ class Compute:
         try:
             while (job := self._jobs.get()) is not None:
                 # Under overload requests expire while they wait; working for them would make the next ones late too.
-                if self._wanted(job.seq, job.generation):
-                    self._post(self._do(job))
+                wanted = not self._stopping and self._wanted(job.seq, job.generation)
+                if wanted and (made := self._do(job)) is not None:
+                    self._post(made)
         except BaseException as error:  # the top of the thread
             self._post(Crashed(error))
 
-    def _do(self, job: Job) -> Done | Failed:
+    def _do(self, job: Job) -> Done | Failed | None:
+        start = time.monotonic()
+        done_by = start + self._took.get(job.placement, 0.0)
+        if start >= job.deadline or (done_by >= job.deadline and self._jobs.qsize()):
+            return None  # too late for this one: the next may still be in time
         try:
-            return Done(job.seq, job.generation, job.placement, self._heads.prepare(job.placement, job.inputs))
+            made = self._heads.prepare(job.placement, job.inputs)
+            self._took[job.placement] = time.monotonic() - start
+            return Done(job.seq, job.generation, job.placement, made)
         except IsthmusError as error:
-            return Failed(job.seq, job.generation, str(error))
+            return Failed(job.seq, job.generation, str(error), isinstance(error, ValuesError))

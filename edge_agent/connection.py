@@ -119,10 +119,10 @@ class Connection:
             self._since = now
         return after
 
-    def overdue(self, *, now: float) -> str | None:
+    def overdue(self, *, now: float, travel_s: float = 0.0) -> str | None:
         """Why the socket should be made anew now, if it should."""
         waited = now - self._since
-        if self.state in (State.READY, State.DRAINING) and now - self.heard_at > SILENCE_S:
+        if self.state in (State.READY, State.DRAINING) and now - self.heard_at > SILENCE_S + travel_s:
             return "the gateway has fallen silent"
         if self.state is State.GREETING and waited > WELCOME_S:
             return "the gateway did not welcome us"

@@ -72,6 +72,7 @@ class Flight:
     attempt_until: float = float("inf")
     generation: int = 0  # counts preparations, so that a late one is told from the current one
     sent_as: list[str] = field(default_factory=list)  # placement of each attempt
+    refusals: int = 0  # how often the gateway has said that it cannot be in time
     local_hopeless: bool = False  # edge-only had to start but could not
     degraded: list[str] = field(default_factory=list)
     avoided: dict[str, str] = field(default_factory=dict)

@@ -41,6 +41,10 @@ class Prepared:
         return sum(h.nbytes for h in self.headers)
 
 
+class ValuesError(EngineError):
+    """The head is sound but cannot run these values (an index out of range, for example)."""
+
+
 class Heads:
     """Every head of a bundle. `prepare` is called by one thread."""
 
@@ -65,8 +69,9 @@ class Heads:
                 engine.activate()
                 _warm_up(engine)
             except EngineError as error:
-                self.failed[entry.id] = str(error)
-                continue
+                if not _free_to_vary(engine):
+                    self.failed[entry.id] = str(error)
+                    continue
             self._engines[entry.id] = engine
 
     def deactivate(self) -> None:
@@ -105,7 +110,16 @@ class Heads:
             raise EngineError(f"the head of {entry.id} is not loaded: {self.failed.get(entry.id, 'inactive')}", "")
         if self._fault_file is not None and entry.kind is PlacementKind.CUT and os.path.exists(self._fault_file):
             raise EngineError("the head was made to fail (fault drill)", "")
-        return engine.infer(inputs)
+        try:
+            return engine.infer(inputs)
+        except EngineError as error:
+            _warm_up(engine)  # raises if the head itself is broken
+            raise ValuesError(error.fact, error.remedy) from error
+
+
+def _free_to_vary(engine: Engine) -> bool:
+    """Whether the head takes sizes that the warm-up had to guess: failing on the guess says nothing then."""
+    return any(not isinstance(d, int) for spec in engine.inputs for d in spec.shape[1:])
 
 
 def _warm_up(engine: Engine) -> None:

@@ -33,6 +33,7 @@ SHORTEST_ATTEMPT_S = 0.25  # below this a garbage collection would look like a l
 ATTEMPT_FACTOR = 4.0  # an attempt may take this many times its prediction
 LOCAL_RESERVE_FACTOR = 1.5
 LOCAL_RESERVE_MIN_S = 0.005
+LONGEST_PAUSE_S = 30.0  # whatever a gateway asks for
 SHORTEST_PAUSE_S = 0.01  # between two attempts of one request, whatever the gateway says
 TRAVEL_MARGIN = 1.25
 LONGEST_DEVICE_WAIT_S = 3.0  # trying a head again costs one local failure and no round trip
@@ -42,7 +43,7 @@ MOST_PENDING = 256
 class Ladder:
     """Feed it events; carry out the instructions it returns. Times are monotonic seconds, `now` always given."""
 
-    def __init__(self, rows: list[Row], planner: Planner) -> None:
+    def __init__(self, rows: list[Row], planner: Planner, *, expects_gateway: bool = True) -> None:
         self.flights: dict[int, Flight] = {}
         self.planner = planner
         self._rows = {row.id: row for row in rows}
@@ -51,6 +52,7 @@ class Ladder:
         self._device = {row.id: Breaker(longest_wait_s=LONGEST_DEVICE_WAIT_S) for row in rows}
         self._gateway = Breaker()
         self._tails = {row.id: Breaker() for row in rows}
+        self._expects_gateway = expects_gateway
         self._broken: dict[str, str] = {}  # not at this gateway; forgotten with the next Welcome
         self._disabled: dict[str, str] = {}
         self._link_reason: str | None = "no gateway has answered yet"
@@ -78,6 +80,8 @@ class Ladder:
         row = self._rows[flight.placement]
         self._device[row.id].succeeded()
         self.planner.observe_edge(row.id, edge_s)
+        if now >= flight.deadline:
+            return self._expire(flight, now=now)
         if row.kind is PlacementKind.EDGE_ONLY:
             return [self._finish(flight)]
         flight.phase, flight.nbytes = Phase.READY, nbytes
@@ -85,24 +89,31 @@ class Ladder:
             return self._step_down(flight, self._link_reason, now=now)
         return self._send_ready(now=now)
 
-    def preparation_failed(self, seq: int, generation: int, reason: str, *, now: float) -> list[Instruction]:
-        """The head (or the whole model on the device) failed."""
+    def preparation_failed(
+        self, seq: int, generation: int, reason: str, *, sound: bool = False, now: float
+    ) -> list[Instruction]:
+        """The head (or the whole model on the device) failed; `sound` if only on this request's own values."""
         flight = self.flights.get(seq)
         if flight is None or flight.phase is not Phase.PREPARING or flight.generation != generation:
             return []
-        self._device[flight.placement].failed(reason, now=now)
+        if sound:
+            self._device[flight.placement].released()
+        else:
+            self._device[flight.placement].failed(reason, now=now)
         prefer = self._full_cloud if self._rows[flight.placement].kind is PlacementKind.CUT else None
         return self._step_down(flight, f"{flight.placement}: {reason}", prefer=prefer, now=now)
 
     def answered(self, seq: int, attempt: int, compute_s: float, *, now: float) -> list[Instruction]:
         """A result came. One of an earlier attempt is as good as any, and welcome even after a step down."""
+        self._gateway.succeeded()  # late, but it answers
         flight = self.flights.get(seq)
         if flight is None or not 1 <= attempt <= len(flight.sent_as):
             return []  # answered late or twice; the request has ended already
         flight.placement = flight.sent_as[attempt - 1]
-        self._gateway.succeeded()
         self._tails[flight.placement].succeeded()
         self.planner.observe_tail(flight.placement, compute_s)
+        if now >= flight.deadline:
+            return [self._late(flight), *self._send_ready(now=now)]
         return [self._finish(flight), *self._send_ready(now=now)]
 
     def rejected(
@@ -117,6 +128,7 @@ class Ladder:
         prefer = None
         again = code in (RejectCode.BUSY, RejectCode.DRAINING, RejectCode.DEADLINE)
         self._gateway.succeeded()  # whatever it says, it answers
+        flight.refusals += code is RejectCode.DEADLINE
         if code is RejectCode.UNKNOWN_SEGMENT:
             self._broken[placement] = why
             prefer = self._full_cloud if placement != self._full_cloud else None
@@ -124,10 +136,14 @@ class Ladder:
             self._tails[placement].failed(why, now=now)
         elif code in (RejectCode.BUSY, RejectCode.DRAINING):
             # Full-cloud would add load: everything behind this gateway has to wait as long as it asked.
-            self._gateway.hold_off(why, max(retry_after_s, SHORTEST_PAUSE_S), now=now)
+            pause_s = max(min(retry_after_s, LONGEST_PAUSE_S), SHORTEST_PAUSE_S)
+            self._gateway.hold_off(why, pause_s, now=now)
         elif code in (RejectCode.BAD_REQUEST, RejectCode.TOO_LARGE) and self._local is None:
             return [self._refuse(flight, RefusalCode.BAD_REQUEST, reason), *self._send_ready(now=now)]
-        flight.not_before = now + max(retry_after_s, SHORTEST_PAUSE_S)
+        elif code is RejectCode.DEADLINE and flight.refusals > 1 and self._local_start(flight) == flight.deadline:
+            # Asking again would upload everything again, and the gateway has said twice that it cannot be in time.
+            return [self._refuse(flight, RefusalCode.DEADLINE, why), *self._send_ready(now=now)]
+        flight.not_before = now + max(min(retry_after_s, LONGEST_PAUSE_S), SHORTEST_PAUSE_S)
         return self._step_down(flight, why, prefer=prefer, again=again, now=now) + self._send_ready(now=now)
 
     def link_up(
@@ -170,6 +186,8 @@ class Ladder:
             flight.phase, flight.not_before = Phase.READY, now + SHORTEST_PAUSE_S
             flight.attempt -= 1
             flight.sent_as.pop()
+            self._gateway.released()
+            self._tails[flight.placement].released()
 
     def link_measured(self, link: LinkState | None) -> None:
         self._link = link
@@ -194,11 +212,16 @@ class Ladder:
         out: list[Instruction] = []
         if flight.phase is Phase.SENT:
             out.append(CancelRemote(flight.seq))
+            self._tails[flight.placement].released()
             self._gateway.failed("the gateway does not answer", now=now)
-        out.append(
-            self._refuse(flight, RefusalCode.DEADLINE, f"the budget ran out while the request was {flight.phase}")
-        )
+        out.append(self._late(flight))
         return out
+
+    def _late(self, flight: Flight) -> Finish:
+        doing = {Phase.PREPARING: "the device was at work", Phase.READY: "waiting for the gateway"}
+        return self._refuse(
+            flight, RefusalCode.DEADLINE, f"the budget ran out: {doing.get(flight.phase, 'on its way')}"
+        )
 
     def close(self) -> list[Instruction]:
         return [self._refuse(f, RefusalCode.CLOSED, "the agent was shut down") for f in list(self.flights.values())]
@@ -213,10 +236,15 @@ class Ladder:
             if flight.phase is Phase.SENT:
                 times.append(flight.attempt_until)
             elif flight.phase is Phase.READY:
-                times.append(self._local_start(flight))
+                times.append(self._remote_too_late_at(flight))
                 if flight.not_before:
                     times.append(flight.not_before)
         return min(times, default=None)
+
+    def sent_as(self, seq: int, attempt: int) -> str | None:
+        """The placement with which this attempt was sent."""
+        flight = self.flights.get(seq)
+        return flight.sent_as[attempt - 1] if flight and 1 <= attempt <= len(flight.sent_as) else None
 
     def in_flight(self) -> list[Flight]:
         return [f for f in self.flights.values() if f.phase is Phase.SENT]
@@ -269,7 +297,9 @@ class Ladder:
         decision = self.planner.decide(self._link, unavailable)
         if decision is None:
             return self._wait_or_refuse(flight, unavailable, now=now)
-        if decision.because_of is not None:
+        if self._expects_gateway and self._link is None and self._link_reason is not None:
+            self._note(flight, self._link_reason)  # without a link the plan is a guess, but this much is known
+        elif decision.because_of is not None:
             wanted, why = decision.because_of
             self._note(flight, why if wanted in why else f"{wanted}: {why}")
         return self._prepare(flight, decision.id, now=now)
@@ -336,7 +366,7 @@ class Ladder:
             too_large = requests > 0 and nbytes + flight.nbytes > self._credit_nbytes
             if requests >= self._credit_requests or too_large:
                 break
-            left_s, travel_s = flight.deadline - now, self._travel_s(flight)
+            left_s, travel_s = flight.deadline - now, self._ahead_s() + self._travel_s(flight)
             if left_s <= travel_s and self._local_start(flight) == flight.deadline:
                 why = f"{flight.nbytes} bytes need {travel_s:.3f} s to travel and {left_s:.3f} s are left"
                 out.append(self._refuse(flight, RefusalCode.DEADLINE, why))
@@ -346,13 +376,14 @@ class Ladder:
         return out
 
     def _send(self, flight: Flight, *, now: float) -> Send:
+        ahead_s = self._ahead_s()
         flight.phase = Phase.SENT
         flight.attempt += 1
         flight.sent_as.append(flight.placement)
-        flight.attempt_until = min(now + self._allowed_s(flight), self._latest_remote_end(flight))
+        flight.attempt_until = min(now + ahead_s + self._allowed_s(flight), self._latest_remote_end(flight))
         self._gateway.passing(now=now)
         self._tails[flight.placement].passing(now=now)
-        budget_s = max(flight.attempt_until - now - self._travel_s(flight), 0.0)
+        budget_s = max(flight.attempt_until - now - ahead_s - self._travel_s(flight), 0.0)
         return Send(flight.seq, flight.placement, flight.attempt, budget_s)
 
     def _travel_s(self, flight: Flight) -> float:
@@ -360,6 +391,12 @@ class Ladder:
         if self._link is None:
             return 0.0
         return (flight.nbytes / self._link.uplink_bytes_per_s + self._link.rtt_s) * TRAVEL_MARGIN
+
+    def _ahead_s(self) -> float:
+        """How long what was sent before and not yet answered keeps the uplink busy, at worst."""
+        if self._link is None:
+            return 0.0
+        return sum(f.nbytes for f in self.in_flight()) / self._link.uplink_bytes_per_s
 
     def _allowed_s(self, flight: Flight) -> float:
         predicted = self.planner.predict(self._link)[flight.placement]
@@ -377,11 +414,18 @@ class Ladder:
     def _latest_remote_end(self, flight: Flight) -> float:
         return min(max(self._local_start(flight), 0.0), flight.deadline)
 
+    def _remote_too_late_at(self, flight: Flight) -> float:
+        """From when on sending is in vain: the answer could not be back before edge-only has to start."""
+        start = self._local_start(flight)
+        return start if start == flight.deadline else start - self._travel_s(flight)
+
     def _local_must_start(self, flight: Flight, *, now: float) -> bool:
-        return now >= self._local_start(flight)
+        return now >= self._remote_too_late_at(flight)
 
     def _note(self, flight: Flight, why: str) -> None:
-        if why not in flight.degraded:
+        # Reasons hold figures that differ each time: one of a kind is enough.
+        kind = why.split(":")[0]
+        if all(noted.split(":")[0] != kind for noted in flight.degraded):
             flight.degraded.append(why)
 
     def _finish(self, flight: Flight) -> Finish:

@@ -32,7 +32,7 @@ class StageTimings:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The model's outputs by ONNX name, and their provenance."""
+    """The model's outputs by ONNX name (read-only arrays: copy before writing), and their provenance."""
 
     request: str
     outputs: dict[str, Array]

@@ -7,16 +7,18 @@ or 3 channels: converted to grey or RGB and resized; any other pre-processing be
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+import select
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 
 from protocol.errors import InputError
 from protocol.tensors import Array, TensorSpec, check_inputs, describe
 
+STOP_POLL_S = 0.2
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".pgm", ".ppm"})
 FILE_SUFFIXES = frozenset({".npz", ".npy"}) | IMAGE_SUFFIXES
 
@@ -30,14 +32,14 @@ class Sample:
     error: str = ""
 
 
-def open_source(text: str, specs: Sequence[TensorSpec], stdin: TextIO) -> Iterator[Sample]:
-    """The samples of `text`: an .npz file, a folder, or `-` for file names on `stdin`.
+def open_source(text: str, specs: Sequence[TensorSpec], lines: Iterable[str]) -> Iterator[Sample]:
+    """The samples of `text`: an .npz file, a folder, or `-` for the file names in `lines`.
 
     Raises InputError at once if there is nothing to read or an npz does not fit the model; a single file of a folder
     that does not fit comes as a Sample with an error.
     """
     if text == "-":
-        return (_from_file(Path(line.strip()), specs) for line in stdin if line.strip())
+        return (_from_file(Path(line.strip()), specs) for line in lines if line.strip())
     path = Path(text)
     if not path.exists():
         raise InputError(f"there is no source at {path}", "give an .npz file, a folder, or - for standard input")
@@ -49,6 +51,21 @@ def open_source(text: str, specs: Sequence[TensorSpec], stdin: TextIO) -> Iterat
     if path.suffix.lower() == ".npz":
         return iter(_from_npz(path, specs))
     return iter([_checked(path.name, _load(path, specs), specs)])
+
+
+def read_lines(descriptor: int, stopped: Callable[[], bool]) -> Iterator[str]:
+    """Lines from a pipe or terminal until its end or until `stopped()`: a plain read would go on through SIGTERM."""
+    rest = b""
+    while not stopped():
+        if not select.select([descriptor], [], [], STOP_POLL_S)[0]:
+            continue
+        data = os.read(descriptor, 65_536)
+        if not data:
+            break
+        *whole, rest = (rest + data).split(b"\n")
+        yield from (line.decode(errors="replace") for line in whole)
+    if rest:
+        yield rest.decode(errors="replace")
 
 
 def load_sample(path: Path, specs: Sequence[TensorSpec]) -> Sample:
@@ -125,6 +142,8 @@ def _member(archive: np.lib.npyio.NpzFile, name: str, path: Path) -> Array:
 
 
 def _why(error: Exception) -> str:
+    if "allow_pickle" in str(error):
+        return "it holds objects or something else that is no plain array"
     return (str(error).strip().split("\n")[0] or type(error).__name__)[:200]
 
 

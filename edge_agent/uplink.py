@@ -81,7 +81,7 @@ class _Out:
 
     at: float
     nbytes: int
-    alone: bool
+    ahead_nbytes: int  # sent before and not yet answered
 
 
 class Uplink:
@@ -94,6 +94,7 @@ class Uplink:
         hello: m.Hello,
         ladder: Ladder,
         segments: dict[str, bytes],
+        outputs: frozenset[str],
         submit_job: Callable[[Job], None],
         ended: Callable[[Ending], None],
         crashed: Callable[[BaseException], None],
@@ -102,7 +103,7 @@ class Uplink:
         self.estimator = LinkEstimator()
         self.stats: Counter[str] = Counter()
         self.ready = threading.Event()
-        self.gateway_software = ""
+        self._outputs = outputs
         self._link = Connection(endpoint, self.mailbox.fileno())
         self._hello = hello
         self._ladder = ladder
@@ -176,9 +177,9 @@ class Uplink:
                     work.prepared[placement] = prepared
                 busy_s = prepared.edge_s + prepared.encode_s
                 self._carry_out(self._ladder.prepared(seq, generation, prepared.nbytes, busy_s, now=now))
-            case Failed(seq, generation, reason):
+            case Failed(seq, generation, reason, sound):
                 self.stats["head_failures"] += 1
-                self._carry_out(self._ladder.preparation_failed(seq, generation, reason, now=now))
+                self._carry_out(self._ladder.preparation_failed(seq, generation, reason, sound=sound, now=now))
             case Crashed(error):
                 raise InvariantViolation("the compute thread crashed") from error
             case Stop():
@@ -186,7 +187,9 @@ class Uplink:
 
     def _timers(self, now: float) -> None:
         self._carry_out(self._ladder.tick(now=now))
-        why = self._link.overdue(now=now)
+        link = self.estimator.estimate(now)
+        travel_s = self._ahead_nbytes() / link.uplink_bytes_per_s if link else 0.0
+        why = self._link.overdue(now=now, travel_s=2 * travel_s)
         if why is not None:
             self._lose_link(why, now)
             self.stats["sockets_recreated"] += 1
@@ -201,8 +204,8 @@ class Uplink:
         for instruction in instructions:
             match instruction:
                 case Prepare(seq, placement):
-                    generation = self._ladder.flights[seq].generation
-                    self._submit_job(Job(seq, generation, placement, self._work[seq].inputs))
+                    flight = self._ladder.flights[seq]
+                    self._submit_job(Job(seq, flight.generation, placement, self._work[seq].inputs, flight.deadline))
                 case Send():
                     self._send_infer(instruction)
                 case CancelRemote(seq):
@@ -227,26 +230,29 @@ class Uplink:
             checksum=prepared.checksum,
         )
         now = time.monotonic()
-        alone = not self._out
+        ahead = self._ahead_nbytes()
         nbytes = self._link.send(message, prepared.buffers)
         if nbytes == 0:
             self.stats["unsent"] += 1
             self._ladder.unsent(send.seq, now=now)
             return
         self.stats["sent"] += 1
-        self._out[send.seq, send.attempt] = _Out(now, nbytes, alone)
+        self._out[send.seq, send.attempt] = _Out(now, nbytes, ahead)
+
+    def _ahead_nbytes(self) -> int:
+        return sum(out.nbytes for out in self._out.values())
 
     def _ping(self, now: float) -> None:
         """A plain ping keeps T0 fresh; a padded one after it measures the bandwidth where ordinary traffic does not."""
         active = now < self._active_until or not self.ready.is_set()
-        alone = not self._out
-        padding = self.estimator.probe_nbytes(now) if alone and active else 0
+        ahead = self._ahead_nbytes()
+        padding = self.estimator.probe_nbytes(now) if active and not self._out else 0
         self._next_ping = now + (LOCAL_PING_IVL_S if padding else PING_IVL_S)
         for size in (0, padding) if padding else (0,):
             self._pings += 1
             nbytes = self._link.send(m.Ping(self._pings, bytes(size)))
             if nbytes:
-                self._out[-self._pings, 0] = _Out(now, nbytes, alone)
+                self._out[-self._pings, 0] = _Out(now, nbytes, ahead)
 
     # ---- what comes in ----------------------------------------------------------------------------------------------
 
@@ -274,7 +280,7 @@ class Uplink:
             case m.Pong(number, queue_us):
                 if (out := self._out.pop((-number, 0), None)) is not None:
                     self._observe(out, now, residence_s=0.0, queue_s=queue_us / 1e6, down_nbytes=0)
-                    if self.estimator.wants_confirmation:
+                    if self.estimator.wants_confirmation and (now < self._active_until or not self.ready.is_set()):
                         self._next_ping = min(self._next_ping, now + CONFIRM_IVL_S)
             case m.NeedHello():
                 self._link.handle(Event.NEED_HELLO, now=now)
@@ -293,7 +299,6 @@ class Uplink:
     def _welcomed(self, welcome: m.Welcome, now: float) -> None:
         if self._link.handle(Event.WELCOME, now=now) is not State.READY:
             return
-        self.gateway_software = welcome.software
         self._next_ping = now
         held = frozenset(welcome.segments) | frozenset(welcome.models)
         self._carry_out(
@@ -308,7 +313,7 @@ class Uplink:
 
     def _result(self, result: m.Result, parts: list[memoryview], now: float) -> None:
         seq = self._own(result.request)
-        out = self._out.pop((seq, result.attempt), None)
+        out = self._landed(seq, result.attempt)
         sizes = [p.nbytes for p in parts]
         wire.check_parts(result.tensors, sizes)
         if out is not None:
@@ -322,6 +327,9 @@ class Uplink:
                 raise WireError("the result's checksum does not match", "")
             buffers = wire.join_parts(result.tensors, parts)
             outputs = {h.name: codecs.decode(h, b) for h, b in zip(result.tensors, buffers, strict=True)}
+            known = outputs.keys() | self._head_outputs(seq, result.attempt)
+            if missing := self._outputs - known:
+                raise WireError(f"the result lacks {', '.join(sorted(missing))}", "")
         except WireError as error:
             self.stats["wire_errors"] += 1
             self._carry_out(self._ladder.rejected(seq, result.attempt, m.RejectCode.INTERNAL, str(error), 0.0, now=now))
@@ -334,11 +342,21 @@ class Uplink:
     def _reject(self, reject: m.Reject, now: float) -> None:
         seq = self._own(reject.request)
         self.stats[f"rejected_{reject.code}"] += 1
-        if (out := self._out.pop((seq, reject.attempt), None)) is not None:
+        if (out := self._landed(seq, reject.attempt)) is not None:
             self._observe(out, now, reject.residence_us / 1e6, 0.0, 0)
         self._carry_out(
             self._ladder.rejected(seq, reject.attempt, reject.code, reject.reason, reject.retry_after_us / 1e6, now=now)
         )
+
+    def _head_outputs(self, seq: int, attempt: int) -> set[str]:
+        prepared = self._work[seq].prepared.get(self._ladder.sent_as(seq, attempt) or "")
+        return set(prepared.outputs) if prepared else set()
+
+    def _landed(self, seq: int, attempt: int) -> _Out | None:
+        """Earlier attempts are not answered any more: the gateway attached them to this one."""
+        for key in [k for k in self._out if k[0] == seq and k[1] < attempt]:
+            del self._out[key]
+        return self._out.pop((seq, attempt), None)
 
     def _own(self, request: m.RequestId) -> int:
         if request.boot != self._hello.boot:
@@ -351,7 +369,7 @@ class Uplink:
             round_trip_s=now - out.at,
             residence_s=residence_s,
             queue_s=queue_s,
-            alone=out.alone,
+            ahead_nbytes=out.ahead_nbytes,
             now=now,
         )
         if not self.ready.is_set() and self._link.state is State.READY and self.estimator.estimate(now) is not None:

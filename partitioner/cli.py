@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 wrong command line, 3 model or data, 4 bundle, 5 accuracy 
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,7 +46,12 @@ def split(
         typer.Option(metavar="TENSOR[,...]", help="Tensors (or nodes) that cross; repeat it for several cuts."),
     ] = None,
     auto: Annotated[bool, typer.Option("--auto", help="Measure a sample of cuts and keep those that win.")] = False,
-    budget_s: Annotated[float, typer.Option(min=0.0, help="Seconds that --auto may measure.")] = 60.0,
+    budget_s: Annotated[
+        float,
+        typer.Option(
+            min=0.0, help="Seconds that --auto may explore; loading, calibration and final timing come on top."
+        ),
+    ] = 60.0,
     edge_slowdown: Annotated[
         float, typer.Option(min=0.001, help="How many times slower the device is than this machine (declared).")
     ] = 8.0,
@@ -62,7 +68,7 @@ def split(
         Path | None, typer.Option(metavar="DATA.npz", help="One array per input, first axis = samples.")
     ] = None,
     labels: Annotated[
-        str | None, typer.Option(metavar="KEY", help="Labels in DATA.npz [default: labels or y].")
+        str | None, typer.Option(metavar="KEY", help="Array of DATA.npz that holds the labels (default: labels or y).")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
     keep_best: Annotated[bool, typer.Option("--keep-best", help="Keep the best cut even if it never wins.")] = False,
@@ -71,6 +77,8 @@ def split(
     """Cut MODEL into head and tail, prove that they answer like the whole, and write a bundle."""
     if bool(cut) == auto:
         raise typer.BadParameter("give either --cut TENSOR[,...] or --auto")
+    if not (math.isfinite(edge_slowdown) and math.isfinite(rtt_ms)):
+        raise typer.BadParameter("--edge-slowdown and --rtt-ms must be finite numbers")
     if labels is not None and calibration is None:
         raise typer.BadParameter("--labels needs --calibration DATA.npz")
     with _guarded():
@@ -155,7 +163,7 @@ def _guarded() -> Iterator[None]:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
+        print("interrupted: no bundle was written", file=sys.stderr)
         raise typer.Exit(130) from None
 
 

@@ -100,6 +100,8 @@ def subgraphs_of(attribute: ir.Attr) -> list[ir.Graph]:
 
 
 def _read(path: Path) -> bytes:
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is no plain file", "give the path of an ONNX model")
     try:
         return path.read_bytes()
     except FileNotFoundError:

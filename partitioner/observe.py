@@ -17,6 +17,7 @@ from partitioner.model import LoadedModel, serialise
 from partitioner.split import clone, values_of
 from partitioner.topology import TensorInfo, Topology
 from protocol.engines.ort import OrtEngine
+from protocol.errors import EngineError, InputError
 from protocol.tensors import Array
 
 Ranges = Mapping[str, tuple[float, float]]
@@ -47,7 +48,11 @@ def ranges(
     indices = samples.calibration
     with OrtEngine(data, label=f"{model.name} under calibration", threads=threads) as engine:
         for done, feed in enumerate(samples.feeds(indices), 1):
-            seen = engine.infer(feed)
+            try:
+                seen = engine.infer(feed)
+            except EngineError as error:
+                fact = f"the model does not run on sample {indices[done - 1]} of the calibration data ({error.fact})"
+                raise InputError(fact, "give data that the model accepts") from error
             for n in names:
                 low[n] = min(low[n], _scalar(seen[_low(n)]))
                 high[n] = max(high[n], _scalar(seen[_high(n)]))

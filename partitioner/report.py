@@ -53,10 +53,16 @@ class Bar:
             self._bar.update(self._task, completed=done, total=total)
 
 
+WIDE = 125  # columns that the whole table needs; on narrower terminals the metrics get lines of their own
+
+
 def print_built(built: Built, console: Console) -> None:
     manifest = built.manifest
     conditions = manifest.conditions
-    console.print(_placements(manifest))
+    wide = console.width >= WIDE
+    console.print(_placements(manifest, wide=wide))
+    for entry in manifest.placements if not wide else ():
+        console.print(f"{entry.id}: {_metric(entry)}", highlight=False)
     console.print(
         f"edge times are this machine's times {conditions.edge_slowdown:g} (declared); "
         f"threads: head {conditions.threads}, tail {conditions.tail_threads}; "
@@ -68,15 +74,17 @@ def print_built(built: Built, console: Console) -> None:
     console.print(f"wrote {built.target} (manifest sha256 {built.digest[:16]}...)", highlight=False)
 
 
-def _placements(manifest: Manifest) -> Table:
+def _placements(manifest: Manifest, *, wide: bool) -> Table:
     table = Table(title=f"{manifest.model.name}: placements", title_justify="left")
     for heading in ("placement", "crosses", "head"):
         table.add_column(heading, overflow="fold")
     for heading in ("edge ms", "bytes up", "tail ms", "batch", "best at, Mbit/s"):
         table.add_column(heading, justify="right")
-    table.add_column("metric (reference, bound)")
+    if wide:
+        table.add_column("metric (reference, bound)")
     for entry in manifest.placements:
-        table.add_row(*_row(manifest, entry))
+        cells = _row(manifest, entry)
+        table.add_row(*(cells if wide else cells[:-1]))
     return table
 
 

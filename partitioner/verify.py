@@ -161,7 +161,8 @@ def yardstick(expected: Sequence[Outputs], samples: Samples, first: str, bound: 
     finite = [all(np.isfinite(v).all() for v in e.values() if v.dtype.kind == "f") for e in expected]
     if np.mean(finite) < 0.5:
         raise ModelError("the model's outputs are NaN or infinite on most samples", "give real ones with --calibration")
-    if not _are_scores(expected[0][first]):
+    # One output of many says nothing about the others: only labels can make it the one that counts.
+    if not _are_scores(expected[0][first]) or (len(expected[0]) > 1 and samples.labels is None):
         return Yardstick("cosine", 1.0, 1.0 - bound, tuple(expected), None, first)
     if samples.labels is None:
         return Yardstick("agreement", 1.0, 1.0 - bound, tuple(expected), None, first)
@@ -182,9 +183,9 @@ def _top1(scores: Array) -> int:
 
 
 def _cosine(expected: Outputs, got: Outputs) -> float:
-    """Mean cosine over all outputs; integer and boolean ones count their share of equal elements."""
+    """Cosine of the worst output, so that none hides behind others; integers count their share of equal elements."""
     values = [_closeness(array, got[name]) for name, array in expected.items() if array.size]
-    return float(np.mean(values)) if values else 1.0
+    return float(min(values)) if values else 1.0
 
 
 def _closeness(a: Array, b: Array) -> float:

@@ -67,7 +67,7 @@ class ParityCertificate(msgspec.Struct, frozen=True):
 
     `fp32_*` compare the fp32 head and tail with the model, ONNX Runtime's optimisation off. `metric` says how the
     shipped precision was judged: "accuracy" against labels (values are top-1 fractions), "agreement" of the top-1 with
-    the whole model, or "cosine" (mean over samples and outputs) where the output is no classification.
+    the whole model, or "cosine" (of the worst output, mean over samples) where the output is no classification.
     """
 
     fp32_max_abs_difference: float

@@ -30,7 +30,8 @@ Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 Microseconds = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Headers = Annotated[tuple[TensorHeader, ...], msgspec.Meta(max_length=MAX_TENSORS)]
-ShortText = Annotated[str, msgspec.Meta(max_length=200)]
+MAX_TEXT_LENGTH = 200
+ShortText = Annotated[str, msgspec.Meta(max_length=MAX_TEXT_LENGTH)]
 Sentence = Annotated[str, msgspec.Meta(max_length=1000)]
 
 
@@ -120,6 +121,10 @@ class Result(msgspec.Struct, frozen=True, array_like=True):
     engine: ShortText  # what really ran, e.g. "onnxruntime-1.31.1/CPUExecutionProvider"
     precision: ShortText
     bundle: ShortText  # provenance: digest of the bundle that the segment came from
+
+    def for_attempt(self, attempt: int) -> Result:
+        """The same result as the answer to another attempt."""
+        return msgspec.structs.replace(self, attempt=attempt)
 
 
 class Reject(msgspec.Struct, frozen=True, array_like=True):

@@ -98,10 +98,14 @@ def check_inputs(specs: Sequence[TensorSpec], given: Tensors) -> None:
     Raises InputError naming the tensor, what it is and what it should be.
     """
     expected = ", ".join(describe(s) for s in specs)
+    if not isinstance(given, Mapping):
+        raise InputError(f"the inputs are a {type(given).__name__}", f"give a dictionary with {expected}")
     for spec in specs:
         if spec.name not in given:
             raise InputError(f"input {spec.name!r} is missing", f"the model takes {expected}")
         array = given[spec.name]
+        if not isinstance(array, np.ndarray):
+            raise InputError(f"input {spec.name!r} is a {type(array).__name__}", "give a numpy array")
         if array.dtype != spec.numpy_dtype:
             raise InputError(
                 f"input {spec.name!r} has element type {array.dtype} but the model takes {spec.dtype}",

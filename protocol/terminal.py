@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -31,7 +32,7 @@ def run(app: Callable[[], Any]) -> None:
         raise SystemExit(130) from None
     except BrokenPipeError:
         # Whoever read our output has gone; that is their right. Python would complain again at exit.
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
     except ModuleNotFoundError as error:
         remedy = REMEDIES.get((error.name or "").partition(".")[0])

@@ -69,7 +69,7 @@ def build(rows: list[Stats], total: Stats | None, word: str, colours: Mapping[st
     """The table of `rows`, and of `total` beneath a line; with fewer columns where `width` cannot hold them all."""
     narrow = width < MEDIUM
     shown = [c for c in COLUMNS if width >= WIDE or c != "degraded"]
-    shown = [c for c in shown if not narrow or c not in ("answered", "refused", "lost")] + [COUNTS] * narrow
+    shown = [c for c in shown if not narrow or c not in ("bytes up", "answered", "refused", "lost")] + [COUNTS] * narrow
     key = f"acc. {word}; a/r/l answered, refused, lost; times in ms" if narrow else None
     table = Table(
         caption=key, header_style="bold", border_style="dim", box=box.SIMPLE_HEAD if narrow else box.HEAVY_HEAD

@@ -26,6 +26,7 @@ MIN_SAMPLE_NBYTES = 512
 TRANSFER_FLOOR_S = 1e-4  # below this a difference of two round trips is scheduler noise (0.1 ms)
 STEP_FACTOR = 1.6
 STEP_SAMPLES = 3
+CLEAN_FOR_S = 1.0  # without a clean sample for this long, messages sent behind others count with all that was ahead
 PROBE_AFTER_S = 0.4  # without a sample for this long (idle, or everything runs locally) a probe is worth its bytes
 PROBE_TRANSFER_S = 0.004  # a probe is sized to take about this long: well above jitter, well below a request
 NOISY_TRANSFER_S = 0.0015  # samples that take less than this measure mostly jitter
@@ -47,26 +48,38 @@ class LinkEstimator:
         self._round_trips: deque[tuple[float, float]] = deque()  # (at, seconds), increasing in both
         self._queue_s = 0.0
         self._last_rtt_s = 0.0
-        self.last_sample_at: float | None = None
 
     def observe(
-        self, *, nbytes: int, round_trip_s: float, residence_s: float, queue_s: float = 0.0, alone: bool, now: float
+        self,
+        *,
+        nbytes: int,
+        round_trip_s: float,
+        residence_s: float,
+        queue_s: float = 0.0,
+        ahead_nbytes: int = 0,
+        now: float,
     ) -> None:
         """One answered message: `nbytes` crossed (both ways), of `round_trip_s` the gateway kept it `residence_s`.
 
-        Only messages sent while nothing else was in flight (`alone`) say something about bandwidth.
+        Messages sent while nothing else was in flight say most about the bandwidth. Behind `ahead_nbytes` of others a
+        message had to wait for them; where nothing better comes, all of that counts as one transfer.
         """
         network_s = max(round_trip_s - residence_s, 0.0)
         # A large message's round trip holds its own transfer: it may lower T0 but never establish it.
-        if nbytes < MIN_SAMPLE_NBYTES or (self._round_trips and network_s < self.rtt_s(now)):
+        # Behind other messages it holds their transfer, too.
+        alone = ahead_nbytes == 0
+        if (alone and nbytes < MIN_SAMPLE_NBYTES) or (self._round_trips and network_s < self.rtt_s(now)):
             self._observe_round_trip(network_s, now)
         self._queue_s += 0.3 * (queue_s - self._queue_s)
-        if not alone or nbytes < MIN_SAMPLE_NBYTES or not self._round_trips:
+        if nbytes < MIN_SAMPLE_NBYTES or not self._round_trips:
             return
+        if not alone:
+            if self._samples and now - self._samples[-1].at < CLEAN_FOR_S:
+                return
+            nbytes += ahead_nbytes
         transfer_s = max(network_s - self.rtt_s(now), TRANSFER_FLOOR_S)
         weight = min(nbytes / FULL_WEIGHT_NBYTES, 1.0)
         self._samples.append(Sample(transfer_s / nbytes, weight, now))
-        self.last_sample_at = now
         self._drop_what_a_step_made_old()
 
     def probe_nbytes(self, now: float) -> int:

@@ -194,10 +194,39 @@ def test_a_full_gateway_answers_busy(toy_bundle: Path, entry: Any, toy_samples: 
     assert reply.slack_us > 4_000_000
 
 
+def test_more_than_its_credit_is_refused_to_an_agent(toy_bundle: Path, entry: Any, toy_samples: Array) -> None:
+    config = GatewayConfig(bundles=[toy_bundle], bind="tcp://127.0.0.1:0", limits=Limits(credit_requests=0))
+    with Gateway(config) as gateway, WireClient(str(gateway.endpoint)) as client:
+        client.greet()
+        client.send(*client.infer(entry, {"x": toy_samples[:1]}, 1))
+        reply = client.receive()
+    assert isinstance(reply, m.Reject)
+    assert reply.code is m.RejectCode.BUSY
+    assert "credit" in reply.reason
+
+
+def test_nobody_gets_or_cancels_anothers_request(toy_gateway: Gateway, entry: Any, toy_samples: Array) -> None:
+    with (
+        WireClient(str(toy_gateway.endpoint)) as owner,
+        WireClient(str(toy_gateway.endpoint), boot=b"stranger") as thief,
+    ):
+        owner.greet()
+        thief.greet()
+        infer, payload = owner.infer(entry, {"x": toy_samples[:1]}, 1)
+        thief.send(infer, payload)
+        thief.send(m.Cancel(infer.request))
+        owner.send(infer, payload)
+        assert isinstance(owner.receive(), m.Result)
+        assert thief.silent()
+    assert toy_gateway.stats()["wire_errors"] == 2
+
+
 def test_shutdown_finishes_what_is_held_refuses_what_comes_and_says_so(
     toy_bundle: Path, entry: Any, toy_samples: Array
 ) -> None:
-    gateway = Gateway(GatewayConfig(bundles=[toy_bundle], bind="tcp://127.0.0.1:0", drain_s=3.0))
+    gateway = Gateway(
+        GatewayConfig(bundles=[toy_bundle], bind="tcp://127.0.0.1:0", drain_s=3.0, limits=Limits(credit_requests=64))
+    )
     gateway.start()
     with WireClient(str(gateway.endpoint)) as client:
         client.greet()

@@ -145,7 +145,7 @@ def test_an_interrupt_exits_with_130_and_writes_nothing(folder: Path, monkeypatc
     listing = sorted(os.listdir(folder))
     result = split(folder, "--cut", "r3")
     assert result.exit_code == 130
-    assert "nothing was written" in result.stderr
+    assert "no bundle was written" in result.stderr
     assert sorted(os.listdir(folder)) == listing
 
 

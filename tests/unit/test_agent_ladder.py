@@ -577,7 +577,8 @@ def test_a_request_waits_for_the_link_only_as_long_as_edge_only_still_fits() -> 
     s.submit(2, budget_s=0.2)
     assert s.prepared(2) == []
     assert s.wake() == [Prepare(2, "edge")]
-    assert s.now == pytest.approx(100.2 - RESERVE_S)
+    # Sending later than that would be in vain: the answer could not be back before edge-only has to start.
+    assert 100.0 < s.now <= 100.2 - RESERVE_S
 
 
 def test_a_draining_gateway_still_answers_what_it_holds_and_gets_nothing_new() -> None:
@@ -634,7 +635,7 @@ def test_a_request_that_is_still_prepared_at_its_deadline_is_refused() -> None:
     (finish,) = s.tick(0.001)
     assert isinstance(finish, Finish)
     assert finish.code is RefusalCode.DEADLINE
-    assert "preparing" in finish.reason
+    assert "device was at work" in finish.reason
     assert s.ladder.flights == {}
 
 

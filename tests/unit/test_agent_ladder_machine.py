@@ -139,7 +139,8 @@ class LadderMachine(RuleBasedStateMachine):
         current = flight is not None and (flight.phase, flight.generation) == (Phase.PREPARING, generation)
         local = KINDS[placement] is PlacementKind.EDGE_ONLY
         out = self.ladder.prepared(seq, generation, nbytes, COSTS[placement].edge_s * slow, now=self.now)
-        self.carry_out(out, answers=seq if current and local else None)
+        in_time = seq in self.callers and self.now < self.callers[seq].deadline
+        self.carry_out(out, answers=seq if current and local and in_time else None)
 
     @precondition(lambda self: self.jobs)
     @rule(pick=picks)
@@ -158,7 +159,7 @@ class LadderMachine(RuleBasedStateMachine):
         if known:
             assert isinstance(out[0], Finish)
             assert out[0].placement == caller.attempts[attempt], "the answer says where it was made"
-        self.carry_out(out, answers=seq if known else None)
+        self.carry_out(out, answers=seq if known and self.now < caller.deadline else None)
 
     @precondition(lambda self: self.wire)
     @rule(pick=picks, code=st.sampled_from(list(RejectCode)), retry_after_s=st.sampled_from([0.0, 0.05, 2.0]))

@@ -31,10 +31,16 @@ class Traffic:
 
     def exchange(self, nbytes: int, *, alone: bool = True, residence_s: float = 0.005, queue_s: float = 0.0) -> None:
         rate = self.mbit_per_s * 1e6 / 8 * self.chance.uniform(1 - self.noise, 1 + self.noise)
-        took = self.rtt_s + nbytes / rate + residence_s + self.chance.uniform(0, self.jitter_s)
+        ahead = 0 if alone else nbytes  # as much again was sent just before and has to pass first
+        took = self.rtt_s + (ahead + nbytes) / rate + residence_s + self.chance.uniform(0, self.jitter_s)
         self.now += took + 0.01
         self.estimator.observe(
-            nbytes=nbytes, round_trip_s=took, residence_s=residence_s, queue_s=queue_s, alone=alone, now=self.now
+            nbytes=nbytes,
+            round_trip_s=took,
+            residence_s=residence_s,
+            queue_s=queue_s,
+            ahead_nbytes=ahead,
+            now=self.now,
         )
 
     def run(self, requests: int, nbytes: int = 100_000) -> None:
@@ -72,7 +78,7 @@ def test_before_the_first_sample_nothing_is_claimed() -> None:
     estimator = LinkEstimator()
     assert estimator.estimate(0.0) is None
     assert estimator.rtt_s(0.0) == 0.0
-    estimator.observe(nbytes=20, round_trip_s=0.03, residence_s=0.0, alone=True, now=1.0)
+    estimator.observe(nbytes=20, round_trip_s=0.03, residence_s=0.0, now=1.0)
     assert estimator.estimate(1.0) is None, "a tiny message measures jitter, not bandwidth"
     assert estimator.rtt_s(1.0) == pytest.approx(0.03)
 
@@ -135,13 +141,25 @@ def test_one_outlier_does_not_move_the_estimate() -> None:
     assert traffic.measured_mbit() == pytest.approx(10, rel=0.05)
 
 
-def test_messages_that_shared_the_link_say_nothing_about_bandwidth() -> None:
+def test_messages_that_shared_the_link_count_with_all_that_was_ahead_once_nothing_better_comes() -> None:
     traffic = Traffic(10)
     traffic.run(10)
+    traffic.exchange(100_000, alone=False)
+    assert traffic.measured_mbit() == pytest.approx(10, rel=0.05)
     traffic.mbit_per_s = 1
     for _ in range(20):
         traffic.exchange(100_000, alone=False)
-    assert traffic.measured_mbit() == pytest.approx(10, rel=0.05)
+    assert traffic.measured_mbit() == pytest.approx(1, rel=0.05)
+
+
+def test_a_round_trip_behind_other_messages_is_no_round_trip_of_the_link() -> None:
+    traffic = Traffic(10)
+    traffic.exchange(20, residence_s=0.0)
+    before = traffic.estimator.rtt_s(traffic.now)
+    for _ in range(50):
+        traffic.now += 1.0
+        traffic.estimator.observe(nbytes=20, round_trip_s=3.0, residence_s=0.0, ahead_nbytes=100_000, now=traffic.now)
+    assert traffic.estimator.rtt_s(traffic.now) == before
 
 
 def test_the_gateways_own_time_is_not_charged_to_the_link() -> None:
@@ -155,7 +173,7 @@ def test_the_gateways_own_time_is_not_charged_to_the_link() -> None:
 def test_the_round_trip_is_the_smallest_of_the_last_seconds() -> None:
     estimator = LinkEstimator()
     for at, seconds in ((0.0, 0.010), (5.0, 0.030), (10.0, 0.020)):
-        estimator.observe(nbytes=20, round_trip_s=seconds, residence_s=0.0, alone=True, now=at)
+        estimator.observe(nbytes=20, round_trip_s=seconds, residence_s=0.0, now=at)
     assert estimator.rtt_s(10.0) == pytest.approx(0.010)
     assert estimator.rtt_s(20.0) == pytest.approx(0.020), "an old minimum must be forgotten: routes change"
 
@@ -221,9 +239,9 @@ def test_a_probe_fits_into_a_ping_and_does_not_block_the_link(mbit_per_s: float)
 
 def test_a_message_that_returned_faster_than_the_gateway_claims_gives_a_finite_estimate() -> None:
     estimator = LinkEstimator()
-    estimator.observe(nbytes=20, round_trip_s=0.01, residence_s=0.0, alone=True, now=0.0)
+    estimator.observe(nbytes=20, round_trip_s=0.01, residence_s=0.0, now=0.0)
     for now in range(5):
-        estimator.observe(nbytes=50_000, round_trip_s=0.01, residence_s=5.0, alone=True, now=float(now))
+        estimator.observe(nbytes=50_000, round_trip_s=0.01, residence_s=5.0, now=float(now))
     state = estimator.estimate(5.0)
     assert state is not None
     assert 0 < state.uplink_bytes_per_s < float("inf")

@@ -2,15 +2,17 @@
 
 One request's life, whatever its placement (fallback is a placement, not a branch):
 
-    Submitted -> Prepare ........ head and encoding on the device; for full-cloud encoding alone, for edge-only
-    everything Prepared  -> Send | Finish .. edge-only is finished here: nothing crosses Answered  -> Finish
+    Submitted -> Prepare ........ head and encoding on the device; for full-cloud encoding alone,
+                                  for edge-only the whole model
+    Prepared  -> Send | Finish .. edge-only is finished here: nothing crosses
+    Answered  -> Finish
 
 When a step fails, its *cause* decides the next placement:
 
     head failed                 -> full-cloud, else edge-only     (its breaker opens)
     gateway busy or draining    -> edge-only, else wait           (full-cloud would add load)
     segment unknown there       -> full-cloud if it holds the model, else edge-only
-    attempt timed out           -> edge-only, else once more under the same id (the gateway suppresses duplicates)
+    attempt timed out           -> edge-only, else again under the same id (the gateway suppresses duplicates)
     link lost                   -> edge-only, else keep and send again under the same id when it is back
     budget used up              -> refusal
 

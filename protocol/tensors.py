@@ -44,12 +44,6 @@ class TensorSpec(msgspec.Struct, frozen=True):
     def numpy_dtype(self) -> np.dtype[Any]:
         return DTYPES[self.dtype]
 
-    def nbytes_at(self, batch: int = 1) -> int | None:
-        """Bytes when every free dimension is `batch`-sized in axis 0 and unknown elsewhere (None then)."""
-        dims = [batch if i == 0 and not isinstance(d, int) else d for i, d in enumerate(self.shape)]
-        sizes = [d for d in dims if isinstance(d, int)]
-        return math.prod(sizes) * self.numpy_dtype.itemsize if len(sizes) == len(dims) else None
-
 
 class TensorHeader(msgspec.Struct, frozen=True, array_like=True):
     """One tensor of a message, as announced on the wire; its `nbytes` encoded bytes follow in the payload parts."""

@@ -156,6 +156,13 @@ def test_file_names_on_stdin_are_answered_in_order_and_a_wrong_one_does_not_stop
     assert by_index == {0: "answered", 1: "invalid", 2: "answered", 3: "invalid"}
 
 
+def test_sigterm_ends_an_agent_that_waits_for_file_names(toy_bundle: Path) -> None:
+    with running(*agent_run(toy_bundle, "-"), stdin=True) as agent:
+        assert agent.line() == "ready edge-only"
+        agent.popen.send_signal(signal.SIGTERM)
+        assert agent.wait(5) == 0
+
+
 @pytest.mark.parametrize("name", ["manifest.json", "full.onnx", "edge.onnx", "cut-1/tail.onnx", "cut-1/head.onnx"])
 def test_a_bundle_with_one_byte_changed_is_refused_by_whoever_would_run_it(
     toy_bundle: Path, samples: Path, tmp_path: Path, name: str

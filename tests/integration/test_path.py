@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from cloud_gateway.gateway import Gateway, GatewayConfig
 from edge_agent.agent import Agent, AgentConfig
 from edge_agent.client import AsyncClient, Client, RefusedError, unwrap
 from edge_agent.outcomes import Answer, Outcome, Refusal, RefusalCode
+from protocol import messages as m
+from protocol import sockets, wire
 from protocol.bundle import Bundle
 from protocol.errors import InputError
 
@@ -272,3 +275,77 @@ def test_work_that_nobody_waits_for_any_more_does_not_make_the_next_request_late
     assert {type(o) for o in outcomes} == {Answer, Refusal}
     assert {o.code for o in outcomes if isinstance(o, Refusal)} == {RefusalCode.DEADLINE}
     assert isinstance(agent.submit({"x": toy_samples[:1]}, deadline_s=3.0).result(timeout=10), Answer)
+
+
+def test_a_result_without_the_models_outputs_costs_neither_the_agent_nor_its_caller(
+    toy_bundle: Path, toy_samples: Array, agent_for: Callable[..., Agent]
+) -> None:
+    held = tuple(bytes.fromhex(p.segment) for p in Bundle.open(toy_bundle).manifest.placements if p.segment)
+    context = sockets.make_context()
+    router, endpoint = sockets.router(context, sockets.parse_endpoint("tcp://127.0.0.1:0"))
+    stop = threading.Event()
+
+    def lie() -> None:
+        while not stop.is_set():
+            if not router.poll(50):
+                continue
+            route, header, *_ = router.recv_multipart()
+            message = wire.unpack_header(header)
+            if isinstance(message, m.Hello):
+                router.send_multipart([route, *wire.pack(m.Welcome(b"a" * 8, "liar", 8, 2**20, held, ()))])
+            elif isinstance(message, m.Ping):
+                router.send_multipart([route, *wire.pack(m.Pong(message.number))])
+            elif isinstance(message, m.Infer):
+                empty = m.Result(message.request, message.attempt, (), 0, m.Timings(1, 1, 1, 1, 1), "liar", "fp32", "")
+                router.send_multipart([route, *wire.pack(empty)])
+
+    liar = threading.Thread(target=lie)
+    liar.start()
+    try:
+        agent = agent_for(str(endpoint), placements=("full-cloud", "edge-only"), edge_slowdown=SLOW)
+        assert agent.wait_ready(5)
+        told = eventually(agent, toy_samples[:1], lambda a: any("lacks logits" in why for why in a.degraded))
+        assert told.placement == "edge-only"
+        assert agent.fatal is None
+    finally:
+        stop.set()
+        liar.join(timeout=5)
+        router.close(0)
+
+
+def test_one_slow_spell_does_not_lock_a_lane_out_for_good(
+    toy_gateway: Gateway, toy_samples: Array, agent_for: Callable[..., Agent]
+) -> None:
+    for lane in toy_gateway.lanes.lanes.values():
+        for _ in range(100):
+            lane.curve.observe(1, 30.0)  # a machine that was suspended, say
+    agent = agent_for(str(toy_gateway.endpoint), placements=("full-cloud",))
+    assert agent.wait_ready(5)
+    got = [agent.submit({"x": toy_samples[:1]}, deadline_s=1.0).result(timeout=5) for _ in range(3)]
+    assert any(isinstance(o, Answer) for o in got)
+
+
+def test_a_request_that_only_its_own_values_fail_does_not_disable_the_head(tmp_path: Path) -> None:
+    from partitioner.build import Order, build
+    from partitioner.report import Silent
+    from tests import models
+
+    model = models.write(models.tokens(), tmp_path)
+    order = Order(model=model, target=tmp_path / "bundle", cuts=(("masked",),), edge_slowdown=1.0, bound=1.0)
+    data = tmp_path / "data.npz"
+    rng = np.random.default_rng(1)
+    ids, mask = rng.integers(0, 50, (32, 7)), np.ones((32, 7), np.int64)
+    np.savez(data, ids=ids, mask=mask)
+    bundle = build(replace(order, calibration=data), Silent()).target
+    with Client(bundle) as client:
+        for _ in range(4):  # more than the breaker's threshold
+            bad = client.infer({"ids": np.full((1, 7), 99, np.int64), "mask": mask[:1]}, deadline_s=2.0)
+            assert isinstance(bad, Refusal)
+        assert isinstance(client.infer({"ids": ids[:1], "mask": mask[:1]}, deadline_s=2.0), Answer)
+
+
+def test_using_an_agent_that_was_not_started_is_refused_in_words(toy_bundle: Path, toy_samples: Array) -> None:
+    client = Client(toy_bundle)
+    with pytest.raises(InputError, match="not started"):
+        client.infer({"x": toy_samples[:1]}, deadline_s=1.0)
+    client.agent.close()

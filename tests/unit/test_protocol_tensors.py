@@ -33,24 +33,6 @@ def test_an_element_type_that_may_not_cross_is_refused_by_name() -> None:
         TensorHeader("words", "string", (1,), "raw", 1).decoded_nbytes()
 
 
-@pytest.mark.parametrize(
-    ("shape", "batch", "nbytes"),
-    [
-        (("N", 4), 1, 16),
-        (("N", 4), 3, 48),
-        ((None, 4), 2, 32),
-        ((2, 4), 7, 32),
-        ((), 5, 4),
-        (("N", "T"), 1, None),
-        ((1, None), 1, None),
-    ],
-)
-def test_bytes_at_a_batch_fill_the_first_axis_only(
-    shape: tuple[int | str | None, ...], batch: int, nbytes: int | None
-) -> None:
-    assert TensorSpec("x", "float32", shape).nbytes_at(batch) == nbytes
-
-
 def test_a_description_reads_like_a_sentence() -> None:
     assert describe(IMAGE) == "image: uint8 [N, 1, 8, 8]"
     assert describe(STATE) == "state: float32 [?, 4]"

@@ -804,3 +804,50 @@ def test_no_alarm_comes_later_than_the_callers_deadline() -> None:
     at = s.ladder.next_deadline()
     assert at is not None
     assert at < 100.5
+
+
+# ---- uploads are not repeated in vain -------------------------------------------------------------------------------
+
+
+def test_a_gateway_that_says_twice_that_it_is_too_late_is_not_asked_a_third_time() -> None:
+    s = scene("cut")
+    s.send(1, budget_s=5.0)
+    assert s.reject(RejectCode.DEADLINE, reason="90 ms do not fit 80 ms") == []
+    (again,) = s.tick(0.1)
+    assert isinstance(again, Send)
+    finish = finish_of(s.reject(RejectCode.DEADLINE, attempt=2, reason="91 ms do not fit 79 ms"))
+    assert finish.code is RefusalCode.DEADLINE
+    assert len(finish.degraded) == 1, "two reasons of one kind are one reason"
+
+
+def test_an_attempt_may_take_longer_while_others_are_being_uploaded() -> None:
+    s = scene("cut")
+    s.send(1, budget_s=60.0, nbytes=5_000)
+    alone_s = s.ladder.flights[1].attempt_until - s.now
+    s.send(2, budget_s=60.0, nbytes=5_000)
+    behind_s = s.ladder.flights[2].attempt_until - s.now
+    assert behind_s == pytest.approx(alone_s + 5_000 / LINK.uplink_bytes_per_s)
+
+
+def test_a_gateway_cannot_hold_an_agent_off_for_days() -> None:
+    s = scene("cut", "edge")
+    s.send(1, budget_s=60.0)
+    s.reject(RejectCode.BUSY, retry_after_s=1e9)
+    s.now += 31.0
+    assert s.submit(2, budget_s=60.0) == [Prepare(2, "cut")]
+
+
+def test_an_answer_that_comes_after_the_deadline_is_a_refusal() -> None:
+    s = scene("edge")
+    s.submit(1, budget_s=0.1)
+    s.now += 0.2
+    assert finish_of(s.prepared(1, nbytes=0)).code is RefusalCode.DEADLINE
+
+
+def test_an_agent_whose_gateway_never_answered_says_so_and_one_without_a_gateway_does_not() -> None:
+    for expects, reasons in ((True, 1), (False, 0)):
+        ladder = Ladder([ROWS["edge"]], Planner([Candidate("edge", COSTS["edge"])]), expects_gateway=expects)
+        ladder.submitted(1, 101.0, now=100.0)
+        (finish,) = ladder.prepared(1, 1, 0, 0.01, now=100.01)
+        assert isinstance(finish, Finish)
+        assert len(finish.degraded) == reasons

@@ -9,6 +9,7 @@ Errors: `activate` and `infer` raise EngineError with fact and remedy; whoever a
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Protocol, Self, runtime_checkable
 
@@ -45,14 +46,14 @@ class Engine(Protocol):
         ...
 
 
-class ActivationScope:
+class ActivationScope(ABC):
     """`with engine:` for every engine, so that none forgets to give back what it took."""
 
-    def activate(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def activate(self) -> None: ...
 
-    def deactivate(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def deactivate(self) -> None: ...
 
     def __enter__(self) -> Self:
         self.activate()

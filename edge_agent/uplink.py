@@ -11,12 +11,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from edge_agent.compute import Crashed, Done, Failed, Job
 from edge_agent.connection import Change, Connection
+from edge_agent.errands import Ending, Outstanding, Post, Remote, Stop, Submit, Work
 from edge_agent.flights import CancelRemote, Finish, Instruction, Prepare, Send
-from edge_agent.heads import Prepared
 from edge_agent.ladder import Ladder
 from protocol import codecs, sockets, wire
 from protocol import messages as m
@@ -24,7 +23,6 @@ from protocol.control.link import LinkEstimator
 from protocol.control.session import Event, State
 from protocol.errors import InvariantViolation, WireError
 from protocol.mailbox import Mailbox
-from protocol.tensors import Array, Tensors
 
 PING_IVL_S = 1.0
 LOCAL_PING_IVL_S = 0.5  # while requests are answered without the link: it is to be noticed soon when that changes
@@ -32,56 +30,6 @@ ACTIVE_S = 3.0  # without a request for this long no probe is sent: an idle devi
 CONFIRM_IVL_S = 0.05  # between probes while they contradict the estimate
 IDLE_WAIT_S = 0.5
 BUSY_WAIT_S = 0.05  # breakers and credit have no alarm of their own
-
-
-@dataclass(frozen=True, slots=True)
-class Submit:
-    seq: int
-    inputs: Tensors
-    deadline: float
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    pass
-
-
-Post = Submit | Done | Failed | Crashed | Stop
-
-
-@dataclass(frozen=True, slots=True)
-class Remote:
-    """What the gateway's answer adds to a request's outcome."""
-
-    outputs: dict[str, Array]
-    result: m.Result
-    round_trip_s: float
-    up_nbytes: int
-    down_nbytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """One request's end, handed to the agent."""
-
-    finish: Finish
-    prepared: Prepared | None
-    remote: Remote | None
-
-
-@dataclass(slots=True)
-class _Work:
-    inputs: Tensors
-    prepared: dict[str, Prepared] = field(default_factory=dict)  # by placement
-
-
-@dataclass(frozen=True, slots=True)
-class _Out:
-    """A message whose answer will say something about the link."""
-
-    at: float
-    nbytes: int
-    ahead_nbytes: int  # sent before and not yet answered
 
 
 class Uplink:
@@ -111,8 +59,8 @@ class Uplink:
         self._submit_job = submit_job
         self._ended = ended
         self._crashed = crashed
-        self._work: dict[int, _Work] = {}
-        self._out: dict[tuple[int, int], _Out] = {}  # (seq, attempt); pings under (-number, 0)
+        self._work: dict[int, Work] = {}
+        self._out: dict[tuple[int, int], Outstanding] = {}  # (seq, attempt); pings under (-number, 0)
         self._pings = 0
         self._next_ping = 0.0
         self._active_until = 0.0
@@ -168,7 +116,7 @@ class Uplink:
         now = time.monotonic()
         match item:
             case Submit(seq, inputs, deadline):
-                self._work[seq] = _Work(inputs)
+                self._work[seq] = Work(inputs)
                 self._active_until = now + ACTIVE_S
                 self._ladder.link_measured(self.estimator.estimate(now))
                 self._carry_out(self._ladder.submitted(seq, deadline, now=now))
@@ -237,7 +185,7 @@ class Uplink:
             self._ladder.unsent(send.seq, now=now)
             return
         self.stats["sent"] += 1
-        self._out[send.seq, send.attempt] = _Out(now, nbytes, ahead)
+        self._out[send.seq, send.attempt] = Outstanding(now, nbytes, ahead)
 
     def _ahead_nbytes(self) -> int:
         return sum(out.nbytes for out in self._out.values())
@@ -252,7 +200,7 @@ class Uplink:
             self._pings += 1
             nbytes = self._link.send(m.Ping(self._pings, bytes(size)))
             if nbytes:
-                self._out[-self._pings, 0] = _Out(now, nbytes, ahead)
+                self._out[-self._pings, 0] = Outstanding(now, nbytes, ahead)
 
     # ---- what comes in ----------------------------------------------------------------------------------------------
 
@@ -352,7 +300,7 @@ class Uplink:
         prepared = self._work[seq].prepared.get(self._ladder.sent_as(seq, attempt) or "")
         return set(prepared.outputs) if prepared else set()
 
-    def _landed(self, seq: int, attempt: int) -> _Out | None:
+    def _landed(self, seq: int, attempt: int) -> Outstanding | None:
         """Earlier attempts are not answered any more: the gateway attached them to this one."""
         for key in [k for k in self._out if k[0] == seq and k[1] < attempt]:
             del self._out[key]
@@ -363,7 +311,7 @@ class Uplink:
             raise WireError(f"answer for request {request}, which is not ours", "")
         return request.sequence
 
-    def _observe(self, out: _Out, now: float, residence_s: float, queue_s: float, down_nbytes: int) -> None:
+    def _observe(self, out: Outstanding, now: float, residence_s: float, queue_s: float, down_nbytes: int) -> None:
         self.estimator.observe(
             nbytes=out.nbytes + down_nbytes,
             round_trip_s=now - out.at,

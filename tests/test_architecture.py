@@ -96,7 +96,7 @@ class Import(NamedTuple):
     line: int
 
     @property
-    def library(self) -> str:
+    def package(self) -> str:
         return self.module.partition(".")[0]
 
 
@@ -158,13 +158,13 @@ def forbidden_imports(packages: tuple[str, ...], forbidden: Callable[[Source, Im
 
 
 def test_the_ground_floor_imports_none_of_the_rooms_above_it() -> None:
-    culprits = forbidden_imports(("protocol",), lambda _, i: i.library in OURS - {"protocol"})
+    culprits = forbidden_imports(("protocol",), lambda _, i: i.package in OURS - {"protocol"})
     assert_none(culprits, "protocol may import nothing of ours but itself")
 
 
 @pytest.mark.parametrize("shore", SHORES)
 def test_the_three_shores_never_import_each_other_or_what_is_built_on_them(shore: str) -> None:
-    culprits = forbidden_imports((shore,), lambda _, i: i.library in OURS - {"protocol", shore})
+    culprits = forbidden_imports((shore,), lambda _, i: i.package in OURS - {"protocol", shore})
     assert_none(culprits, f"{shore} may import nothing of ours but itself and protocol")
 
 
@@ -174,12 +174,12 @@ def test_the_three_shores_never_import_each_other_or_what_is_built_on_them(shore
 @pytest.mark.parametrize("library", sorted({**DOORS, **STDLIB_DOORS}))
 def test_a_library_is_imported_only_behind_its_door(library: str) -> None:
     door = {**DOORS, **STDLIB_DOORS}[library]
-    culprits = forbidden_imports(PRODUCT, lambda s, i: i.library == library and not matches(s.name, door))
+    culprits = forbidden_imports(PRODUCT, lambda s, i: i.package == library and not matches(s.name, door))
     assert_none(culprits, f"{library} may be imported only in {', '.join(door)}")
 
 
 def test_no_door_stands_open_that_nobody_uses() -> None:
-    used = {(i.library, source.name) for source in sources(*PRODUCT) for i in imports(source)}
+    used = {(i.package, source.name) for source in sources(*PRODUCT) for i in imports(source)}
     culprits = [
         f"{library}: {door}"
         for library, doors in {**DOORS, **STDLIB_DOORS}.items()
@@ -191,14 +191,14 @@ def test_no_door_stands_open_that_nobody_uses() -> None:
 
 def test_every_library_that_the_product_imports_has_a_door() -> None:
     known = OURS | DOORS.keys() | sys.stdlib_module_names
-    culprits = forbidden_imports(PRODUCT, lambda _, i: i.library not in known)
+    culprits = forbidden_imports(PRODUCT, lambda _, i: i.package not in known)
     assert_none(culprits, "a new library needs a door in this file, and a reason")
 
 
 @pytest.mark.parametrize("library", sorted(NOWHERE))
 def test_what_runs_foreign_code_or_belongs_to_another_house_is_imported_nowhere(library: str) -> None:
     allowed = NOWHERE[library]
-    culprits = forbidden_imports((*PRODUCT, *ABOVE), lambda s, i: i.library == library and not matches(s.name, allowed))
+    culprits = forbidden_imports((*PRODUCT, *ABOVE), lambda s, i: i.package == library and not matches(s.name, allowed))
     assert_none(culprits, f"{library} may be imported only in {', '.join(allowed) or 'nothing'}")
 
 
@@ -222,7 +222,7 @@ def test_every_pure_room_in_the_list_exists() -> None:
 
 
 def test_pure_rooms_read_no_clock_socket_thread_file_or_chance() -> None:
-    culprits = forbidden_imports(PRODUCT, lambda s, i: matches(s.name, PURE_ROOMS) and i.library in IMPURE)
+    culprits = forbidden_imports(PRODUCT, lambda s, i: matches(s.name, PURE_ROOMS) and i.package in IMPURE)
     assert_none(culprits, "a pure room takes time and chance as arguments")
 
 
@@ -234,7 +234,7 @@ def test_pure_rooms_import_of_ours_only_pure_rooms() -> None:
     }
 
     def is_foreign(source: Source, imported: Import) -> bool:
-        mine = imported.library in PRODUCT and matches(source.name, PURE_ROOMS)
+        mine = imported.package in PRODUCT and matches(source.name, PURE_ROOMS)
         return mine and imported.module not in modules and imported.module.rpartition(".")[0] not in modules
 
     assert_none(forbidden_imports(PRODUCT, is_foreign), "what a pure room imports must be pure as well")

@@ -48,6 +48,14 @@ def test_what_is_no_classification_is_judged_by_cosine() -> None:
     assert not stick.judge([{"s": -boxes[0]["s"]}])[1]
 
 
+def test_of_several_outputs_the_worst_one_is_judged_and_not_the_first_alone() -> None:
+    expected = [{"s": np.eye(4, dtype=np.float32)[[1]], "boxes": np.ones((1, 5, 4), np.float32)}]
+    stick = yardstick(expected, samples(1), "s", 0.01)
+    assert stick.metric == "cosine"
+    assert stick.judge(expected) == (pytest.approx(1.0), True)
+    assert not stick.judge([{**expected[0], "boxes": -expected[0]["boxes"]}])[1]
+
+
 def test_a_model_that_answers_nan_cannot_be_judged() -> None:
     with pytest.raises(ModelError, match="NaN"):
         yardstick([{"s": np.full((1, 4), np.nan, np.float32)}], samples(1), "s", 0.01)

@@ -40,10 +40,21 @@ class FileEntry(msgspec.Struct, frozen=True):
     nbytes: int
 
 
+class Levels(msgspec.Struct, frozen=True):
+    """How a codec of few levels reads 8-bit codes: level = number of `thresholds` that are <= code, and level i decodes
+    to the code `values[i]`. Ascending, `len(values) == len(thresholds) + 1 <= 64`.
+    """
+
+    thresholds: tuple[int, ...]
+    values: tuple[int, ...]
+
+
 class BoundaryTensor(msgspec.Struct, frozen=True):
     """One tensor that crosses. `spec` is what travels; 8-bit codes mean (code - zero_point) * scale.
 
     `batch_axis` is None when no axis was found that grows with the batch; a tail with such a tensor runs at batch 1.
+    `levels` belongs to codecs that need it. `outer_share` is the share of codes at either end of the range (0 and 255)
+    that calibration showed: much more of them in service means that the data has drifted.
     """
 
     spec: TensorSpec
@@ -51,6 +62,8 @@ class BoundaryTensor(msgspec.Struct, frozen=True):
     batch_axis: int | None
     scale: float | None = None
     zero_point: int | None = None
+    levels: Levels | None = None
+    outer_share: float | None = None
 
 
 class BatchProof(msgspec.Struct, frozen=True):

@@ -31,6 +31,13 @@ class PlacementCost(msgspec.Struct, frozen=True):
     decode_s: float = 0.0
     tail_s: float = 0.0  # compute at the gateway at batch 1
     down_nbytes: float = 0.0
+    # What the device and the gateway must have for it; None where it was not measured.
+    edge_memory_nbytes: int | None = None  # peak of the head's process above an empty one
+    cloud_memory_nbytes: int | None = None
+    energy_j: float | None = None  # of the device per request, radio included where it was declared
+    # Relative distance of the 95th percentile from the median, of the device's and of the gateway's stages.
+    edge_spread: float = 0.0
+    tail_spread: float = 0.0
 
     @property
     def crosses(self) -> bool:

@@ -11,11 +11,16 @@ from protocol.messages import PlacementKind
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What the ladder knows of one placement of the bundle."""
+    """What the ladder knows of one placement of the bundle.
+
+    Placements that differ only in the codec share head and tail: what breaks one breaks its siblings.
+    """
 
     id: str
     kind: PlacementKind
     segment: bytes | None
+    head: str | None = None  # names the files; None: this placement's alone, or none
+    tail: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,10 +50,11 @@ class Ladder:
         self.planner = planner
         self._rows = {row.id: row for row in rows}
         self._local = next((r.id for r in rows if r.kind is PlacementKind.EDGE_ONLY), None)
-        self._full_cloud = next((r.id for r in rows if r.kind is PlacementKind.FULL_CLOUD), None)
-        self._device = {row.id: Breaker(longest_wait_s=LONGEST_DEVICE_WAIT_S) for row in rows}
+        heads = {row.head or row.id: Breaker(longest_wait_s=LONGEST_DEVICE_WAIT_S) for row in rows}
+        tails = {row.tail or row.id: Breaker() for row in rows}
+        self._device = {row.id: heads[row.head or row.id] for row in rows}
         self._gateway = Breaker()
-        self._tails = {row.id: Breaker() for row in rows}
+        self._tails = {row.id: tails[row.tail or row.id] for row in rows}
         self._expects_gateway = expects_gateway
         self._broken: dict[str, str] = {}  # not at this gateway; forgotten with the next Welcome
         self._disabled: dict[str, str] = {}
@@ -102,7 +103,7 @@ class Ladder:
             self._device[flight.placement].released()
         else:
             self._device[flight.placement].failed(reason, now=now)
-        prefer = self._full_cloud if self._rows[flight.placement].kind is PlacementKind.CUT else None
+        prefer = self._best_full_cloud(now=now) if self._rows[flight.placement].kind is PlacementKind.CUT else None
         return self._step_down(flight, f"{flight.placement}: {reason}", prefer=prefer, now=now)
 
     def answered(self, seq: int, attempt: int, compute_s: float, *, now: float) -> list[Instruction]:
@@ -132,8 +133,9 @@ class Ladder:
         self._gateway.succeeded()  # whatever it says, it answers
         flight.refusals += code is RejectCode.DEADLINE
         if code is RejectCode.UNKNOWN_SEGMENT:
-            self._broken[placement] = why
-            prefer = self._full_cloud if placement != self._full_cloud else None
+            unknown = self._rows[placement].segment
+            self._broken |= {row.id: why for row in self._rows.values() if row.segment == unknown}
+            prefer = self._best_full_cloud(now=now)
         elif code is RejectCode.INTERNAL:
             self._tails[placement].failed(why, now=now)
         elif code in (RejectCode.BUSY, RejectCode.DRAINING):
@@ -292,6 +294,13 @@ class Ladder:
             if breaker.refuses(now=now):
                 return breaker.reason
         return None
+
+    def _best_full_cloud(self, *, now: float) -> str | None:
+        """The codec of the whole model's input that is predicted best now, if the gateway can be used at all."""
+        rows = [r for r in self._rows.values() if r.kind is PlacementKind.FULL_CLOUD]
+        usable = [r.id for r in rows if self._unusable(r, now=now) is None]
+        predicted = self.planner.predict(self._link) if len(usable) > 1 else {}
+        return min(usable, key=lambda id_: predicted.get(id_, 0.0), default=None)
 
     def _place(self, flight: Flight, *, now: float) -> list[Instruction]:
         """Choose a placement for a request that has none (or lost it)."""

@@ -31,12 +31,13 @@ DOORS: dict[str, tuple[str, ...]] = {
         "partitioner/explore.py",
         "partitioner/inspection.py",
         "partitioner/recheck.py",
+        "partitioner/recipes.py",
     ),
     "typer": ("*/cli.py",),
     "rich": ("*/cli.py", "partitioner/report.py"),
-    "backports": ("protocol/codecs.py",),
-    "compression": ("protocol/codecs.py",),
-    "PIL": ("edge_agent/sources.py",),
+    "backports": ("protocol/frames.py",),
+    "compression": ("protocol/frames.py",),
+    "PIL": ("edge_agent/sources.py", "protocol/images.py"),
     "numpy": ("*",),
 }
 # Doors for parts of the standard library: an event loop exists only at the rim, C calls only in the socket factory.
@@ -73,6 +74,7 @@ PURE_ROOMS = (
     "cloud_gateway/cost_curve.py",
     "cloud_gateway/dedup.py",
     "partitioner/cuts.py",
+    "partitioner/recipes.py",
     "partitioner/select.py",
     "partitioner/topology.py",
 )

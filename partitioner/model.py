@@ -14,7 +14,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from partitioner.topology import Step, TensorInfo, Topology
+from partitioner.topology import RANDOM_OPS, Step, TensorInfo, Topology
 from protocol.bundle import sha256
 from protocol.engines.ort import OrtEngine
 from protocol.errors import EngineError, InputError, ModelError
@@ -193,7 +193,13 @@ def _topology(model: ir.Model) -> Topology:
         inputs=tuple(v.name or "" for v in graph.inputs),
         outputs=tuple(v.name or "" for v in graph.outputs),
         steps=tuple(
-            Step(node.name or "", node.op_type, _reads(node), tuple(o.name for o in node.outputs if o.name))
+            Step(
+                node.name or "",
+                node.op_type,
+                _reads(node),
+                tuple(o.name for o in node.outputs if o.name),
+                _draws(node),
+            )
             for node in graph
         ),
         tensors={v.name: _info(v) for v in values if v.name},
@@ -212,7 +218,16 @@ def _reads(node: ir.Node) -> tuple[str, ...]:
     return tuple(dict.fromkeys(n for n in names if n))
 
 
+def _draws(node: ir.Node) -> bool:
+    """Whether the node draws random numbers, itself or in a body."""
+    inside = (n for a in node.attributes.values() for body in subgraphs_of(a) for n in body.all_nodes())
+    return any(n.op_type in RANDOM_OPS for n in (node, *inside))
+
+
 def _info(value: ir.Value) -> TensorInfo:
+    barred = _barred(value)
+    if barred:
+        return TensorInfo(None, None, barred)
     shape = value.shape
     if shape is None:
         return TensorInfo(_dtype_name(value), None)
@@ -220,6 +235,14 @@ def _info(value: ir.Value) -> TensorInfo:
     dims = [1 if i == 0 and not isinstance(d, int) else d for i, d in enumerate(shape)]
     numbers = tuple(d for d in dims if isinstance(d, int))
     return TensorInfo(_dtype_name(value), numbers if len(numbers) == len(dims) else None)
+
+
+def _barred(value: ir.Value) -> str:
+    """Why a value cannot cross, in words; "" if it can or if its type is not known."""
+    if value.type is None or isinstance(value.type, ir.TensorType):
+        return "" if value.dtype is None or _dtype_name(value) else f"a tensor of {value.dtype.name.lower()}"
+    kinds = {ir.SequenceType: "a sequence", ir.OptionalType: "an optional", ir.SparseTensorType: "a sparse tensor"}
+    return kinds.get(type(value.type), "no tensor")
 
 
 def _dtype_name(value: ir.Value) -> str | None:

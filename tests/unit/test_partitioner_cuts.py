@@ -99,6 +99,45 @@ def test_a_tensor_that_the_tail_does_not_use_is_refused() -> None:
         separate(CHAIN, ["b", "a"])
 
 
+def test_an_early_output_that_needs_more_than_what_crosses_is_finished_by_the_head() -> None:
+    early = topology(
+        "n1: x -> a", "n2: a -> b", "n3: a b -> early", *(f"m{i}: b{i or ''} -> b{i + 1}" for i in range(300)),
+        "n4: b300 -> out", outputs="early out",
+    )  # fmt: skip
+    sides = separate(early, ["b"])
+    assert sides.head_outputs == ("early",)
+    assert sides.head_steps == {0, 1, 2}
+    assert not sides.head_steps & sides.tail_steps
+    assert separate(early, ["b", "a"]).tail_outputs == ("early", "out")
+    costly = topology("n1: x -> a", "n2: a -> b", "n3: a b -> early", "n4: b -> out", outputs="early out")
+    with pytest.raises(ModelError, match="'a' also crosses"):
+        separate(costly, ["b"])
+
+
+def test_steps_that_must_stay_on_the_device_keep_their_outputs_there() -> None:
+    early = topology("n1: x -> a", "n2: a -> early", "n3: a -> b", "n4: b -> out", outputs="early out")
+    sides = separate(early, ["a"], on_device={1})
+    assert sides.head_outputs == ("early",)
+    assert sides.tail_outputs == ("out",)
+    assert sides.head_steps == {0, 1}
+
+
+def test_what_is_no_tensor_is_refused_with_the_node_that_makes_it() -> None:
+    tensors = {**CHAIN.tensors, "b": TensorInfo(None, None, "a sequence")}
+    chain = Topology(CHAIN.inputs, CHAIN.outputs, CHAIN.steps, tensors)
+    with pytest.raises(ModelError, match=r"'b', made by node 'n2' \(Relu\), is a sequence and cannot cross"):
+        separate(chain, ["b"])
+    assert [c.cut for c in prefix_candidates(chain)] == [("a",), ("c",)]
+
+
+def test_a_long_chain_is_searched_in_one_pass() -> None:
+    steps = [f"n{i}: t{i} -> t{i + 1}" for i in range(20_000)]
+    chain = topology(*steps, inputs="t0", outputs="t20000")
+    assert len(prefix_candidates(chain)) == 19_999
+    with pytest.raises(InputError, match="did you mean 't77'"):
+        resolve(chain, ["t77x"])
+
+
 def test_the_two_ends_are_refused_with_their_names() -> None:
     with pytest.raises(ModelError, match="full-cloud"):
         separate(CHAIN, ["x"])

@@ -1,37 +1,40 @@
-"""Activation codecs: an array to bytes and back, by name, losslessly. Quantisation happens in the graph, not here.
+"""Activation codecs by name: an array to bytes and back.
+
+    raw      the array's own bytes
+    zstd     one zstd frame, level 1, over the codes in CHW order (0.2-0.5 byte/element on ReLU outputs)
+    levels   8-bit codes on few levels, several to a byte, entropy-coded (protocol/levels.py); lossy by design
 
 The eight bits come from the head itself (its last operator emits uint8 codes), so "raw" on such a boundary is one byte
-an element and "zstd" is what the measured default rung is: zstd level 1 over the codes in CHW order (0.2-0.5
-byte/element on ReLU outputs). Decoders treat their input as hostile: the decoded size is known from the header and
-checked before allocation.
+an element. Decoders treat their input as hostile: the decoded size is known from the header and checked before
+allocation. What else a decoder needs is in the payload. A codec that cannot take every tensor says why (`refusal`).
 """
 
 from __future__ import annotations
 
-import sys
 from typing import Protocol
 
 import numpy as np
 
+from protocol.bundle import Levels
 from protocol.errors import WireError
+from protocol.frames import deflate, inflate
+from protocol.levels import LevelCodec
 from protocol.tensors import DTYPES, Array, TensorHeader, dtype_name
 from protocol.wire import MAX_PAYLOAD_NBYTES, Buffer
 
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
-
-ZSTD_LEVEL = 1  # higher levels gain < 5 % on activations and cost 2-4x the time (measured)
-
 
 class Codec(Protocol):
-    """Turns an array into bytes and back; `decode` returns exactly `nbytes` bytes or raises WireError."""
+    """Turns an array into bytes and back. `decode` returns exactly `header.decoded_nbytes()` bytes or raises WireError.
+
+    `refusal` says why tensors of this element type and shape cannot take the codec, or "" if they can; both `encode`
+    and `decode` are called only for those that can.
+    """
 
     name: str
 
-    def encode(self, array: Array) -> Buffer: ...
-    def decode(self, data: Buffer, nbytes: int) -> Buffer: ...
+    def refusal(self, dtype: str, shape: tuple[int, ...]) -> str: ...
+    def encode(self, array: Array, levels: Levels | None) -> Buffer: ...
+    def decode(self, data: Buffer, header: TensorHeader) -> Buffer: ...
 
 
 def _bytes_of(array: Array) -> memoryview:
@@ -41,10 +44,14 @@ def _bytes_of(array: Array) -> memoryview:
 class Raw:
     name = "raw"
 
-    def encode(self, array: Array) -> Buffer:
+    def refusal(self, dtype: str, shape: tuple[int, ...]) -> str:
+        return ""
+
+    def encode(self, array: Array, levels: Levels | None) -> Buffer:
         return _bytes_of(array)
 
-    def decode(self, data: Buffer, nbytes: int) -> Buffer:
+    def decode(self, data: Buffer, header: TensorHeader) -> Buffer:
+        nbytes = header.decoded_nbytes()
         if memoryview(data).nbytes != nbytes:
             raise WireError(f"raw tensor of {memoryview(data).nbytes} bytes", f"its shape needs {nbytes}")
         return data
@@ -53,47 +60,28 @@ class Raw:
 class Zstd:
     name = "zstd"
 
-    def encode(self, array: Array) -> Buffer:
-        return zstd.compress(_bytes_of(array), level=ZSTD_LEVEL)
+    def refusal(self, dtype: str, shape: tuple[int, ...]) -> str:
+        return ""
 
-    def decode(self, data: Buffer, nbytes: int) -> Buffer:
-        # A frame may claim any size, or none: ours always states it, so compare before a byte is allocated, and stop
-        # the decompressor at the size even if the frame lied.
-        try:
-            claimed = zstd.get_frame_info(data).decompressed_size
-            if claimed != nbytes:
-                raise WireError(f"zstd frame of {claimed} decoded bytes", f"the tensor's shape needs {nbytes}")
-            decompressor = zstd.ZstdDecompressor()
-            out = decompressor.decompress(data, max_length=nbytes)
-        except zstd.ZstdError as error:
-            raise WireError(f"zstd frame does not decode ({error})", "encode it as one zstd frame") from error
-        # An exact-size limit can leave the decoder one step short of noticing that the frame has ended.
-        if not decompressor.eof and len(out) == nbytes:
-            try:
-                extra = decompressor.decompress(b"", max_length=1)
-            except zstd.ZstdError as error:
-                raise WireError(f"zstd frame does not decode ({error})", "encode it as one zstd frame") from error
-            if extra:
-                raise WireError("zstd frame is longer than it claims", "encode it as one zstd frame")
-        if len(out) != nbytes or not decompressor.eof or decompressor.unused_data:
-            raise WireError("zstd frame is truncated or followed by other bytes", "encode it as one zstd frame")
-        return out
+    def encode(self, array: Array, levels: Levels | None) -> Buffer:
+        return deflate(_bytes_of(array))
+
+    def decode(self, data: Buffer, header: TensorHeader) -> Buffer:
+        return inflate(data, header.decoded_nbytes())
 
 
-CODECS: dict[str, Codec] = {codec.name: codec for codec in (Raw(), Zstd())}
+CODECS: dict[str, Codec] = {codec.name: codec for codec in (Raw(), Zstd(), LevelCodec())}
 
 
-def encode(name: str, array: Array, codec: str) -> tuple[TensorHeader, Buffer]:
-    """Encode one tensor. Returns its wire header and its bytes.
+def encode(name: str, array: Array, codec: str, levels: Levels | None = None) -> tuple[TensorHeader, Buffer]:
+    """Encode one tensor. Returns its wire header and its bytes; `levels` are for the codec "levels" alone.
 
-    Raises WireError for a codec or an element type that may not cross.
+    Raises WireError for a codec or an element type that may not cross, and for a codec that cannot take this tensor.
     """
-    if codec not in CODECS:
-        raise WireError(f"codec {codec!r}", f"known are {', '.join(CODECS)}")
     dtype = dtype_name(name, array)
-    data = CODECS[codec].encode(array)
-    header = TensorHeader(name, dtype, array.shape, codec, memoryview(data).nbytes)
-    return header, data
+    coder = _codec(codec, name, dtype, array.shape)
+    data = coder.encode(array, levels)
+    return TensorHeader(name, dtype, array.shape, codec, memoryview(data).nbytes), data
 
 
 def decode(header: TensorHeader, data: Buffer) -> Array:
@@ -104,10 +92,7 @@ def decode(header: TensorHeader, data: Buffer) -> Array:
     nbytes = header.decoded_nbytes()
     if nbytes > MAX_PAYLOAD_NBYTES:
         raise WireError(f"tensor {header.name!r} would decode to {nbytes} bytes", f"at most {MAX_PAYLOAD_NBYTES}")
-    codec = CODECS.get(header.codec)
-    if codec is None:
-        raise WireError(f"codec {header.codec!r}", f"known are {', '.join(CODECS)}")
-    raw = codec.decode(data, nbytes)
+    raw = _codec(header.codec, header.name, header.dtype, header.shape).decode(data, header)
     try:
         array: Array = np.frombuffer(raw, dtype=DTYPES[header.dtype]).reshape(header.shape)
     except ValueError as error:  # an empty tensor with dimensions beyond numpy's
@@ -118,13 +103,26 @@ def decode(header: TensorHeader, data: Buffer) -> Array:
     return array
 
 
+def _codec(codec: str, tensor: str, dtype: str, shape: tuple[int, ...]) -> Codec:
+    found = CODECS.get(codec)
+    if found is None:
+        raise WireError(f"codec {codec!r}", f"known are {', '.join(CODECS)}")
+    refusal = found.refusal(dtype, shape)
+    if refusal:
+        raise WireError(f"tensor {tensor!r} is {dtype} {list(shape)}", refusal)
+    return found
+
+
 def _self_check() -> None:
     """A registry that cannot bring back what it was given must not be importable."""
-    probe = np.arange(48, dtype=np.int16).reshape(2, 3, 8)
-    for name in CODECS:
-        header, data = encode("probe", probe, name)
+    probe = np.arange(48, dtype=np.uint8).reshape(2, 3, 8)
+    exact = Levels(tuple(range(1, 48)), tuple(range(48)))
+    for name, codec in CODECS.items():
+        if codec.refusal("uint8", probe.shape):
+            continue
+        header, data = encode("probe", probe, name, exact)
         if not np.array_equal(decode(header, data), probe):
-            raise AssertionError(f"codec {name} is not lossless")
+            raise AssertionError(f"codec {name} does not bring back its probe")
 
 
 _self_check()

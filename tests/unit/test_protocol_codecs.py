@@ -18,7 +18,8 @@ from protocol.tensors import DTYPES, Array, TensorHeader
 from protocol.wire import MAX_PAYLOAD_NBYTES
 
 shapes = hnp.array_shapes(min_dims=0, max_dims=5, min_side=0, max_side=5)
-codec_names = st.sampled_from(sorted(codecs.CODECS))
+LOSSLESS = ("raw", "zstd")  # and of any element type; "levels" has a file of its own
+codec_names = st.sampled_from(LOSSLESS)
 
 
 def arrays() -> st.SearchStrategy[Array]:
@@ -38,7 +39,7 @@ def test_every_element_type_and_shape_comes_back_bit_for_bit(array: Array, codec
     assert_identical(codecs.decode(header, data), array)
 
 
-@pytest.mark.parametrize("codec", sorted(codecs.CODECS))
+@pytest.mark.parametrize("codec", LOSSLESS)
 @pytest.mark.parametrize("dtype", sorted(DTYPES))
 @pytest.mark.parametrize("shape", [(), (0,), (0, 3), (3, 0, 2), (1,), (2, 3)])
 def test_scalars_and_empty_tensors_cross_like_any_other(codec: str, dtype: str, shape: tuple[int, ...]) -> None:
@@ -47,7 +48,7 @@ def test_scalars_and_empty_tensors_cross_like_any_other(codec: str, dtype: str, 
     assert_identical(codecs.decode(header, data), array)
 
 
-@pytest.mark.parametrize("codec", sorted(codecs.CODECS))
+@pytest.mark.parametrize("codec", LOSSLESS)
 def test_a_strided_array_crosses_in_logical_order(codec: str) -> None:
     array = np.arange(24, dtype=np.int16).reshape(2, 3, 4).transpose(2, 0, 1)[::-1]
     header, data = codecs.encode("t", array, codec)
@@ -69,7 +70,7 @@ def test_an_unaligned_raw_buffer_is_copied_to_an_aligned_array() -> None:
     assert array.flags.aligned
 
 
-@pytest.mark.parametrize("codec", sorted(codecs.CODECS))
+@pytest.mark.parametrize("codec", LOSSLESS)
 def test_a_decoded_array_is_read_only(codec: str) -> None:
     header, data = codecs.encode("t", np.zeros(4, np.uint8), codec)
     with pytest.raises(ValueError, match="read-only"):
@@ -82,7 +83,7 @@ def test_an_element_type_that_may_not_cross_is_refused(array: Array) -> None:
         codecs.encode("t", array, "raw")
 
 
-@pytest.mark.parametrize("codec", sorted(codecs.CODECS))
+@pytest.mark.parametrize("codec", LOSSLESS)
 @pytest.mark.parametrize("dtype", [">f4", ">u2", ">i8"])
 def test_a_big_endian_array_is_refused_or_keeps_its_values_but_never_changes_silently(dtype: str, codec: str) -> None:
     array = np.array([1, 2, 300], dtype)
@@ -94,7 +95,7 @@ def test_a_big_endian_array_is_refused_or_keeps_its_values_but_never_changes_sil
 
 
 def test_an_unknown_codec_is_refused_on_both_sides_with_the_known_ones() -> None:
-    with pytest.raises(WireError, match="raw, zstd"):
+    with pytest.raises(WireError, match="raw, zstd, levels"):
         codecs.encode("t", np.zeros(1, np.uint8), "lz77")
     with pytest.raises(WireError, match="raw, zstd"):
         codecs.decode(TensorHeader("t", "uint8", (1,), "lz77", 1), b"\0")
@@ -154,14 +155,14 @@ def test_a_frame_without_a_stated_size_is_refused() -> None:
         codecs.decode(TensorHeader("t", "uint8", (1000,), "zstd", len(frame)), frame)
 
 
-@pytest.mark.parametrize("codec", sorted(codecs.CODECS))
+@pytest.mark.parametrize("codec", LOSSLESS)
 def test_a_shape_too_large_to_cross_is_refused_before_anything_is_allocated(codec: str) -> None:
     header = TensorHeader("t", "float64", (MAX_PAYLOAD_NBYTES,), codec, 10)
     assert peak_of_refusal(header, b"0123456789") < 100_000
 
 
 @pytest.mark.parametrize("shape", [(2**31, 2**31, 0), (0, 2**31, 2**31, 2**31), (2**31,) * 7 + (0,)])
-@pytest.mark.parametrize("codec", sorted(codecs.CODECS))
+@pytest.mark.parametrize("codec", LOSSLESS)
 def test_an_empty_shape_with_huge_dimensions_decodes_or_is_refused_as_the_peers_fault(
     codec: str, shape: tuple[int, ...]
 ) -> None:

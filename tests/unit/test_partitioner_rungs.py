@@ -1,0 +1,104 @@
+"""Rungs: the quantisers are the best there are, the ladder descends, and what it promises is what happens."""
+
+from __future__ import annotations
+
+from itertools import combinations, pairwise
+
+import numpy as np
+import pytest
+
+from partitioner import rungs
+from protocol import codecs
+from protocol.errors import InputError
+from protocol.levels import MOST_LEVELS
+from protocol.tensors import Array
+
+
+def laplacian(size: int = 20_000, *, spread: float = 12.0, seed: int = 0) -> Array:
+    drawn = np.random.default_rng(seed).laplace(110, spread, size)
+    return np.clip(np.rint(drawn), 0, 255).astype(np.uint8)
+
+
+def rectified(size: int = 20_000, *, seed: int = 0) -> Array:
+    drawn = np.random.default_rng(seed).normal(-20, 40, size)
+    return np.clip(np.rint(drawn), 0, 255).astype(np.uint8)
+
+
+def through(array: Array, rung: rungs.Rung) -> tuple[Array, float]:
+    """The array after the wire, and bits an element on it."""
+    header, data = codecs.encode("t", array, rung.codec, rung.levels)
+    return codecs.decode(header, data), 8 * memoryview(data).nbytes / array.size
+
+
+def snr_db(before: Array, after: Array) -> float:
+    noise = np.mean((before.astype(float) - after.astype(float)) ** 2)
+    return float(10 * np.log10(before.astype(float).var() / noise))
+
+
+MAKERS = {"laplacian": laplacian, "rectified": rectified}
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_the_ladder_begins_exact_and_descends(kind: str) -> None:
+    ladder = rungs.design([MAKERS[kind]()])
+    assert ladder[0] == rungs.EXACT
+    assert all(a.bits > b.bits and a.snr_db > b.snr_db for a, b in pairwise(ladder))
+
+
+def test_ladders_of_different_tensors_have_the_same_rungs() -> None:
+    constant = np.full((2, 3), 9, np.uint8)
+    two = np.array([0, 255] * 10, np.uint8)
+    spread = np.tile(np.arange(256, dtype=np.uint8), 50)
+    names = {tuple(rung.name for rung in rungs.design([codes])) for codes in (constant, two, spread, laplacian())}
+    assert names == {("q8", "snr22", "snr17", "snr14", "snr12", "snr10")}
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_a_rung_keeps_the_promise_of_its_noise_and_its_bits_on_fresh_data(kind: str) -> None:
+    make = MAKERS[kind]
+    fresh = make(seed=7)
+    for rung in rungs.design([make(seed=1), make(seed=2)])[1:]:
+        after, bits = through(fresh, rung)
+        assert snr_db(fresh, after) >= float(rung.name.removeprefix("snr")) - 0.4  # drawn anew
+        assert bits <= rung.bits * 1.15 + 0.5  # a Huffman code spends a whole bit on a frequent zero
+
+
+def test_a_ratio_that_no_64_levels_reach_is_an_exact_rung_under_its_name() -> None:
+    spread = np.tile(np.arange(256, dtype=np.uint8), 50)
+    fine, coarse = rungs.design([spread], ladder_db=(45.0, 30.0))[1:]
+    assert (fine.name, fine.codec, fine.levels) == ("snr45", "zstd", None)
+    assert coarse.levels is not None
+    assert 16 < len(coarse.levels.values) <= MOST_LEVELS
+
+
+def test_the_quantiser_is_the_best_of_all_partitions() -> None:
+    counts = np.zeros(256)
+    counts[[3, 4, 5, 9, 10, 11, 30, 31, 80]] = (40, 9, 12, 3, 30, 4, 8, 7, 2)
+    share = counts / counts.sum()
+    cells, used = rungs._Cells(share), np.flatnonzero(share)
+    slopes = (0.5, 5.0, 50.0)
+    for slope, found in zip(slopes, rungs._quantisers(cells, np.array(slopes)), strict=True):
+        costs = []
+        for size in range(len(used)):
+            for borders in combinations(used[1:], size):
+                edges = [0, *borders, 256]
+                costs.append(sum(cells.noise[a, b] + slope * cells.bits[a, b] for a, b in pairwise(edges)))
+        assert found.noise + slope * found.bits == pytest.approx(min(costs))
+
+
+def test_a_tensor_that_never_changes_costs_next_to_nothing() -> None:
+    constant = np.full((64, 64), 9, np.uint8)
+    for rung in rungs.design([constant])[1:]:
+        after, bits = through(constant, rung)
+        np.testing.assert_array_equal(after, constant)
+        assert bits < 0.1
+
+
+@pytest.mark.parametrize("codes", [[], [np.zeros(0, np.uint8)], [np.zeros(3, np.float32)]])
+def test_what_are_no_codes_is_refused(codes: list[Array]) -> None:
+    with pytest.raises(InputError, match="8-bit codes"):
+        rungs.design(codes)
+
+
+def test_the_outer_share_counts_both_ends_of_the_range() -> None:
+    assert rungs.outer_share([np.array([0, 1, 254, 255], np.uint8), np.array([7] * 4, np.uint8)]) == 0.25

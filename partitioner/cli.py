@@ -56,6 +56,8 @@ def split(
         float, typer.Option(min=0.001, help="How many times slower the device is than this machine (declared).")
     ] = 8.0,
     rtt_ms: Annotated[float, typer.Option(min=0.0, help="Round trip of the link in milliseconds.")] = 10.0,
+    from_mbit: Annotated[float, typer.Option(min=0.001, help="Slowest link to plan for, Mbit/s.")] = 0.1,
+    to_mbit: Annotated[float, typer.Option(min=0.001, help="Fastest link to plan for, Mbit/s.")] = 1000.0,
     precision: Annotated[
         Precision, typer.Option(help="auto: INT8 where it holds, else fp32; int8: INT8 or refuse.")
     ] = Precision.AUTO,
@@ -79,11 +81,14 @@ def split(
         raise typer.BadParameter("give either --cut TENSOR[,...] or --auto")
     if not (math.isfinite(edge_slowdown) and math.isfinite(rtt_ms)):
         raise typer.BadParameter("--edge-slowdown and --rtt-ms must be finite numbers")
+    if not from_mbit < to_mbit < math.inf:
+        raise typer.BadParameter("--from-mbit must be below --to-mbit")
     if labels is not None and calibration is None:
         raise typer.BadParameter("--labels needs --calibration DATA.npz")
     with _guarded():
         from partitioner.build import Order, build
         from partitioner.report import Bar, Silent, print_built
+        from partitioner.select import Scope
 
         order = Order(
             model=model,
@@ -91,7 +96,7 @@ def split(
             cuts=tuple(tuple(names.split(",")) for names in cut or ()),
             budget_s=budget_s,
             edge_slowdown=edge_slowdown,
-            rtt_s=rtt_ms / 1e3,
+            scope=Scope(rtt_ms / 1e3, from_mbit, to_mbit),
             precision=precision.value,
             bound=bound,
             threads=threads,
@@ -152,6 +157,33 @@ def inspect(model: ModelPath, as_json: Json = False) -> None:
             _print_json(seen)
         else:
             print_inspection(seen, _console())
+
+
+@app.command()
+def simulate(
+    bundle: BundlePath,
+    trace: Annotated[
+        str, typer.Option(metavar="step|lte|outage|FILE", help="A built-in trace, or `t_s,mbit` lines, or mahimahi.")
+    ] = "step",
+    seed: Annotated[int, typer.Option(min=0, help="Chance in the trace and in the machines' times.")] = 1,
+    rtt_ms: Annotated[
+        float | None, typer.Option(min=0.0, help="Round trip in milliseconds (default: the bundle's).")
+    ] = None,
+    requests_per_s: Annotated[float, typer.Option(min=0.001, help="How often a request comes.")] = 5.0,
+    deadline_ms: Annotated[float, typer.Option(min=1.0, help="Every request's budget in milliseconds.")] = 1000.0,
+    as_json: Json = False,
+) -> None:
+    """Replay a bandwidth trace through the agent's own planner, beside an oracle and every fixed placement."""
+    with _guarded():
+        from partitioner.replay import Order, simulate_bundle
+        from partitioner.tables import print_simulated
+
+        rtt_s = None if rtt_ms is None else rtt_ms / 1e3
+        seen = simulate_bundle(bundle, Order(trace, seed, rtt_s, requests_per_s, deadline_ms / 1e3))
+        if as_json:
+            _print_json(seen)
+        else:
+            print_simulated(seen, _console())
 
 
 @contextmanager

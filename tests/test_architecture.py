@@ -32,9 +32,10 @@ DOORS: dict[str, tuple[str, ...]] = {
         "partitioner/inspection.py",
         "partitioner/recheck.py",
         "partitioner/recipes.py",
+        "partitioner/replay.py",
     ),
     "typer": ("*/cli.py",),
-    "rich": ("*/cli.py", "partitioner/report.py"),
+    "rich": ("*/cli.py", "partitioner/report.py", "partitioner/tables.py"),
     "backports": ("protocol/frames.py",),
     "compression": ("protocol/frames.py",),
     "PIL": ("edge_agent/sources.py", "protocol/images.py"),
@@ -76,7 +77,10 @@ PURE_ROOMS = (
     "partitioner/cuts.py",
     "partitioner/recipes.py",
     "partitioner/select.py",
+    "partitioner/simulate.py",
     "partitioner/topology.py",
+    "partitioner/traces.py",
+    "partitioner/world.py",
 )
 IMPURE = frozenset(
     {"time", "threading", "socket", "zmq", "random", "asyncio", "secrets", "datetime", "os", "pathlib", "io", "select",

@@ -38,6 +38,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "rich": ("*/cli.py", "partitioner/report.py", "partitioner/tables.py"),
     "backports": ("protocol/frames.py",),
     "compression": ("protocol/frames.py",),
+    "scipy": ("partitioner/mincut.py", "partitioner/network.py"),
     "PIL": ("edge_agent/sources.py", "protocol/images.py"),
     "numpy": ("*",),
 }
@@ -76,6 +77,10 @@ PURE_ROOMS = (
     "cloud_gateway/dedup.py",
     "partitioner/cuts.py",
     "partitioner/recipes.py",
+    "partitioner/mincut.py",
+    "partitioner/network.py",
+    "partitioner/parametric.py",
+    "partitioner/problem.py",
     "partitioner/select.py",
     "partitioner/simulate.py",
     "partitioner/topology.py",

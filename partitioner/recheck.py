@@ -50,7 +50,7 @@ def recheck(path: Path, data_path: Path | None) -> Verified:
     full_entry = manifest.placement(PlacementKind.FULL_CLOUD)
     if full_entry is None or full_entry.tail is None:
         raise BundleError(f"{path} holds no full-cloud placement", "rebuild it")
-    expected = verify.run_all(opened.read(full_entry.tail), samples, indices)
+    expected = verify.run_all(opened.graph(full_entry.tail), samples, indices)
     stick = verify.yardstick(expected, samples, manifest.model.outputs[0].name, 0.0)
     results = tuple(
         _recheck_one(opened, entry, samples, indices, stick, judge=data_path is not None)
@@ -103,10 +103,10 @@ def _claims_no_loss(entry: PlacementEntry) -> bool:
 def _answers(opened: Bundle, entry: PlacementEntry, samples: data.Samples, indices: range) -> list[verify.Outputs]:
     if entry.head is None:
         raise BundleError(f"placement {entry.id} names no head", "rebuild the bundle")
-    head = opened.read(entry.head)
+    head = opened.graph(entry.head)
     if entry.tail is None:
         return verify.run_all(head, samples, indices)
-    tail = opened.read(entry.tail)
+    tail = opened.graph(entry.tail)
     _check_fit(entry, head, tail)
     with verify.SplitPair(head, tail, [t.spec.name for t in entry.boundary], entry.head_outputs) as pair:
         return [pair.infer(feed) for feed in samples.feeds(indices)]

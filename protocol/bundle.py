@@ -7,6 +7,7 @@
       edge.onnx                the whole model as the device runs it: the edge-only placement's head
       cut-1/head.onnx          head and tail of each kept cut
       cut-1/tail.onnx
+      weights/SHA256           large weights, one a file, which graphs name relative to BUNDLE (see protocol.graphs)
 
 A *segment* is a head and the tail it belongs to, with the boundary between them. Requests name the segment's digest,
 never the bundle's, so that a head and a tail of different builds can never be combined.
@@ -23,9 +24,11 @@ from typing import Annotated
 
 import msgspec
 
-from protocol.errors import BundleError
+from protocol.errors import BundleError, ModelError
+from protocol.graphs import Graph
 from protocol.latency import PlacementCost
 from protocol.messages import PlacementKind
+from protocol.onnx_scan import external_references
 from protocol.tensors import TensorSpec
 
 SCHEMA_VERSION = 1
@@ -139,6 +142,17 @@ class Conditions(msgspec.Struct, frozen=True):
     created_utc: str
 
 
+class Measured(msgspec.Struct, frozen=True):
+    """A line that was split, proven and timed while the plan was made, whether or not it was kept."""
+
+    cut: tuple[str, ...]
+    share: float  # of the estimated compute, before the cut
+    precision: str
+    rung: str  # coding of the boundary; "" is the lossless one
+    cost: PlacementCost
+    kept_as: str = ""  # placement family in the bundle; "" if it was not kept
+
+
 class Manifest(msgspec.Struct, frozen=True):
     schema_version: int
     model: ModelInfo
@@ -148,6 +162,7 @@ class Manifest(msgspec.Struct, frozen=True):
     # (placement id, from Mbit/s, to Mbit/s) where each is predicted best, fastest link first
     plan: tuple[tuple[str, float, float], ...] = ()
     notes: tuple[str, ...] = ()
+    measured: tuple[Measured, ...] = ()
 
     def placement(self, kind: PlacementKind) -> PlacementEntry | None:
         return next((p for p in self.placements if p.kind == kind), None)
@@ -213,6 +228,19 @@ class Bundle:
                 "copy the bundle again or rebuild it",
             )
         return data
+
+    def graph(self, name: str) -> bytes:
+        """The graph in file `name` together with the weights that it names, each read and hashed like any file.
+
+        A graph that is damaged, or that names what the manifest does not list, is refused by the engine it is given to.
+        Raises BundleError like `read`.
+        """
+        data = self.read(name)
+        try:
+            named = sorted({r.location for r in external_references(data)} & self.manifest.files.keys())
+        except ModelError:
+            return data
+        return Graph(data, {n: self.read(n) for n in named}) if named else data
 
     def verify(self) -> int:
         """Read and hash every file. Returns their number; raises BundleError at the first that does not match."""

@@ -63,7 +63,9 @@ NOWHERE: dict[str, tuple[str, ...]] = {
 PURE_ROOMS = (
     "protocol/errors.py",
     "protocol/latency.py",
+    "protocol/graphs.py",
     "protocol/messages.py",
+    "protocol/onnx_scan.py",
     "protocol/tensors.py",
     "protocol/wire.py",
     "protocol/control/*.py",

@@ -15,7 +15,9 @@ from pathlib import Path
 import onnxruntime as ort
 
 from protocol.engines.base import ActivationScope
-from protocol.errors import EngineError
+from protocol.errors import EngineError, ModelError
+from protocol.graphs import external_of
+from protocol.onnx_scan import check_external
 from protocol.tensors import DTYPES, Array, Tensors, TensorSpec
 
 CPU = "CPUExecutionProvider"
@@ -59,7 +61,8 @@ def version() -> str:
 class OrtEngine(ActivationScope):
     """One ONNX Runtime session.
 
-    `model` is the serialised graph (its bytes were hashed by whoever read them), `providers` the execution providers in
+    `model` is the serialised graph (its bytes were hashed by whoever read them); large weights come along with it (see
+    `protocol.graphs`), and a graph that names any other file is refused. `providers` are the execution providers in
     order of preference, `threads` the intra-op threads. `optimise=False` runs the graph as it is written: proofs of
     equality use that, since fusions across a cut change the last bits; measurements use the default.
     """
@@ -105,8 +108,10 @@ class OrtEngine(ActivationScope):
                 f"{self.label}: this onnxruntime has no {missing[0]}",
                 f"it has {', '.join(ort.get_available_providers())}; install the build for your hardware",
             )
+        options = self._options()
+        self._hand_over_weights(options)
         try:
-            session = ort.InferenceSession(self._model, self._options(), providers=self._providers)
+            session = ort.InferenceSession(self._model, options, providers=self._providers)
         except Exception as error:  # the binding raises bare RuntimeError subclasses of its own
             raise EngineError(f"{self.label}: ONNX Runtime refuses the graph ({_first_line(error)})", "") from error
         got = session.get_providers()
@@ -131,6 +136,17 @@ class OrtEngine(ActivationScope):
 
     def deactivate(self) -> None:
         self._session = None
+
+    def _hand_over_weights(self, options: ort.SessionOptions) -> None:
+        """Give the runtime from memory what the graph would have it read; it keeps pointing into these buffers."""
+        external = external_of(self._model or b"")
+        try:
+            names = check_external(self._model or b"", external)
+        except ModelError as error:
+            raise EngineError(f"{self.label}: {error.fact}", error.remedy) from error
+        if names:
+            buffers = [memoryview(external[name]).cast("B") for name in names]
+            options.add_external_initializers_from_files_in_memory(names, buffers, [b.nbytes for b in buffers])
 
     def _options(self) -> ort.SessionOptions:
         options = ort.SessionOptions()

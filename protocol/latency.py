@@ -8,12 +8,23 @@ For one placement, with x = 1 / uplink (seconds per byte) and r = uplink / downl
 a straight line in x. The best placement for *every* bandwidth is therefore the lower envelope of a few lines
 (shown for layer cuts by Eisner and Severance 1976; for networks by Neurosurgeon and DADS at a single bandwidth).
 An expected latency under a varying link needs E[x], the harmonic mean of the bandwidth, not its mean.
+
+A slower device, a busy gateway and the quantile q of a latency change the stages and leave the formula (`adjusted`):
+
+    stage_q = stage * factor * (1 + spread * z(q) / z(0.95))        z: quantile function of the normal distribution
+
+`spread` is the measured relative distance of the 95th percentile from the median, so q = 0.5 is the median and q = 0.95
+what was measured; between and beyond, the normal distribution says how much of it. The quantile of the sum is taken as
+the sum of the quantiles, which is exact when all stages are slow together (comonotone) and errs on the safe side for
+the usual independent ones; x must be the same quantile of 1/uplink. A gateway that is busy for the share `load` of the
+time serves each request at the speed that is left, so 1 / (1 - load) times as long (processor sharing).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import NamedTuple
 
 import msgspec
@@ -79,6 +90,48 @@ def line_of(cost: PlacementCost, *, rtt_s: float, queue_s: float = 0.0, up_over_
         return Line(cost.edge_s + cost.encode_s, 0.0)
     intercept = cost.edge_s + cost.encode_s + rtt_s + cost.decode_s + queue_s + cost.tail_s
     return Line(intercept, cost.up_nbytes + up_over_down * cost.down_nbytes)
+
+
+def adjusted(
+    cost: PlacementCost,
+    *,
+    edge_factor: float = 1.0,
+    cloud_factor: float = 1.0,
+    cloud_load: float = 0.0,
+    quantile: float = 0.5,
+) -> PlacementCost:
+    """The same placement on a device `edge_factor` times as slow, a gateway `cloud_factor` times as slow and busy for
+    the share `cloud_load`, with every stage at its `quantile`.
+
+    Raises ValueError for a load outside [0, 1), a quantile outside (0, 1) or a factor that is negative.
+    """
+    if not (0 <= cloud_load < 1 and 0 < quantile < 1 and edge_factor >= 0 and cloud_factor >= 0):
+        raise ValueError(
+            f"load {cloud_load}, quantile {quantile}, factors {edge_factor} and {cloud_factor}: "
+            "a load is in [0, 1), a quantile in (0, 1), a factor 0 or more"
+        )
+    share = _NORMAL.inv_cdf(quantile) / _Z_OF_SPREAD
+    edge = edge_factor * max(0.0, 1 + share * cost.edge_spread)
+    cloud = cloud_factor / (1 - cloud_load) * max(0.0, 1 + share * cost.tail_spread)
+    return msgspec.structs.replace(
+        cost,
+        edge_s=cost.edge_s * edge,
+        encode_s=cost.encode_s * edge,
+        decode_s=cost.decode_s * cloud,
+        tail_s=cost.tail_s * cloud,
+    )
+
+
+_NORMAL = NormalDist()
+_Z_OF_SPREAD = _NORMAL.inv_cdf(0.95)
+
+
+def bottleneck_s(cost: PlacementCost, link: LinkState) -> float:
+    """Seconds between two answers when requests follow each other without a pause: the longest stage of
+    head and encoding | upload | decoding and tail | download. Its inverse is the throughput in requests per second."""
+    up_s = cost.up_nbytes / link.uplink_bytes_per_s
+    down_s = cost.down_nbytes / link.downlink_bytes_per_s
+    return max(cost.edge_s + cost.encode_s, up_s, cost.decode_s + cost.tail_s, down_s)
 
 
 class Stretch(NamedTuple):

@@ -66,6 +66,7 @@ PURE_ROOMS = (
     "protocol/graphs.py",
     "protocol/messages.py",
     "protocol/onnx_scan.py",
+    "protocol/plan.py",
     "protocol/tensors.py",
     "protocol/wire.py",
     "protocol/control/*.py",

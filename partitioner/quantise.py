@@ -1,8 +1,9 @@
-"""Static INT8: QDQ, weights int8 symmetric per channel, activations uint8 MinMax, the first convolutions left float.
+"""Static INT8 by recipe: QDQ pairs around what becomes eight bits. The default: MinMax, weights int8 symmetric per
+channel, activations uint8, the first convolutions left float.
 
-Leaving the first convolution float is what keeps accuracy (MobileNetV2 80.2 -> 90.3 of 92.0 % agreement, a keyword
-spotter 10 -> 90 %: measured). Softmax stays float as well: its 8-bit outputs tie. The only module that imports
-onnxruntime.quantization.
+Leaving the first convolution float is what keeps accuracy where products saturate (MobileNetV2 80.2 -> 90.3 of 92.0 %
+agreement, a keyword spotter 10 -> 90 %: measured). Softmax stays float as well: its 8-bit outputs tie. The only module
+that imports onnxruntime.quantization.
 """
 
 from __future__ import annotations
@@ -21,26 +22,27 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
 from partitioner.observe import Ranges
+from partitioner.recipes import DEFAULT, HEAVY, Recipe
 from partitioner.split import clone
 from protocol.errors import ModelError
 
 _LEFT_FLOAT = {"Softmax", "TopK", "CumSum", "LayerNormalization"}
 _OPERATORS = sorted((set(QDQRegistry) | set(QLinearOpsRegistry)) - _LEFT_FLOAT)
-_HEAVY = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_TYPES = {"int8": QuantType.QInt8, "uint8": QuantType.QUInt8}
 
 
-def quantise(model: ir.Model, ranges: Ranges) -> ir.Model:
+def quantise(model: ir.Model, ranges: Ranges, recipe: Recipe = DEFAULT) -> ir.Model:
     """The INT8 form of a graph (a head, or the whole model) with the given ranges of its tensors.
 
-    Raises ModelError when there is nothing to quantise or the quantiser cannot.
+    `ranges` are those of the recipe's calibration method (`calibration.ranges_for`). Nodes whose float32 inputs or
+    outputs have no range stay float. Raises ModelError when there is nothing to quantise or the quantiser cannot.
     """
-    first = _first_convolutions(model)
-    heavy = [n.name for n in model.graph if n.op_type in _HEAVY and n.name not in first]
-    if not heavy:
-        raise ModelError("it holds no convolution or matrix product behind the first one", "it stays fp32")
+    left = _left_float(model, ranges, recipe)
+    if not any(n.op_type in HEAVY and n.name not in left for n in model.graph):
+        raise ModelError("it holds no convolution or matrix product that may become eight bits", "it stays fp32")
     try:
         with _quiet():
-            quantised = _quantiser(onnx.shape_inference.infer_shapes(ir.to_proto(clone(model))), ranges, first)
+            quantised = _quantiser(onnx.shape_inference.infer_shapes(ir.to_proto(clone(model))), ranges, recipe, left)
     except Exception as error:  # the quantiser raises bare ValueError, KeyError, RuntimeError and others
         raise ModelError(
             f"the quantiser failed ({type(error).__name__}: {str(error)[:200]})", "it stays fp32"
@@ -53,31 +55,44 @@ def quantise(model: ir.Model, ranges: Ranges) -> ir.Model:
     return result
 
 
-def _quantiser(proto: onnx.ModelProto, ranges: Ranges, first: list[str]) -> onnx.ModelProto:
+def _quantiser(proto: onnx.ModelProto, ranges: Ranges, recipe: Recipe, left: set[str]) -> onnx.ModelProto:
     data = {n: (np.array(low, np.float32), np.array(high, np.float32)) for n, (low, high) in ranges.items()}
     quantiser = QDQQuantizer(
         proto,
-        per_channel=True,
-        reduce_range=False,
-        weight_qType=QuantType.QInt8,
-        activation_qType=QuantType.QUInt8,
+        per_channel=recipe.per_channel,
+        reduce_range=recipe.reduce_range,
+        weight_qType=_TYPES[recipe.weight_type],
+        activation_qType=_TYPES[recipe.activation_type],
         tensors_range=TensorsData(CalibrationMethod.MinMax, data),
         nodes_to_quantize=[],
-        nodes_to_exclude=first,
-        op_types_to_quantize=_OPERATORS,
-        extra_options={},
+        nodes_to_exclude=sorted(left),
+        op_types_to_quantize=[op for op in _OPERATORS if op in HEAVY] if recipe.products_only else _OPERATORS,
+        extra_options={"ActivationSymmetric": recipe.activation_type == "int8"},
     )
     quantiser.quantize_model()
     quantised: onnx.ModelProto = quantiser.model.model
     return quantised
 
 
-def _first_convolutions(model: ir.Model) -> list[str]:
+def _left_float(model: ir.Model, ranges: Ranges, recipe: Recipe) -> set[str]:
+    """Names of the nodes that the recipe, or a missing range, leaves float."""
+    left = {*recipe.excluded, *(first_convolutions(model) if recipe.float_first else ())}
+    left.update(n.name or "" for n in model.graph if any(_lacks_range(v, ranges) for v in (*n.inputs, *n.outputs)))
+    return left
+
+
+def _lacks_range(value: ir.Value | None, ranges: Ranges) -> bool:
+    if value is None or value.const_value is not None or value.dtype != ir.DataType.FLOAT:
+        return False
+    return value.name not in ranges
+
+
+def first_convolutions(model: ir.Model) -> list[str]:
     """Names of the convolutions that no other convolution or product precedes."""
     behind: set[ir.Value] = set()
     first: list[str] = []
     for node in model.graph:
-        heavy = node.op_type in _HEAVY
+        heavy = node.op_type in HEAVY
         follows = any(v in behind for v in node.inputs if v is not None)
         if heavy and not follows and node.op_type == "Conv":
             first.append(node.name or "")

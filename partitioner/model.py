@@ -6,7 +6,7 @@ handed in is proven once, in `build`. Bytes are parsed from memory, so that noth
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +14,15 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
+from partitioner import preprocess
+from partitioner.inputs import InputSpec
+from partitioner.preprocess import MIN_OPSET
 from partitioner.topology import RANDOM_OPS, Step, TensorInfo, Topology
 from protocol.bundle import sha256
 from protocol.engines.ort import OrtEngine
 from protocol.errors import EngineError, InputError, ModelError
 from protocol.tensors import DTYPES, TensorSpec
 
-MIN_OPSET = 13  # per-channel QuantizeLinear
 TARGET_OPSET = 17  # the version converter was exact up to here (measured)
 MIN_IR_VERSION = 8  # from 4 on initializers need not be inputs; 8 is what opset 17 shipped with
 
@@ -38,17 +40,18 @@ class LoadedModel:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     notes: tuple[str, ...]
+    front: bytes | None = None  # declared pre-processing alone: data(image) = source(front(image))
 
     @property
     def source_digest(self) -> str:
         return sha256(self.source)
 
 
-def load(path: Path) -> LoadedModel:
-    """Read and normalise the ONNX file at `path`.
+def load(path: Path, *, inputs: Sequence[InputSpec] = ()) -> LoadedModel:
+    """Read and normalise the ONNX file at `path`; declared `inputs` take uint8 images, prepared by the graph itself.
 
     Raises InputError when it cannot be read and ModelError when it is no ONNX model, is damaged, keeps data in other
-    files, or uses what ONNX Runtime refuses.
+    files, uses what ONNX Runtime refuses, or has no inputs as declared.
     """
     source = _read(path)
     proto = _parse(source, path)
@@ -57,14 +60,16 @@ def load(path: Path) -> LoadedModel:
         onnx.checker.check_model(proto)
     except onnx.checker.ValidationError as error:
         raise ModelError(f"{path} is not a valid ONNX model ({_first_line(error)})", "export it again") from error
-    proto, notes = _raise_opset(proto, path)
+    proto, notes = _raise_opset(proto, path, preprocess.least_opset(inputs))
+    normal = _normalise(proto)
+    ahead = serialise(preprocess.front(normal, inputs)) if inputs else None
     # Inference comes after inlining too: what was inside a function has no types before.
-    graph = ir.from_proto(_infer_shapes(ir.to_proto(_normalise(proto))))
+    graph = ir.from_proto(_infer_shapes(ir.to_proto(preprocess.compile_input(normal, inputs))))
     data = serialise(graph)
     with OrtEngineOrRefusal(data, path) as engine:
-        inputs, outputs = engine.inputs, engine.outputs
+        takes, outputs = engine.inputs, engine.outputs
     return LoadedModel(
-        path.stem, source, data, graph, _topology(graph), graph.opset_imports.get("", 0), inputs, outputs, notes
+        path.stem, source, data, graph, _topology(graph), graph.opset_imports.get("", 0), takes, outputs, notes, ahead
     )
 
 
@@ -151,18 +156,20 @@ def _node_tensors(node: onnx.NodeProto) -> Iterator[onnx.TensorProto]:
             yield from _tensors(graph)
 
 
-def _raise_opset(proto: onnx.ModelProto, path: Path) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+def _raise_opset(proto: onnx.ModelProto, path: Path, least: int) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     opset = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), TARGET_OPSET)
-    if opset >= MIN_OPSET:
+    if opset >= least:
         return proto, ()
+    target = max(TARGET_OPSET, least)
     try:
-        converted = onnx.version_converter.convert_version(proto, TARGET_OPSET)
+        converted = onnx.version_converter.convert_version(proto, target)
     except Exception as error:  # the converter raises bare RuntimeError and its own ConvertError
         raise ModelError(
-            f"{path} has opset {opset}, which does not convert to {TARGET_OPSET} ({_first_line(error)})",
-            f"export it with opset {MIN_OPSET} or newer",
+            f"{path} has opset {opset}, which does not convert to {target} ({_first_line(error)})",
+            f"export it with opset {least} or newer"
+            + (", or declare interpolation=linear" if least > MIN_OPSET else ""),
         ) from error
-    return converted, (f"converted from opset {opset} to {TARGET_OPSET}",)
+    return converted, (f"converted from opset {opset} to {target}",)
 
 
 def _infer_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -19,7 +19,7 @@ from partitioner.inputs import InputSpec, Size
 from protocol.errors import ModelError
 
 ANTIALIAS_OPSET = 18  # Resize knows `antialias` from here on
-MIN_OPSET = 13
+MIN_OPSET = 13  # the normal form's: per-channel QuantizeLinear
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
 
 Sides = tuple[int | None, int | None]
@@ -46,7 +46,7 @@ def compile_input(model: ir.Model, specs: Sequence[InputSpec]) -> ir.Model:
         )
     for spec in specs:
         value = _input(model, spec)
-        given, canvas = _paint(spec, value)
+        given, canvas = _paint(spec, value, _prefix(model.graph, spec.name))
         if canvas.nodes:
             _put_in_front(model.graph, value, given, canvas)
     return model
@@ -60,7 +60,7 @@ def front(model: ir.Model, specs: Sequence[InputSpec]) -> ir.Model:
     graph = ir.Graph([], [], nodes=[], opset_imports={"": least_opset(specs)}, name="pre-processing")
     for spec in specs:
         value = _input(model, spec)
-        given, canvas = _paint(spec, value)
+        given, canvas = _paint(spec, value, spec.name)
         given.name = f"{spec.name}/given"
         result = ir.node("Identity", [canvas.at], outputs=[ir.val(spec.name, value.dtype, _copy(value.shape))])
         graph.inputs.append(given)
@@ -93,14 +93,22 @@ def _input(model: ir.Model, spec: InputSpec) -> ir.Value:
     return found
 
 
-def _paint(spec: InputSpec, value: ir.Value) -> tuple[ir.Value, Canvas]:
+def _prefix(graph: ir.Graph, name: str) -> str:
+    """What the new tensors' names begin with: the input's name, unless the model has names of that kind already."""
+    taken = [v.name or "" for node in graph.all_nodes() for v in node.outputs] + list(graph.initializers)
+    while any(other.startswith(f"{name}/") for other in taken):
+        name += "_"
+    return name
+
+
+def _paint(spec: InputSpec, value: ir.Value, prefix: str) -> tuple[ir.Value, Canvas]:
     """The new input and everything between it and what the model reads; no nodes where nothing is to be done."""
     layout = _model_layout(spec, value)
     channels = _channels(spec, value, layout)
     wanted = _sides(value, layout)
     given = _given(spec, value, channels, wanted)
     size = spec.size or (None if spec.resize or spec.crop else _size(wanted))
-    canvas = Canvas(spec.name, given, spec.layout, size)
+    canvas = Canvas(prefix, given, spec.layout, size)
     is_float = value.dtype != ir.DataType.UINT8
     if is_float:
         canvas.cast(ir.DataType.FLOAT)
@@ -116,7 +124,7 @@ def _paint(spec: InputSpec, value: ir.Value) -> tuple[ir.Value, Canvas]:
         assert value.dtype is not None
         canvas.cast(value.dtype)
     if canvas.nodes:  # named, and of the type and shape that the model declares
-        canvas.at.name = f"{spec.name}/prepared"
+        canvas.at.name = f"{prefix}/prepared"
         canvas.at.type, canvas.at.shape = value.type, _copy(value.shape)
     return given, canvas
 

@@ -2,6 +2,7 @@
 
     raw      the array's own bytes
     zstd     one zstd frame, level 1, over the codes in CHW order (0.2-0.5 byte/element on ReLU outputs)
+    png, jpeg1 ... jpeg100   pictures (protocol/images.py); JPEG is lossy, its quality is the encoder's alone
     levels   8-bit codes on few levels, several to a byte, entropy-coded (protocol/levels.py); lossy by design
 
 The eight bits come from the head itself (its last operator emits uint8 codes), so "raw" on such a boundary is one byte
@@ -15,6 +16,7 @@ from typing import Protocol
 
 import numpy as np
 
+from protocol import images
 from protocol.bundle import Levels
 from protocol.errors import WireError
 from protocol.frames import deflate, inflate
@@ -104,9 +106,9 @@ def decode(header: TensorHeader, data: Buffer) -> Array:
 
 
 def _codec(codec: str, tensor: str, dtype: str, shape: tuple[int, ...]) -> Codec:
-    found = CODECS.get(codec)
+    found = CODECS.get(codec) or images.named(codec)
     if found is None:
-        raise WireError(f"codec {codec!r}", f"known are {', '.join(CODECS)}")
+        raise WireError(f"codec {codec!r}", f"known are {', '.join(CODECS)}, png, jpeg1 ... jpeg100")
     refusal = found.refusal(dtype, shape)
     if refusal:
         raise WireError(f"tensor {tensor!r} is {dtype} {list(shape)}", refusal)

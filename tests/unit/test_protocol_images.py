@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from protocol import images
+from protocol import codecs, images
 from protocol.errors import InputError, WireError
 from protocol.images import ImageCodec
 from protocol.tensors import TensorHeader, TensorSpec
@@ -368,3 +368,23 @@ def test_what_is_no_image_is_refused_with_its_reason() -> None:
         images.load_picture(b"hello", _spec(1, 8, 8, 3))
     with pytest.raises(InputError, match="no uint8 image"):
         images.load_picture(PNG, TensorSpec("image", "float32", (1, 8, 8, 3)))
+
+
+# ---- through the registry -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("codec", ["png", "jpeg", "jpeg75"])
+def test_pictures_cross_by_the_name_of_their_codec(codec: str) -> None:
+    array = scene(2, 32, 40)
+    sent, data = codecs.encode("image", array, codec)
+    assert sent == TensorHeader("image", "uint8", array.shape, codec, memoryview(data).nbytes)
+    got = codecs.decode(sent, data)
+    assert np.abs(got.astype(int) - array).mean() < (1e-9 if codec == "png" else 4)
+    assert not got.flags.writeable
+
+
+def test_what_is_no_picture_is_told_what_the_codec_takes() -> None:
+    with pytest.raises(WireError, match=r"tensor 'x' is float32 \[4\]; png takes uint8 \[N, H, W, 1 or 3\]"):
+        codecs.encode("x", np.zeros(4, np.float32), "png")
+    with pytest.raises(WireError, match=r"'jpeg0'; known are raw, zstd, .*png, jpeg1 ... jpeg100"):
+        codecs.decode(header((1, 4, 4, 3), "jpeg0"), b"")

@@ -238,6 +238,7 @@ class Frontend:
         except (WireError, ValueError) as error:
             self._reject(route, infer, m.RejectCode.BAD_REQUEST, str(error)[:900], now=now)
             return
+        self.stats["drifted"] += segment.has_drifted(infer)
         lane, nbytes, budget_s = segment.lane, nbytes_of(infer.tensors), infer.budget_us / 1e6
         with lane.condition:
             wait_s, service_s = self._lanes.queue_wait_s(lane, now=now), lane.curve.predict(rows)

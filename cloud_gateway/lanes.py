@@ -16,6 +16,7 @@ import numpy as np
 
 from cloud_gateway.batcher import Batcher
 from cloud_gateway.cost_curve import CostCurve
+from protocol import drift
 from protocol.bundle import BoundaryTensor, Bundle, PlacementEntry
 from protocol.engines.base import Engine
 from protocol.engines.ort import OrtEngine
@@ -103,6 +104,11 @@ class Segment:
     precision: str
     placement: str
 
+    def has_drifted(self, infer: Infer) -> bool:
+        """Whether far more of this request's codes lie at the ends of their range than calibration showed."""
+        expected = drift.expected_ppm(self.boundary)
+        return infer.outer_ppm is not None and expected is not None and drift.has_drifted(infer.outer_ppm, expected)
+
     def fit(self, headers: tuple[TensorHeader, ...]) -> tuple[int, tuple[tuple[int, ...], ...]]:
         """Rows and layout of a request with these tensors. Raises ValueError in words if they do not fit."""
         if [h.name for h in headers] != [b.spec.name for b in self.boundary]:
@@ -168,7 +174,7 @@ class LaneTable:
         key = bundle.manifest.files[tail].sha256
         if key in self.lanes:
             return self.lanes[key]
-        engine = OrtEngine(bundle.read(tail), label=f"{entry.id}/tail", threads=self._threads)
+        engine = OrtEngine(bundle.graph(tail), label=f"{entry.id}/tail", threads=self._threads)
         engine.activate()
         lane = Lane(key, engine, entry, max_rows=self._max_rows)
         try:

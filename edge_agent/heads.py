@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from protocol import drift
 from protocol.bundle import Bundle, PlacementEntry
 from protocol.codecs import encode
 from protocol.engines.base import Engine
@@ -35,6 +36,7 @@ class Prepared:
     edge_s: float
     encode_s: float
     engine: str
+    outer_ppm: int | None = None  # share of crossing codes at the ends of their range: see protocol.drift
 
     @property
     def nbytes(self) -> int:
@@ -57,22 +59,22 @@ class Heads:
         self._slowdown = slowdown
         self._fault_file = fault_file
         self._entries = {p.id: p for p in bundle.manifest.placements}
-        self._engines: dict[str, Engine] = {}
+        self._engines: dict[str, Engine] = {}  # by file: placements that differ in the codec share the head
 
     def activate(self) -> None:
         """Load every head; `failed` lists what could not be loaded, and why. Raises BundleError for a damaged file."""
-        for entry in self._entries.values():
-            if entry.head is None:
-                continue
-            engine = OrtEngine(self._bundle.read(entry.head), label=f"{entry.id}/head", threads=self._threads)
+        broken: dict[str, str] = {}
+        for file in dict.fromkeys(e.head for e in self._entries.values() if e.head is not None):
+            engine = OrtEngine(self._bundle.graph(file), label=file, threads=self._threads)
             try:
                 engine.activate()
                 _warm_up(engine)
             except EngineError as error:
                 if not _free_to_vary(engine):
-                    self.failed[entry.id] = str(error)
+                    broken[file] = str(error)
                     continue
-            self._engines[entry.id] = engine
+            self._engines[file] = engine
+        self.failed = {e.id: broken[e.head] for e in self._entries.values() if e.head in broken}
 
     def deactivate(self) -> None:
         for engine in self._engines.values():
@@ -85,12 +87,12 @@ class Heads:
         start = time.perf_counter()
         values = self._run(entry, inputs)
         ran = time.perf_counter()
-        encoded = [encode(b.spec.name, values[b.spec.name], b.codec) for b in entry.boundary]
+        encoded = [encode(b.spec.name, values[b.spec.name], b.codec, b.levels) for b in entry.boundary]
         done = time.perf_counter()
         if self._slowdown > 1.0:
             time.sleep((done - start) * (self._slowdown - 1.0))
         buffers = tuple(buffer for _, buffer in encoded)
-        engine = self._engines.get(placement)
+        engine = self._engines.get(entry.head or "")
         names = entry.head_outputs if entry.boundary else tuple(values)
         return Prepared(
             headers=tuple(header for header, _ in encoded),
@@ -100,12 +102,13 @@ class Heads:
             edge_s=(ran - start) * self._slowdown,
             encode_s=(done - ran) * self._slowdown,
             engine=engine.description if engine else "",
+            outer_ppm=drift.outer_ppm(entry.boundary, values),
         )
 
     def _run(self, entry: PlacementEntry, inputs: Tensors) -> dict[str, Array]:
         if entry.head is None:
             return dict(inputs)
-        engine = self._engines.get(entry.id)
+        engine = self._engines.get(entry.head)
         if engine is None:
             raise EngineError(f"the head of {entry.id} is not loaded: {self.failed.get(entry.id, 'inactive')}", "")
         if self._fault_file is not None and entry.kind is PlacementKind.CUT and os.path.exists(self._fault_file):

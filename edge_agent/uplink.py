@@ -176,6 +176,7 @@ class Uplink:
             priority=4,
             tensors=prepared.headers,
             checksum=prepared.checksum,
+            outer_ppm=prepared.outer_ppm,
         )
         now = time.monotonic()
         ahead = self._ahead_nbytes()

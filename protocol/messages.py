@@ -100,6 +100,8 @@ class Infer(msgspec.Struct, frozen=True, array_like=True):
     checksum: Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]  # crc32 over all payload bytes in order
     trace: Annotated[bytes, msgspec.Meta(max_length=16)] = b""
     sampled: bool = False
+    # Share of the crossing 8-bit codes that lie at the ends of their range, in parts per million; None where none are.
+    outer_ppm: Annotated[int, msgspec.Meta(ge=0, le=10**6)] | None = None
 
 
 class Timings(msgspec.Struct, frozen=True, array_like=True):

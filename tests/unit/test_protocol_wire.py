@@ -73,6 +73,7 @@ BY_TYPE: dict[type[Any], st.SearchStrategy[Any]] = {
         checksum=checksums,
         trace=st.binary(max_size=16),
         sampled=st.booleans(),
+        outer_ppm=st.none() | st.integers(0, 10**6),
     ),
     m.Result: st.builds(
         m.Result,
@@ -177,7 +178,7 @@ def test_fields_appended_by_a_later_minor_version_are_skipped(message: m.Message
     ("message", "optional"),
     [
         (m.NeedHello(b"epoch---"), 1),
-        (m.Infer(REQUEST, bytes(32), 0, 1, 4, (), 0), 2),
+        (m.Infer(REQUEST, bytes(32), 0, 1, 4, (), 0), 3),
         (m.Reject(REQUEST, 1, m.RejectCode.BUSY, "full", 2, 3), 1),
         (m.Ping(3), 1),
         (m.Pong(3), 1),

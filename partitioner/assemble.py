@@ -7,21 +7,23 @@ Each step down is recorded with its reason. Under `--precision int8` there is no
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import onnx_ir as ir
 
-from partitioner import batch, cuts, verify
+from partitioner import batch, cuts, rungs, verify
 from partitioner.boundary import Codes, emit_codes, take_codes
+from partitioner.codings import MIN_SAVING, Coding, Way, lossless, measure_coding, received
 from partitioner.data import Samples
-from partitioner.measure import CODEC_SAMPLES, Coding, choose_coding, interleaved_medians
+from partitioner.measure import interleaved_medians
 from partitioner.model import LoadedModel, serialise
 from partitioner.observe import Ranges
 from partitioner.quantise import quantise
 from partitioner.split import Halves, free_axes, split
 from partitioner.verify import Outputs, SplitPair, Yardstick
+from protocol import drift
 from protocol.bundle import BatchProof, BoundaryTensor, ParityCertificate
 from protocol.engines.ort import OrtEngine
 from protocol.errors import AccuracyRefusedError, EngineError, ModelError
@@ -31,6 +33,8 @@ from protocol.tensors import Array, TensorSpec
 # memory, and short heads (one float convolution and little else) differ by microseconds here that say little about the
 # device's processor. Beyond that, INT8 has missed its purpose.
 SLOWER = 1.25
+# The rungs of few levels are designed on this many calibration samples: their histograms hardly change with more.
+DESIGN_SAMPLES = 32
 
 
 class Rung(NamedTuple):
@@ -72,21 +76,35 @@ class Workshop:
         )
 
 
+class Variant(NamedTuple):
+    """One coding of a cut's boundary, measured and judged: a line of the plan. `rung` is "" for the lossless one."""
+
+    rung: str
+    boundary: tuple[BoundaryTensor, ...]
+    coding: Coding
+    certificate: ParityCertificate
+
+
 @dataclass(frozen=True)
 class Segment:
-    """A finished cut. `head` and `tail` are serialised graphs, `down_nbytes` what one answer of the tail holds."""
+    """A finished cut: head and tail as serialised graphs; every variant that keeps the bound, the lossless one first.
+
+    `down_nbytes` is what one answer of the tail holds.
+    """
 
     cut: tuple[str, ...]
     precision: str
     head: bytes
     tail: bytes
-    boundary: tuple[BoundaryTensor, ...]
+    variants: tuple[Variant, ...]
     head_outputs: tuple[str, ...]
     batch: BatchProof
-    certificate: ParityCertificate
-    coding: Coding
     down_nbytes: int
     notes: tuple[str, ...]
+
+    @property
+    def certificate(self) -> ParityCertificate:
+        return self.variants[0].certificate
 
 
 class _Attempt(NamedTuple):
@@ -136,12 +154,11 @@ def _try(
 def assemble_edge(shop: Workshop) -> tuple[bytes, str, ParityCertificate, tuple[str, ...]]:
     """The whole model as the device runs it: graph, precision, certificate, notes. Same ladder, same refusals."""
     notes: list[str] = []
-    zero = verify.Difference(0.0, verify.PARITY_BOUND)
     if shop.precision != "fp32":
         try:
             data = serialise(quantise(shop.model.graph, shop.ranges))
             got = verify.run_all(data, shop.samples, shop.samples.held_out)
-            certificate = _certificate(shop, got, zero)
+            certificate = certificate_of(shop, got, verify.EXACT)
             reason = "" if shop.yardstick.judge(got)[1] else _too_low(shop.yardstick, certificate.achieved)
             if not reason and shop.precision == "auto":
                 reason = slower_than_fp32(shop, data, shop.model.data)
@@ -152,7 +169,7 @@ def assemble_edge(shop: Workshop) -> tuple[bytes, str, ParityCertificate, tuple[
         notes.append(f"INT8 model not shipped: {reason}")
         if shop.precision == "int8":
             raise AccuracyRefusedError(f"edge-only: {notes[0]}", "use --precision auto or a larger --bound")
-    return shop.model.data, "fp32", _certificate(shop, list(shop.yardstick.expected), zero), tuple(notes)
+    return shop.model.data, "fp32", certificate_of(shop, list(shop.yardstick.expected), verify.EXACT), tuple(notes)
 
 
 def slower_than_fp32(shop: Workshop, int8: bytes, fp32: bytes) -> str:
@@ -181,15 +198,22 @@ def proven_batch(graph: ir.Model, feeds: list[dict[str, Array]], axes: batch.Axe
 
 
 def boundary_of(
-    specs: tuple[TensorSpec, ...], coding: Coding, axes: batch.Axes, proof: BatchProof, codes: dict[str, Codes]
+    specs: tuple[TensorSpec, ...],
+    ways: Mapping[str, Way],
+    axes: batch.Axes,
+    proof: BatchProof,
+    codes: Mapping[str, Codes],
+    outer_shares: Mapping[str, float],
 ) -> tuple[BoundaryTensor, ...]:
     """What crosses, in the tail's words."""
 
     def one(spec: TensorSpec) -> BoundaryTensor:
-        code = codes.get(spec.name)
+        code, way = codes.get(spec.name), ways[spec.name]
         axis = axes.get(spec.name) if proof.batchable else None
         scale, zero_point = (code.scale, code.zero_point) if code else (None, None)
-        return BoundaryTensor(spec, coding.codecs[spec.name], axis, scale, zero_point)
+        return BoundaryTensor(
+            spec, way.codec, axis, scale, zero_point, levels=way.levels, outer_share=outer_shares.get(spec.name)
+        )
 
     return tuple(one(spec) for spec in specs)
 
@@ -215,29 +239,50 @@ def _judge(
     """Run what would ship over the held-out samples. Returns it and whether it meets the bound."""
     tail, proof, axes = _batchable_tail(shop, sides, attempt.head, take_codes(fp32_tail, attempt.codes))
     with SplitPair(attempt.head, tail, sides.cut, sides.head_outputs) as pair:
-        held_out = shop.samples.held_out
-        crossings: list[Outputs] = []
-        got: list[Outputs] = []
-        for feed in shop.samples.feeds(held_out):
-            crossing, answer = pair.run(feed)
-            got.append(answer)
-            crossings += [crossing] if len(crossings) < CODEC_SAMPLES else []
-        specs = pair.tail.inputs
-    coding = choose_coding(crossings)
+        runs = [pair.run(feed) for feed in shop.samples.feeds(shop.samples.held_out)]
+        some = [pair.head.infer(feed) for feed in shop.samples.feeds(shop.samples.calibration[:DESIGN_SAMPLES])]
+        shares = {n: _outer_share([made[n] for made in some], c) for n, c in attempt.codes.items()}
+
+        def variant(rung: str, ways: Mapping[str, Way], got: list[Outputs]) -> Variant:
+            boundary = boundary_of(pair.tail.inputs, ways, axes, proof, attempt.codes, shares)
+            coding = measure_coding([crossing for crossing, _ in runs], ways)
+            return Variant(rung, boundary, coding, certificate_of(shop, got, exact))
+
+        answers = [answer for _, answer in runs]
+        ways = lossless([crossing for crossing, _ in runs])
+        variants = [variant("", ways, answers)]
+        holds = shop.yardstick.judge(answers)[1]
+        for rung, lossy in _ladders(attempt.codes, some) if holds else ():
+            got = [answer | pair.tail.infer(received(crossing, ways | lossy)) for crossing, answer in runs]
+            if not shop.yardstick.judge(got)[1]:
+                break  # the next rung loses more
+            made = variant(rung, ways | lossy, got)
+            if made.coding.nbytes <= (1.0 - MIN_SAVING) * variants[-1].coding.nbytes:
+                variants.append(made)
     segment = Segment(
         cut=sides.cut,
         precision=attempt.rung.precision,
         head=attempt.head,
         tail=tail,
-        boundary=boundary_of(specs, coding, axes, proof, attempt.codes),
+        variants=tuple(variants),
         head_outputs=sides.head_outputs,
         batch=proof,
-        certificate=_certificate(shop, got, exact),
-        coding=coding,
-        down_nbytes=sum(got[0][n].nbytes for n in sides.tail_outputs),
+        down_nbytes=sum(answers[0][n].nbytes for n in sides.tail_outputs),
         notes=(),
     )
-    return segment, shop.yardstick.judge(got)[1]
+    return segment, holds
+
+
+def _ladders(codes: Mapping[str, Codes], some: Sequence[Outputs]) -> Iterator[tuple[str, dict[str, Way]]]:
+    """The lossy rungs of a boundary, mildest first: every tensor of codes one rung further down."""
+    designed = {name: rungs.design([made[name] for made in some]) for name in codes if some}
+    for step in zip(*designed.values(), strict=True):
+        if any(rung.levels for rung in step):
+            yield step[0].name, {n: Way(r.codec, r.levels) for n, r in zip(designed, step, strict=True) if r.levels}
+
+
+def _outer_share(codes: Sequence[Array], code: Codes) -> float:
+    return sum(drift.outer_count(array, code.zero_point) for array in codes) / max(sum(a.size for a in codes), 1)
 
 
 def _batchable_tail(
@@ -251,7 +296,7 @@ def _batchable_tail(
     return data, proof, axes
 
 
-def _certificate(shop: Workshop, got: list[Outputs], exact: verify.Difference) -> ParityCertificate:
+def certificate_of(shop: Workshop, got: list[Outputs], exact: verify.Difference) -> ParityCertificate:
     stick = shop.yardstick
     return ParityCertificate(
         fp32_max_abs_difference=exact.seen,

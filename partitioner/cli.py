@@ -160,6 +160,37 @@ def inspect(model: ModelPath, as_json: Json = False) -> None:
 
 
 @app.command()
+def explain(
+    bundle: BundlePath,
+    mbit: Annotated[float, typer.Option(help="Uplink in Mbit/s; the downlink counts as equal.")] = 10.0,
+    rtt_ms: Annotated[
+        float | None, typer.Option(help="Round trip in milliseconds (default: the bundle's).", show_default=False)
+    ] = None,
+    edge_slowdown: Annotated[
+        float | None,
+        typer.Option(help="How many times slower the device is (default: the bundle's).", show_default=False),
+    ] = None,
+    cloud_load: Annotated[float, typer.Option(help="Share of the time the gateway is busy with others.")] = 0.0,
+    quantile: Annotated[float, typer.Option(help="Of the machines' times; 0.5 is the median.")] = 0.5,
+    as_json: Json = False,
+) -> None:
+    """Say in sentences why this placement, and what would have to change for another one."""
+    with _guarded():
+        from partitioner.explain import Question
+        from partitioner.explain import explain as explained
+        from protocol.bundle import Bundle
+
+        question = Question(mbit, None if rtt_ms is None else rtt_ms / 1e3, edge_slowdown, cloud_load, quantile)
+        seen = explained(Bundle.open(bundle).manifest, question)
+        if as_json:
+            _print_json(seen)
+        else:
+            from partitioner.tables import print_explained
+
+            print_explained(seen, _console())
+
+
+@app.command()
 def simulate(
     bundle: BundlePath,
     trace: Annotated[

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
+from typing import NamedTuple
 
 from partitioner.assemble import Segment, Workshop
-from partitioner.measure import Coding, interleaved_medians
+from partitioner.codings import Coding
+from partitioner.ends import Ends
+from partitioner.measure import interleaved_medians
 from protocol.engines.ort import OrtEngine
 from protocol.latency import PlacementCost
 
@@ -15,14 +18,20 @@ FULL_CLOUD = "full-cloud"
 EDGE_ONLY = "edge-only"
 
 
-def time_placements(
-    shop: Workshop, full: bytes, full_coding: Coding, edge: bytes, segments: Mapping[str, Segment], *, slowdown: float
-) -> dict[str, PlacementCost]:
-    """Measured cost of full-cloud, edge-only and every segment, by placement id.
+class Seconds(NamedTuple):
+    """Median seconds of one placement's two graphs on this machine; 0 where there is none."""
 
-    Edge compute and encoding are multiplied by `slowdown`, the declared factor by which the device is slower than this
-    machine.
-    """
+    head_s: float
+    tail_s: float
+
+
+def id_of(family: str, rung: str) -> str:
+    """Placement id of one coding of a cut (or of full-cloud): `cut-1`, `cut-1.q4`, `full-cloud.jpeg90`."""
+    return f"{family}.{rung}" if rung else family
+
+
+def time_graphs(shop: Workshop, ends: Ends, segments: Mapping[str, Segment]) -> dict[str, Seconds]:
+    """Time every graph once a round: full-cloud, edge-only and each segment's head and tail, by family."""
     works: dict[str, Callable[[], object]] = {}
     feed = shop.samples.feed(shop.samples.held_out[0])
     with ExitStack() as stack:
@@ -30,8 +39,8 @@ def time_placements(
         def engine(data: bytes, label: str, threads: int) -> OrtEngine:
             return stack.enter_context(OrtEngine(data, label=label, threads=threads))
 
-        works[FULL_CLOUD] = partial(engine(full, "full", shop.tail_threads).infer, feed)
-        works[EDGE_ONLY] = partial(engine(edge, "edge", shop.threads).infer, feed)
+        works[FULL_CLOUD] = partial(engine(ends.full, "full", shop.tail_threads).infer, feed)
+        works[EDGE_ONLY] = partial(engine(ends.edge, "edge", shop.threads).infer, feed)
         for name, segment in segments.items():
             head = engine(segment.head, f"{name}/head", shop.threads)
             tail = engine(segment.tail, f"{name}/tail", shop.tail_threads)
@@ -39,26 +48,39 @@ def time_placements(
             works[f"{name}/head"] = partial(head.infer, feed)
             works[f"{name}/tail"] = partial(tail.infer, {n: made[n] for n in segment.cut})
         times = interleaved_medians(works)
-    costs = {
-        FULL_CLOUD: _remote(0.0, full_coding, times[FULL_CLOUD], _answer_nbytes(shop), slowdown),
-        EDGE_ONLY: PlacementCost(edge_s=times[EDGE_ONLY] * slowdown),
-    }
+    seconds = {FULL_CLOUD: Seconds(0.0, times[FULL_CLOUD]), EDGE_ONLY: Seconds(times[EDGE_ONLY], 0.0)}
+    return seconds | {n: Seconds(times[f"{n}/head"], times[f"{n}/tail"]) for n in segments}
+
+
+Families = dict[str, dict[str, PlacementCost]]  # family -> placement id -> cost
+
+
+def costs_of(
+    ends: Ends, segments: Mapping[str, Segment], seconds: Mapping[str, Seconds], *, slowdown: float
+) -> Families:
+    """The cost of every line of the plan: full-cloud, the segments, edge-only.
+
+    Edge compute and encoding are multiplied by `slowdown`, the declared factor by which the device is slower than this
+    machine.
+    """
+    costs: Families = {FULL_CLOUD: {}}
+    for variant in ends.full_variants:
+        id_ = id_of(FULL_CLOUD, variant.rung)
+        costs[FULL_CLOUD][id_] = _remote(seconds[FULL_CLOUD], variant.coding, ends.down_nbytes, slowdown)
     for name, segment in segments.items():
-        edge_s, tail_s = times[f"{name}/head"] * slowdown, times[f"{name}/tail"]
-        costs[name] = _remote(edge_s, segment.coding, tail_s, segment.down_nbytes, slowdown)
-    return costs
+        costs[name] = {
+            id_of(name, v.rung): _remote(seconds[name], v.coding, segment.down_nbytes, slowdown)
+            for v in segment.variants
+        }
+    return costs | {EDGE_ONLY: {EDGE_ONLY: PlacementCost(edge_s=seconds[EDGE_ONLY].head_s * slowdown)}}
 
 
-def _remote(edge_s: float, coding: Coding, tail_s: float, down_nbytes: int, slowdown: float) -> PlacementCost:
+def _remote(seconds: Seconds, coding: Coding, down_nbytes: int, slowdown: float) -> PlacementCost:
     return PlacementCost(
-        edge_s=edge_s,
+        edge_s=seconds.head_s * slowdown,
         encode_s=coding.encode_s * slowdown,  # encoding is the device's work too
         up_nbytes=coding.nbytes,
         decode_s=coding.decode_s,
-        tail_s=tail_s,
+        tail_s=seconds.tail_s,
         down_nbytes=down_nbytes,
     )
-
-
-def _answer_nbytes(shop: Workshop) -> int:
-    return sum(array.nbytes for array in shop.yardstick.expected[0].values())

@@ -10,10 +10,9 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from partitioner.build import Built
-from partitioner.explore import Measured
 from partitioner.inspection import Inspection
 from partitioner.recheck import Verified
-from protocol.bundle import Manifest, PlacementEntry
+from protocol.bundle import Manifest, Measured, PlacementEntry
 from protocol.tensors import describe
 
 

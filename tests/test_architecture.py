@@ -28,7 +28,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "msgspec": (
         "protocol/*.py",
         "partitioner/cli.py",
-        "partitioner/explore.py",
+        "partitioner/explain.py",
         "partitioner/inspection.py",
         "partitioner/recheck.py",
         "partitioner/recipes.py",

@@ -20,6 +20,7 @@ from partitioner.build import Built, Order, build
 from partitioner.model import load, serialise
 from partitioner.recheck import recheck
 from partitioner.report import Silent
+from partitioner.select import Scope
 from partitioner.verify import SplitPair
 from protocol.bundle import MANIFEST, MANIFEST_DIGEST, Bundle, segment_digest, sha256
 from protocol.engines.ort import OrtEngine
@@ -51,11 +52,25 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 def test_a_bundle_opens_and_holds_every_placement(bundle: Bundle) -> None:
     assert bundle.verify() == 6
-    assert [p.id for p in bundle.manifest.placements] == ["full-cloud", "cut-1", "cut-2", "edge-only"]
-    assert [p.cut for p in bundle.manifest.placements] == [("x",), ("r3",), ("r1", "c3"), ()]
-    assert {p.id for p in bundle.remote_segments()} == {"full-cloud", "cut-1", "cut-2"}
-    assert bundle.manifest.plan[0][1] == pytest.approx(200)
-    assert bundle.manifest.plan[-1][2] == pytest.approx(1)
+    families = dict.fromkeys(p.id.partition(".")[0] for p in bundle.manifest.placements)
+    assert list(families) == ["full-cloud", "cut-1", "cut-2", "edge-only"]
+    cuts = {"full-cloud": ("x",), "cut-1": ("r3",), "cut-2": ("r1", "c3"), "edge-only": ()}
+    assert all(p.cut == cuts[p.id.partition(".")[0]] for p in bundle.manifest.placements)
+    assert {p.id for p in bundle.remote_segments()} == {p.id for p in bundle.manifest.placements} - {"edge-only"}
+    assert bundle.manifest.plan[0][1] == pytest.approx(1000)
+    assert bundle.manifest.plan[-1][2] == pytest.approx(0.1)
+
+
+def test_codings_of_one_cut_share_head_and_tail_and_differ_in_what_they_are_called(bundle: Bundle) -> None:
+    cuts = [p for p in bundle.manifest.placements if p.id.partition(".")[0] == "cut-1"]
+    assert 1 < len(cuts) <= 3
+    assert len({(p.head, p.tail) for p in cuts}) == 1
+    assert len({p.segment for p in cuts}) == len(cuts)
+    assert sorted({p.cost.up_nbytes for p in cuts}) == sorted(p.cost.up_nbytes for p in cuts)
+    for entry in cuts:
+        assert all((t.codec == "levels") == (t.levels is not None) for t in entry.boundary)
+        assert entry.certificate is not None
+        assert entry.certificate.achieved >= entry.certificate.bound
 
 
 def test_digests_tie_segments_to_their_files(bundle: Bundle) -> None:
@@ -101,7 +116,7 @@ def test_what_crosses_are_uint8_codes_under_the_tensors_own_names(bundle: Bundle
             assert decodes_first(tail, tensor.spec.name)
             assert tensor.spec.dtype == "uint8"
             assert tensor.scale is not None
-            assert tensor.codec in ("raw", "zstd")
+            assert tensor.codec in ("raw", "zstd", "levels")
 
 
 def test_the_quantised_head_hands_out_the_codes_that_it_has(bundle: Bundle) -> None:
@@ -216,7 +231,7 @@ def test_without_data_the_bundle_says_that_inputs_were_random(tmp_path: Path) ->
 def test_auto_says_what_it_measured_and_whether_to_split(tmp_path: Path) -> None:
     result = built(tmp_path)
     assert result.measured
-    assert any(n.startswith("measured ") for n in result.manifest.notes)
+    assert any(n.startswith("solved exactly ") for n in result.manifest.notes)
     cuts = [p for p in result.manifest.placements if p.kind == PlacementKind.CUT]
     assert len(cuts) <= 3
     assert cuts or any(n.startswith("do not split") for n in result.manifest.notes)
@@ -224,7 +239,7 @@ def test_auto_says_what_it_measured_and_whether_to_split(tmp_path: Path) -> None
 
 def test_auto_keeps_a_losing_cut_only_when_asked(tmp_path: Path) -> None:
     # The device is as fast as this machine and the round trip takes a second: nothing but edge-only can win.
-    manifest = built(tmp_path, keep_best=True, edge_slowdown=1.0, rtt_s=1.0).manifest
+    manifest = built(tmp_path, keep_best=True, edge_slowdown=1.0, scope=Scope(1.0, 1.0, 200.0)).manifest
     assert [p.kind for p in manifest.placements].count(PlacementKind.CUT) == 1
     assert [s[0] for s in manifest.plan] == ["edge-only"]
     assert any(n.startswith("do not split") for n in manifest.notes)
@@ -232,7 +247,7 @@ def test_auto_keeps_a_losing_cut_only_when_asked(tmp_path: Path) -> None:
 
 def test_a_slow_device_makes_a_cut_win(tmp_path: Path) -> None:
     # 3,072 input bytes against 40 for the answer: with a device 500 times slower only early cuts or full-cloud can win.
-    manifest = built(tmp_path, edge_slowdown=500.0, rtt_s=0.0).manifest
+    manifest = built(tmp_path, edge_slowdown=500.0, scope=Scope(0.0)).manifest
     assert manifest.plan[0][0] == "full-cloud"
 
 

@@ -64,7 +64,7 @@ def collect(model: LoadedModel, samples: Samples, extremes: Ranges, *, threads: 
             feed = samples.feed(index)
             seen = {**engine.infer(feed), **{n: a for n, a in feed.items() if n in extremes}}
             for name, array in seen.items():
-                if np.isnan(array).any():
+                if array.size and np.isnan(array.min()):
                     raise InputError(
                         f"tensor {name!r} is NaN on sample {index} of the calibration data",
                         "leave that sample out, or mend the model",
@@ -143,16 +143,13 @@ def _least_squares(histogram: Histogram) -> tuple[float, float]:
 
 
 def _least_entropy(histogram: Histogram) -> tuple[float, float]:
-    tried = [(_divergence(histogram, share), share) for share in _SHRINKS]
-    share = float(min(tried)[1])
-    return min(histogram.low * share, histogram.low) if histogram.low > 0 else histogram.low * share, (
-        histogram.high * share if histogram.high > 0 else histogram.high
-    )
+    share = float(min(_SHRINKS, key=lambda share: _divergence(histogram, float(share))))
+    return min(histogram.low * share, 0.0), max(histogram.high * share, 0.0)
 
 
 def _divergence(histogram: Histogram, share: float) -> float:
     """Relative entropy of the distribution clipped to `share` of the range from its 256-level form."""
-    values, counts = histogram.centres, histogram.counts.astype(np.float64)
+    values, counts = histogram.centres, histogram.noisy
     inside = (values >= min(histogram.low * share, 0.0)) & (values <= max(histogram.high * share, 0.0))
     kept = counts[inside]
     if len(kept) < 2 or not kept.any():

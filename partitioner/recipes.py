@@ -20,7 +20,9 @@ from protocol.errors import EngineError, ModelError
 
 Calibration = Literal["minmax", "percentile", "mse", "entropy"]
 HEAVY = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # the products; what else becomes eight bits follows them
-LOOKS = 3
+LOOKS = 4
+# After a no of the held-out samples only recipes whose outputs are this much truer are shown to them.
+TRUER_DB = 1.0
 MIN_PLAIN = 2  # plain recipes that are tried whatever the budget
 # Two recipes whose times differ by less are equally fast: the truer one is taken. Repeatability is 2-8 % (measured).
 SAME_SPEED = 1.03
@@ -40,18 +42,26 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     reduce_range: bool = False  # 7-bit weights: no saturation where the processor lacks VNNI
     float_first: bool = True  # the convolutions that no other product precedes stay float
     products_only: bool = False  # only convolutions and matrix products, nothing between them
+    correct_bias: bool = True  # the mean shift that rounded weights cause is taken off the biases
     excluded: tuple[str, ...] = ()  # names of nodes that stay float
+
+    @property
+    def weights(self) -> Recipe:
+        """The recipe of the weights alone: what the shifts of the biases depend on."""
+        plain = Recipe(name="weights", per_channel=self.per_channel, weight_type=self.weight_type)
+        return msgspec.structs.replace(plain, reduce_range=self.reduce_range, float_first=False)
 
 
 DEFAULT = Recipe(name="minmax")
 PLAIN: tuple[Recipe, ...] = (
     DEFAULT,
-    Recipe(name="minmax, first too", float_first=False),
     Recipe(name="mse", calibration="mse"),
+    Recipe(name="minmax, first too", float_first=False),
     Recipe(name="percentile 99.99", calibration="percentile", parameter=99.99),
+    Recipe(name="biases as they are", correct_bias=False),
     Recipe(name="products only", products_only=True),
-    Recipe(name="entropy", calibration="entropy"),
     Recipe(name="int8 activations", activation_type="int8"),
+    Recipe(name="entropy", calibration="entropy"),
     Recipe(name="7-bit weights", reduce_range=True),
     Recipe(name="per tensor", per_channel=False),
 )
@@ -194,6 +204,7 @@ class _Search(Generic[Graph]):
         self.trials: dict[Recipe, Trial] = {}
         self.costs: list[LayerCost] = []
         self.looks = 0
+        self.floor_db = float("-inf")
 
     def run(self, plain: Sequence[Recipe]) -> RecipeResult[Graph] | Refusal:
         for count, recipe in enumerate(plain):
@@ -233,9 +244,12 @@ class _Search(Generic[Graph]):
         return max(known, key=lambda t: (t.holds, t.fit.sqnr_db if t.fit else 0.0), default=None)
 
     def _candidates(self) -> list[Trial]:
-        """Trials that hold and pay and were not refused by the held-out samples, fastest first."""
-        fit = [t for t in self.trials.values() if t.holds and t.ratio is not None and t.ratio <= self.max_ratio]
-        return fastest_first(t for t in fit if t.held_out is None)
+        """Trials that hold and pay and are truer than those that the held-out samples refused, fastest first."""
+        good = [t for t in self.trials.values() if self._may_hold(t) and t.held_out is None]
+        return fastest_first(t for t in good if t.ratio is not None and t.ratio <= self.max_ratio)
+
+    def _may_hold(self, trial: Trial) -> bool:
+        return trial.fit is not None and trial.fit.holds and trial.fit.sqnr_db >= self.floor_db
 
     def _certified(self) -> RecipeResult[Graph] | None:
         while self.looks < LOOKS and (waiting := self._candidates()):
@@ -250,6 +264,7 @@ class _Search(Generic[Graph]):
         trial = replace(trial, held_out=self.kitchen.certify(graph))
         self.trials[trial.recipe] = trial
         if trial.held_out is None or not trial.held_out.holds or trial.ratio is None:
+            self.floor_db = max(self.floor_db, TRUER_DB + (trial.fit.sqnr_db if trial.fit else 0.0))
             return None
         others = [t.recipe for t in self._candidates()]
         safer = tuple(dict.fromkeys([*others, *self._ladder_of(trial.recipe)]))
@@ -313,9 +328,9 @@ class _Search(Generic[Graph]):
         fewest = self._fewest(base.recipe, order)
         while fewest is not None and self.looks < LOOKS:
             trial = self._try(without_worst(base.recipe, order, fewest))
-            if trial.holds and trial.ratio is not None and trial.ratio > self.max_ratio:
+            if trial.ratio is not None and trial.ratio > self.max_ratio:
                 return None  # leaving more of it float would be slower still
-            if trial.holds and (result := self._certify(trial)) is not None:
+            if self._may_hold(trial) and trial.held_out is None and (result := self._certify(trial)) is not None:
                 return result
             more = fewest + max(1, (len(order) - fewest) // 4)
             fewest = more if more < len(order) else None
@@ -328,7 +343,7 @@ class _Search(Generic[Graph]):
             if self._spent() >= 1.0:
                 break
             middle = (fails + holds) // 2
-            if self._try(without_worst(recipe, order, middle)).holds:
+            if self._may_hold(self._try(without_worst(recipe, order, middle))):
                 holds = middle
             else:
                 fails = middle

@@ -5,7 +5,27 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from partitioner.explain import Explanation
 from partitioner.replay import Reaction, Run, Simulated
+from partitioner.sentences import sentences
+
+MOST_ROWS = 20
+
+
+def print_explained(seen: Explanation, console: Console) -> None:
+    """The sentences, and below them where the time of each placement goes."""
+    for sentence in sentences(seen):
+        console.print(sentence, highlight=False, markup=False, soft_wrap=not console.is_terminal)
+    table = Table(title=f"ms at {seen.mbit:g} Mbit/s", title_justify="left")
+    table.add_column("placement", overflow="fold")
+    for heading in ("in all", "device", "coding", "up", "trip", "cloud", "down"):
+        table.add_column(heading, justify="right")
+    for ranked in seen.ranking[:MOST_ROWS]:
+        stages = ranked.stages.named().values()
+        table.add_row(ranked.id, *(f"{seconds * 1e3:.1f}" for seconds in (ranked.total_s, *stages)))
+    console.print(table)
+    if len(seen.ranking) > MOST_ROWS:
+        console.print(f"and {len(seen.ranking) - MOST_ROWS} slower ones; --json lists them all", highlight=False)
 
 
 def print_simulated(seen: Simulated, console: Console) -> None:

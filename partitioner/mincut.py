@@ -23,86 +23,61 @@ gateway. Three more things stand between the textbook and an answer that can be 
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
-from partitioner.network import Arcs, Network
+from partitioner.network import Arcs, Bools, Network, Tally
 
-Integers = npt.NDArray[Any]  # int64 where that is wide enough, Python integers otherwise
 _LEVEL_BITS = 29  # an antiparallel pair of arcs then stays below 2**31 together
 _INT64_BITS = 62
 
 
-class Found(NamedTuple):
-    """A placement by its line: `ns` nanoseconds and `nbytes` bytes; `block` and `inside` say how it was found.
+class Severed(NamedTuple):
+    """The cheapest placement in each of some blocks: which arcs it severs, and who is on the device."""
 
-    On the device are the units before `first_open` and those of `inside`.
-    """
+    blocks: npt.NDArray[np.intp]  # those that were looked at
+    arcs: Arcs  # of all these blocks, severed ones only
+    on_device: Bools  # for every unit inside these blocks
 
-    ns: int
-    nbytes: int
-    first_open: int
-    inside: tuple[int, ...] = ()
+    def totals(self, fixed: Tally, tally: Tally) -> Tally:
+        """What the placements pay of `tally`, one for each block looked at; `fixed` are the blocks' own totals."""
+        sums = fixed.copy()
+        np.add.at(sums, self.arcs.block, tally[self.arcs.item])
+        return sums[self.blocks]
 
-    def at(self, x: Fraction) -> int:
-        """Cost at x = p/q nanoseconds per byte, in units of 1/q ns."""
-        return self.ns * x.denominator + self.nbytes * x.numerator
-
-    @property
-    def on_edge(self) -> frozenset[int]:
-        return frozenset(range(self.first_open)).union(self.inside)
-
-
-def cheaper_cuts(network: Network, x: Fraction, below: int | None) -> list[Found]:
-    """For every block that may hold a placement cheaper than `below` at x, its best one; empty if there is none.
-
-    One maximum flow for all of them together. `below` is in units of 1/q ns; None means no bound.
-    """
-    blocks = network.blocks
-    if below is None:
-        active = blocks.feasible
-    else:
-        least = combine(blocks.least_ns, blocks.least_nbytes, x)
-        active = blocks.feasible & np.asarray(least < below, dtype=bool)
-    if not active.any():
-        return []
-    arcs = network.arcs.of_blocks(active)
-    on_source_side = min_cut(arcs, combine(arcs.ns, arcs.nbytes, x), network.nodes)
-    return _read(network, arcs, on_source_side, np.flatnonzero(active))
+    def inside(self, network: Network) -> list[tuple[int, tuple[int, ...]]]:
+        """For each block looked at: where it begins, and its units that are on the device."""
+        found = []
+        for b in self.blocks.tolist():
+            low, high = int(network.blocks.low[b]) + 1, int(network.blocks.high[b])
+            found.append((low, tuple((np.flatnonzero(self.on_device[low:high]) + low).tolist())))
+        return found
 
 
-def combine(ns: npt.NDArray[np.int64], nbytes: npt.NDArray[np.int64], x: Fraction) -> Integers:
-    """ns * q + nbytes * p for x = p/q, in Python integers where 64 bits could overflow."""
+def sever(network: Network, tally: Tally, active: Bools) -> Severed:
+    """The cheapest placement in each `active` block under `tally`, all in one maximum flow."""
+    arcs = network.arcs.only(active[network.arcs.block])
+    capacities = np.where(arcs.infinite, 0, tally[arcs.item])
+    source_side = min_cut(arcs, capacities, network.nodes)
+    cut = source_side[arcs.tail] & ~source_side[arcs.head]
+    return Severed(np.flatnonzero(active), arcs.only(cut), source_side[: network.count])
+
+
+def combine(ns: Tally, nbytes: Tally, x: Fraction) -> Tally:
+    """ns * q + nbytes * p for x = p/q ns per byte, in Python integers where 64 bits could overflow."""
     p, q = x.numerator, x.denominator
     most = (int(ns.max(initial=0)) + 1) * q + (int(nbytes.max(initial=0)) + 1) * p
-    # The sum over all arcs must fit as well.
+    # The sum over all of them must fit as well.
     if most.bit_length() + len(ns).bit_length() > _INT64_BITS:
         return np.asarray(ns.astype(object) * q + nbytes.astype(object) * p)
     return np.asarray(ns * q + nbytes * p)
 
 
-def _read(
-    network: Network, arcs: Arcs, source_side: npt.NDArray[np.bool_], active: npt.NDArray[np.intp]
-) -> list[Found]:
-    """The placement in each active block, its line summed over the arcs that the cut severs."""
-    blocks = network.blocks
-    severed = source_side[arcs.tail] & ~source_side[arcs.head]
-    ns, nbytes = blocks.fixed_ns.copy(), blocks.fixed_nbytes.copy()
-    np.add.at(ns, arcs.block[severed], arcs.ns[severed])
-    np.add.at(nbytes, arcs.block[severed], arcs.nbytes[severed])
-    found = []
-    for b in active.tolist():
-        low, high = int(blocks.low[b]) + 1, int(blocks.high[b])
-        inside = (np.flatnonzero(source_side[low:high]) + low).tolist()
-        found.append(Found(int(ns[b]), int(nbytes[b]), low, tuple(inside)))
-    return found
-
-
-def min_cut(arcs: Arcs, capacities: Integers, nodes: int) -> npt.NDArray[np.bool_]:
+def min_cut(arcs: Arcs, capacities: Tally, nodes: int) -> Bools:
     """The smallest source side of a minimum cut, as a mask over the nodes; the last two are source and sink.
 
     `capacities` are any non-negative integers, arcs marked infinite never cut. The caller must have excluded networks
@@ -126,8 +101,8 @@ class _Residual:
         self,
         tail: npt.NDArray[np.intp],
         head: npt.NDArray[np.intp],
-        capacities: Integers,
-        infinite: npt.NDArray[np.bool_],
+        capacities: Tally,
+        infinite: Bools,
         nodes: int,
     ) -> None:
         self._nodes = nodes
@@ -137,14 +112,14 @@ class _Residual:
         self._tail, self._head = keys // nodes, (keys % nodes).astype(np.int32)
         self._starts = np.searchsorted(self._tail, np.arange(nodes + 1)).astype(np.int32)
         finite = ~infinite
-        self._left: Integers = np.zeros(len(keys), dtype=capacities.dtype)
+        self._left: Tally = np.zeros(len(keys), dtype=capacities.dtype)
         np.add.at(self._left, where[finite], capacities[finite])
         endless = np.zeros(len(keys), dtype=bool)
         endless[where[infinite]] = True
         self._bound = self._value_bound(endless)
         self._left[endless] = self._bound + 1
 
-    def _value_bound(self, endless: npt.NDArray[np.bool_]) -> int:
+    def _value_bound(self, endless: Bools) -> int:
         """More than this cannot flow: the least of what leaves the source, what enters the sink, and all there is."""
         source, sink = self._nodes - 2, self._nodes - 1
         bounds = [int(self._left.sum())]
@@ -165,10 +140,10 @@ class _Residual:
             severed = side[self._tail] & ~side[self._head]
             self._bound = int(self._left[severed].sum())
 
-    def reached(self) -> npt.NDArray[np.bool_]:
+    def reached(self) -> Bools:
         return self._reached(np.asarray(self._left > 0, dtype=bool))
 
-    def _reached(self, open_arcs: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    def _reached(self, open_arcs: Bools) -> Bools:
         """Nodes that the source still reaches."""
         starts = np.concatenate([[0], np.cumsum(open_arcs)])[self._starts].astype(np.int32)
         heads = self._head[open_arcs]

@@ -21,12 +21,30 @@ from typing import NamedTuple
 
 import numpy as np
 
-from partitioner.mincut import Found, cheaper_cuts
-from partitioner.network import NS_PER_S, Network
+from partitioner.mincut import combine, sever
+from partitioner.network import NS_PER_S, Network, Totals
 from partitioner.problem import Problem, Solution, evaluate
 from protocol.errors import InputError
 
 _MOST_DENOMINATOR = 10**9
+
+
+class Found(NamedTuple):
+    """A placement by its line: `ns` nanoseconds and `nbytes` bytes. On the device are the units before `first_open` and
+    those of `inside`."""
+
+    ns: int
+    nbytes: int
+    first_open: int
+    inside: tuple[int, ...] = ()
+
+    def at(self, x: Fraction) -> int:
+        """Cost at x = p/q nanoseconds per byte, in units of 1/q ns."""
+        return self.ns * x.denominator + self.nbytes * x.numerator
+
+    @property
+    def on_edge(self) -> frozenset[int]:
+        return frozenset(range(self.first_open)).union(self.inside)
 
 
 class Piece(NamedTuple):
@@ -106,48 +124,75 @@ def envelope(network: Network, *, x_lo: float, x_hi: float) -> Envelope:
     Raises InputError if no placement is allowed.
     """
     low, high = _range(x_lo, x_hi)
-    known = dict.fromkeys(_prefix_lines(network, low, high))
-    proven: set[Fraction] = set()
-    min_cuts = 0
-    while True:
-        founds = list(known)
-        hull = lower_hull([(f.ns, f.nbytes) for f in founds], low, high)
-        open_corners = [x for x in _corners(founds, hull, low, high) if x not in proven]
-        if not open_corners and not founds:
+    search = _Search(network, low, high)
+    while corners := search.open_corners():
+        # After the first round most corners prove true, so all that are open are asked at once.
+        for x in corners:
+            search.ask(x)
+    return Envelope(tuple(search.pieces()), search.min_cuts)
+
+
+class _Search:
+    """The lines known so far, and the corners of their envelope below which no line passes."""
+
+    def __init__(self, network: Network, low: Fraction, high: Fraction) -> None:
+        self._network, self._low, self._high = network, low, high
+        self._ns, self._nbytes = network.totals(network.ns), network.totals(network.nbytes)
+        self._known = dict.fromkeys(_best_prefixes(network, self._ns, self._nbytes, low, high))
+        self._proven: set[Fraction] = set()
+        self.min_cuts = 0
+
+    def open_corners(self) -> list[Fraction]:
+        return [x for x in self._corners() if x not in self._proven]
+
+    def ask(self, x: Fraction) -> None:
+        """Look in every block that may hold a line below those known at x; in none there is nothing to look for."""
+        blocks = self._network.blocks
+        active = blocks.feasible
+        if self._known:
+            below = min(found.at(x) for found in self._known)
+            active = active & np.asarray(combine(self._ns.least, self._nbytes.fixed, x) < below, dtype=bool)
+        elif not active.any():
             raise InputError("no placement is allowed", "pins and tensors that cannot be sent contradict each other")
-        if not open_corners:
-            return Envelope(tuple(_pieces(founds, hull, low, high)), min_cuts)
-        # Corners found at once are asked at once: after the first round most prove true.
-        for x in open_corners:
-            below = min((f.at(x) for f in known), default=None)
-            cheaper = cheaper_cuts(network, x, below)
-            min_cuts += bool(cheaper)
-            if below is None and not cheaper:
-                raise InputError(
-                    "no placement is allowed", "pins and tensors that cannot be sent contradict each other"
-                )
-            known.update(dict.fromkeys(cheaper))
-            proven.add(x)
+        self._proven.add(x)
+        if not active.any():
+            return
+        self.min_cuts += 1
+        severed = sever(self._network, combine(self._network.ns, self._network.nbytes, x), active)
+        ns = severed.totals(self._ns.fixed, self._network.ns).tolist()
+        nbytes = severed.totals(self._nbytes.fixed, self._network.nbytes).tolist()
+        for a, b, (low, inside) in zip(ns, nbytes, severed.inside(self._network), strict=True):
+            self._known[Found(a, b, low, inside)] = None
+
+    def pieces(self) -> Iterable[Piece]:
+        founds, hull = self._hull()
+        bends = [_crossing(*pair) for pair in itertools.pairwise((founds[i].ns, founds[i].nbytes) for i in hull)]
+        for i, (from_x, to_x) in zip(hull, itertools.pairwise([self._low, *bends, self._high]), strict=True):
+            yield Piece(founds[i], from_x, to_x)
+
+    def _corners(self) -> list[Fraction]:
+        """Where the envelope bends, and the two ends."""
+        founds, hull = self._hull()
+        bends = [_crossing(*pair) for pair in itertools.pairwise((founds[i].ns, founds[i].nbytes) for i in hull)]
+        return list(dict.fromkeys([self._low, *bends, self._high]))
+
+    def _hull(self) -> tuple[list[Found], list[int]]:
+        founds = list(self._known)
+        return founds, lower_hull([(f.ns, f.nbytes) for f in founds], self._low, self._high)
 
 
-def cheapest(network: Network, x: float) -> Found:
-    """The placement with the least cost at x seconds per byte, the round trip left out. Raises InputError for none."""
-    return envelope(network, x_lo=x, x_hi=x).pieces[0].found
-
-
-def _prefix_lines(network: Network, low: Fraction, high: Fraction) -> list[Found]:
+def _best_prefixes(network: Network, ns: Totals, nbytes: Totals, low: Fraction, high: Fraction) -> list[Found]:
     """Of the placements that hold the first k units, those that are best among themselves somewhere."""
-    prefixes = network.prefixes
-    allowed = np.flatnonzero(prefixes.feasible).tolist()
-    lines = [(int(prefixes.ns[k]), int(prefixes.nbytes[k])) for k in allowed]
+    allowed = np.flatnonzero(network.feasible_prefixes).tolist()
+    lines = [(int(ns.prefix[k]), int(nbytes.prefix[k])) for k in allowed]
     return [Found(*lines[i], allowed[i]) for i in lower_hull(lines, low, high)]
 
 
 def _ends(network: Network) -> list[Found]:
     """Full-cloud and edge-only, where pins allow them."""
-    prefixes = network.prefixes
-    ends = [k for k in (0, network.count) if prefixes.feasible[k]]
-    return [Found(int(prefixes.ns[k]), int(prefixes.nbytes[k]), k) for k in ends]
+    ends = [k for k in (0, network.count) if network.feasible_prefixes[k]]
+    ns, nbytes = network.totals(network.ns).prefix, network.totals(network.nbytes).prefix
+    return [Found(int(ns[k]), int(nbytes[k]), k) for k in ends]
 
 
 def _range(x_lo: float, x_hi: float) -> tuple[Fraction, Fraction]:
@@ -189,19 +234,6 @@ def _wins_before(lines: Sequence[tuple[int, int]], hull: Sequence[int], line: tu
 
 def _crossing(steep: tuple[int, int], flat: tuple[int, int]) -> Fraction:
     return Fraction(flat[0] - steep[0], steep[1] - flat[1])
-
-
-def _corners(founds: Sequence[Found], hull: Sequence[int], low: Fraction, high: Fraction) -> list[Fraction]:
-    """Where the envelope bends, and the two ends."""
-    lines = [(founds[i].ns, founds[i].nbytes) for i in hull]
-    bends = [_crossing(steep, flat) for steep, flat in itertools.pairwise(lines)]
-    return list(dict.fromkeys([low, *bends, high]))
-
-
-def _pieces(founds: Sequence[Found], hull: Sequence[int], low: Fraction, high: Fraction) -> Iterable[Piece]:
-    corners = [low, *_corners(founds, hull, low, high)[1 : len(hull)], high]
-    for i, (from_x, to_x) in zip(hull, itertools.pairwise(corners), strict=True):
-        yield Piece(founds[i], from_x, to_x)
 
 
 def _stretches(

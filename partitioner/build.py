@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from partitioner import data, verify
+from partitioner import data, inputs, verify
 from partitioner.assemble import Segment, Workshop, assemble
 from partitioner.costs import costs_of, time_graphs
 from partitioner.cuts import resolve, separate
@@ -21,10 +21,10 @@ from partitioner.entries import compose
 from partitioner.explore import Findings, Reporter, Search, explore, findings
 from partitioner.model import LoadedModel, load
 from partitioner.observe import observed_topology, ranges
-from partitioner.select import Scope
 from partitioner.write import check_target, write_bundle
 from protocol.bundle import Manifest, Measured
 from protocol.errors import EngineError, ModelError
+from protocol.plan import PlanConditions
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,15 @@ class Order:
     cuts: tuple[tuple[str, ...], ...] = ()
     budget_s: float = 60.0
     edge_slowdown: float = 8.0
-    scope: Scope = Scope()
+    scope: PlanConditions = PlanConditions(rtt_s=0.010)
     precision: str = "auto"
     bound: float = 0.01
     threads: int = 1
     tail_threads: int = 1
     calibration: Path | None = None
     labels: str | None = None
+    label_offset: int = 0
+    inputs: tuple[str, ...] = ()  # declared images, in the grammar of docs/inputs.md
     force: bool = False
     keep_best: bool = False
 
@@ -61,7 +63,7 @@ def build(order: Order, reporter: Reporter) -> Built:
     """Build and write a bundle. Raises IsthmusError subclasses; nothing is written then."""
     check_target(order.target, force=order.force)
     reporter.stage(f"reading {order.model}")
-    model = load(order.model)
+    model = load(order.model, inputs=inputs.parse(order.inputs))
     cuts = tuple(dict.fromkeys(resolve(model.topology, names) for names in order.cuts))
     for cut in cuts:
         separate(model.topology, cut)
@@ -82,7 +84,13 @@ def build(order: Order, reporter: Reporter) -> Built:
 def _samples(order: Order, model: LoadedModel) -> data.Samples:
     if order.calibration is None:
         return data.random(model.inputs)
-    return data.load(order.calibration, model.inputs, labels=order.labels)
+    return data.load(
+        order.calibration,
+        model.inputs,
+        labels=order.labels,
+        label_offset=order.label_offset,
+        classes=data.classes_of(model.outputs),
+    )
 
 
 def _workshop(order: Order, model: LoadedModel, samples: data.Samples, reporter: Reporter) -> Workshop:
@@ -100,8 +108,10 @@ def _workshop(order: Order, model: LoadedModel, samples: data.Samples, reporter:
 
 def _check_normal_form(model: LoadedModel, samples: data.Samples, exact: Sequence[verify.Outputs]) -> None:
     """The normal form must answer like the file that was handed in; raises ModelError if conversion changed it."""
+    indices = samples.held_out[: len(exact)]
     try:
-        original = verify.run_all(model.source, samples, samples.held_out[: len(exact)], optimise=False)
+        given = samples if model.front is None else data.prepared(samples, model.front, indices)
+        original = verify.run_all(model.source, given, indices if given is samples else given.held_out, optimise=False)
     except EngineError:  # too old for ONNX Runtime as it was: nothing to compare with
         return
     result = verify.difference(original, exact)

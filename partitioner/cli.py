@@ -88,7 +88,7 @@ def split(
     with _guarded():
         from partitioner.build import Order, build
         from partitioner.report import Bar, Silent, print_built
-        from partitioner.select import Scope
+        from protocol.plan import PlanConditions
 
         order = Order(
             model=model,
@@ -96,7 +96,7 @@ def split(
             cuts=tuple(tuple(names.split(",")) for names in cut or ()),
             budget_s=budget_s,
             edge_slowdown=edge_slowdown,
-            scope=Scope(rtt_ms / 1e3, from_mbit, to_mbit),
+            scope=PlanConditions(rtt_ms / 1e3, slowest_mbit=from_mbit, fastest_mbit=to_mbit),
             precision=precision.value,
             bound=bound,
             threads=threads,

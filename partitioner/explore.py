@@ -22,12 +22,12 @@ from partitioner.cuts import separate
 from partitioner.ends import Ends
 from partitioner.parametric import enumerate_plans
 from partitioner.problem import Side, problem_of
-from partitioner.select import Scope, seconds_per_byte
 from partitioner.sizes import Sizes, measure_sizes, milder
 from partitioner.topology import Topology
 from protocol.bundle import Measured
 from protocol.errors import AccuracyRefusedError, EngineError, InputError, ModelError
 from protocol.latency import PlacementCost
+from protocol.plan import PlanConditions, seconds_per_byte
 
 MAX_ROUNDS = 6
 MAX_CUTS = 16
@@ -48,7 +48,7 @@ class Search:
 
     budget_s: float
     slowdown: float
-    scope: Scope
+    scope: PlanConditions
     keep_best: bool = False
 
 
@@ -140,7 +140,7 @@ def _solve(
         )
         for rung, tensors in sizes.items()
     }
-    x_lo, x_hi = seconds_per_byte(scope.to_mbit), seconds_per_byte(scope.from_mbit)
+    x_lo, x_hi = seconds_per_byte(scope.fastest_mbit), seconds_per_byte(scope.slowest_mbit)
     try:
         solved = enumerate_plans(problems, x_lo=x_lo, x_hi=x_hi, up_over_down=scope.up_over_down, rtt_s=scope.rtt_s)
     except InputError:  # nothing can cross between what is pinned
@@ -205,7 +205,11 @@ def _choose(
 
 
 def findings(
-    kept: dict[str, Segment], costs: Families, measured: tuple[Measured, ...], notes: tuple[str, ...], scope: Scope
+    kept: dict[str, Segment],
+    costs: Families,
+    measured: tuple[Measured, ...],
+    notes: tuple[str, ...],
+    scope: PlanConditions,
 ) -> Findings:
     """What is kept; of each family the lossless coding, and those that are its best somewhere."""
     flat: dict[str, PlacementCost] = {}
@@ -241,12 +245,12 @@ def _keep(
     return ((best,) if search.keep_best else ()), (note,)
 
 
-def do_not_split(ends: Mapping[str, PlacementCost], families: Families, scope: Scope) -> tuple[str, str]:
+def do_not_split(ends: Mapping[str, PlacementCost], families: Families, scope: PlanConditions) -> tuple[str, str]:
     """The explained answer when no cut wins, and the cut that came nearest."""
     winners = " or ".join(dict.fromkeys(s.id for s in select.plan(ends, scope)))
     best, ratio = select.closest(ends, families, scope)
     note = (
-        f"do not split: from {scope.from_mbit:g} to {scope.to_mbit:g} Mbit/s {winners} is always faster; "
+        f"do not split: from {scope.slowest_mbit:g} to {scope.fastest_mbit:g} Mbit/s {winners} is always faster; "
         f"the nearest cut, {best}, takes {ratio:.2f} times as long at best"
     )
     return note, best

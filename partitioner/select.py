@@ -10,7 +10,8 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from protocol.latency import Line, PlacementCost, line_of, lower_envelope
+from protocol.latency import Line, PlacementCost, line_of
+from protocol.plan import PlanConditions, PlanStretch, Row, plan_table, seconds_per_byte, under
 
 MAX_KEPT = 3
 MAX_FINALISTS = 6
@@ -22,48 +23,24 @@ _GRID = 64
 Family = Mapping[str, PlacementCost]  # cost by placement id
 
 
-class Scope(NamedTuple):
-    """Where placements compete: round trip in seconds, bandwidths in Mbit/s, the slower one first."""
-
-    rtt_s: float = 0.010
-    from_mbit: float = 0.1
-    to_mbit: float = 1000.0
-    up_over_down: float = 1.0
-
-    def grid(self) -> list[float]:
-        """Seconds per byte at bandwidths spread evenly on a logarithmic scale, fastest first."""
-        step = math.log(self.to_mbit / self.from_mbit) / (_GRID - 1)
-        return [seconds_per_byte(self.to_mbit * math.exp(-step * i)) for i in range(_GRID)]
-
-    def line(self, cost: PlacementCost) -> Line:
-        return line_of(cost, rtt_s=self.rtt_s, up_over_down=self.up_over_down)
+def grid(scope: PlanConditions) -> list[float]:
+    """Seconds per byte at bandwidths spread evenly on a logarithmic scale, fastest first."""
+    step = math.log(scope.fastest_mbit / scope.slowest_mbit) / (_GRID - 1)
+    return [seconds_per_byte(scope.fastest_mbit * math.exp(-step * i)) for i in range(_GRID)]
 
 
-def seconds_per_byte(mbit: float) -> float:
-    return 8.0 / (mbit * 1e6)
+def line(cost: PlacementCost, scope: PlanConditions) -> Line:
+    return line_of(under(cost, scope), rtt_s=scope.rtt_s, queue_s=scope.queue_s, up_over_down=scope.up_over_down)
 
 
-def mbit_at(seconds_per_byte_: float) -> float:
-    return 8.0 / (seconds_per_byte_ * 1e6)
-
-
-class Stretch(NamedTuple):
-    """`id` is best between these bandwidths (Mbit/s), the faster one first."""
-
-    id: str
-    from_mbit: float
-    to_mbit: float
-
-
-def plan(costs: Mapping[str, PlacementCost], scope: Scope) -> list[Stretch]:
+def plan(costs: Mapping[str, PlacementCost], scope: PlanConditions) -> tuple[PlanStretch, ...]:
     """Who wins where, fastest link first."""
-    names = list(costs)
-    lines = [scope.line(costs[n]) for n in names]
-    pieces = lower_envelope(lines, seconds_per_byte(scope.to_mbit), seconds_per_byte(scope.from_mbit))
-    return [Stretch(names[p.line], mbit_at(p.from_x), mbit_at(p.to_x)) for p in pieces]
+    return plan_table([Row(id_, cost) for id_, cost in costs.items()], scope).stretches
 
 
-def finalists(ends: Family, families: Mapping[str, Family], scope: Scope, *, limit: int = MAX_FINALISTS) -> list[str]:
+def finalists(
+    ends: Family, families: Mapping[str, Family], scope: PlanConditions, *, limit: int = MAX_FINALISTS
+) -> list[str]:
     """The cuts that win, or come so near that measuring them side by side may decide otherwise; best first.
 
     At least one, at most `limit`: measured minutes apart, two times differ by 10-50 % on a machine that others use.
@@ -80,7 +57,7 @@ class Kept(NamedTuple):
     dropped: tuple[str, ...]
 
 
-def keep(ends: Family, families: Mapping[str, Family], scope: Scope, *, limit: int = MAX_KEPT) -> Kept:
+def keep(ends: Family, families: Mapping[str, Family], scope: PlanConditions, *, limit: int = MAX_KEPT) -> Kept:
     """Choose up to `limit` cuts, one after the other, by the mean relative latency each takes off what is there."""
     everything = dict(ends) | {id_: cost for family in families.values() for id_, cost in family.items()}
     on_top = {s.id for s in plan(everything, scope)}
@@ -95,9 +72,9 @@ def keep(ends: Family, families: Mapping[str, Family], scope: Scope, *, limit: i
     return Kept(tuple(chosen), tuple(n for n in families if n in winners and n not in chosen))
 
 
-def useful(family: Family, scope: Scope, *, limit: int = MAX_CODINGS) -> set[str]:
+def useful(family: Family, scope: PlanConditions, *, limit: int = MAX_CODINGS) -> set[str]:
     """The codings of one family worth shipping: the best one, and those that take something off it somewhere."""
-    best = min(family, key=lambda id_: sum(math.log(max(scope.line(family[id_]).at(x), 1e-12)) for x in scope.grid()))
+    best = min(family, key=lambda id_: sum(math.log(max(line(family[id_], scope).at(x), 1e-12)) for x in grid(scope)))
     chosen = {best: family[best]}
     while len(chosen) < limit:
         gains = {id_: gain(chosen, {id_: cost}, scope) for id_, cost in family.items() if id_ not in chosen}
@@ -108,29 +85,29 @@ def useful(family: Family, scope: Scope, *, limit: int = MAX_CODINGS) -> set[str
     return set(chosen)
 
 
-def gain(there: Family, family: Family, scope: Scope) -> float:
+def gain(there: Family, family: Family, scope: PlanConditions) -> float:
     """Mean over bandwidths of the share of latency that one more family saves; 0 where it does not win."""
-    lines = [scope.line(c) for c in there.values()]
-    more = [scope.line(c) for c in family.values()]
+    lines = [line(c, scope) for c in there.values()]
+    more = [line(c, scope) for c in family.values()]
     savings = []
-    for x in scope.grid():
-        before = min(line.at(x) for line in lines)
-        savings.append(max(0.0, 1.0 - min(line.at(x) for line in more) / before) if before > 0 else 0.0)
+    for x in grid(scope):
+        before = min(one.at(x) for one in lines)
+        savings.append(max(0.0, 1.0 - min(one.at(x) for one in more) / before) if before > 0 else 0.0)
     return sum(savings) / len(savings)
 
 
-def closest(ends: Family, families: Mapping[str, Family], scope: Scope) -> tuple[str, float]:
+def closest(ends: Family, families: Mapping[str, Family], scope: PlanConditions) -> tuple[str, float]:
     """The cut that comes nearest to winning, and its best ratio of latency to the better end (1.1: 10 % slower)."""
     ratios = _ratios(ends, families, scope)
     best = min(ratios, key=lambda n: ratios[n])
     return best, ratios[best]
 
 
-def _ratios(ends: Family, families: Mapping[str, Family], scope: Scope) -> dict[str, float]:
+def _ratios(ends: Family, families: Mapping[str, Family], scope: PlanConditions) -> dict[str, float]:
     """For each cut the least ratio, over all bandwidths, of its latency to the better end's."""
-    lines = [scope.line(c) for c in ends.values()]
-    floor = {x: max(min(line.at(x) for line in lines), 1e-12) for x in scope.grid()}
+    lines = [line(c, scope) for c in ends.values()]
+    floor = {x: max(min(one.at(x) for one in lines), 1e-12) for x in grid(scope)}
     return {
-        name: min(scope.line(cost).at(x) / best for cost in family.values() for x, best in floor.items())
+        name: min(line(cost, scope).at(x) / best for cost in family.values() for x, best in floor.items())
         for name, family in families.items()
     }

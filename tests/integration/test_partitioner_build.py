@@ -20,12 +20,12 @@ from partitioner.build import Built, Order, build
 from partitioner.model import load, serialise
 from partitioner.recheck import recheck
 from partitioner.report import Silent
-from partitioner.select import Scope
 from partitioner.verify import SplitPair
 from protocol.bundle import MANIFEST, MANIFEST_DIGEST, Bundle, segment_digest, sha256
 from protocol.engines.ort import OrtEngine
 from protocol.errors import AccuracyRefusedError, BundleError, InputError, ModelError
 from protocol.messages import PlacementKind
+from protocol.plan import PlanConditions
 from tests import models
 
 BUDGET_S = 1.0
@@ -239,7 +239,7 @@ def test_auto_says_what_it_measured_and_whether_to_split(tmp_path: Path) -> None
 
 def test_auto_keeps_a_losing_cut_only_when_asked(tmp_path: Path) -> None:
     # The device is as fast as this machine and the round trip takes a second: nothing but edge-only can win.
-    manifest = built(tmp_path, keep_best=True, edge_slowdown=1.0, scope=Scope(1.0, 1.0, 200.0)).manifest
+    manifest = built(tmp_path, keep_best=True, edge_slowdown=1.0, scope=PlanConditions(1.0)).manifest
     assert [p.kind for p in manifest.placements].count(PlacementKind.CUT) == 1
     assert [s[0] for s in manifest.plan] == ["edge-only"]
     assert any(n.startswith("do not split") for n in manifest.notes)
@@ -247,7 +247,7 @@ def test_auto_keeps_a_losing_cut_only_when_asked(tmp_path: Path) -> None:
 
 def test_a_slow_device_makes_a_cut_win(tmp_path: Path) -> None:
     # 3,072 input bytes against 40 for the answer: with a device 500 times slower only early cuts or full-cloud can win.
-    manifest = built(tmp_path, edge_slowdown=500.0, scope=Scope(0.0)).manifest
+    manifest = built(tmp_path, edge_slowdown=500.0, scope=PlanConditions(0.0)).manifest
     assert manifest.plan[0][0] == "full-cloud"
 
 
@@ -307,7 +307,7 @@ def test_verify_judges_other_data_with_all_of_it(bundle: Bundle, tmp_path: Path)
 def test_a_model_changed_by_normalising_would_be_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load(models.write(models.residual(), tmp_path))
     other = load(models.write(models.outliers(), tmp_path, "other.onnx"))
-    monkeypatch.setattr(building, "load", lambda _: replace(model, source=other.source))
+    monkeypatch.setattr(building, "load", lambda _, **__: replace(model, source=other.source))
     with pytest.raises(ModelError, match="changed its answers"):
         built(tmp_path, cuts=(("r3",),))
 

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from partitioner import select
 from protocol.latency import LinkState, PlacementCost, latency_s
+from protocol.plan import PlanConditions
 
 RTT_S = 0.01
-SCOPE = select.Scope(RTT_S, 1.0, 200.0)
+SCOPE = PlanConditions(RTT_S, slowest_mbit=1.0, fastest_mbit=200.0)
 ENDS = {
     "full-cloud": PlacementCost(tail_s=0.004, up_nbytes=150_000),
     "edge-only": PlacementCost(edge_s=0.200),
@@ -93,4 +94,4 @@ def test_a_coding_that_is_never_its_familys_best_is_not_useful() -> None:
 def test_a_wider_scope_finds_more_winners() -> None:
     slow = {"deep": {"deep": cut(150, 300)}}
     assert select.keep(ENDS, slow, SCOPE).cuts == ("deep",)
-    assert select.keep(ENDS, slow, select.Scope(RTT_S, 50.0, 200.0)).cuts == ()
+    assert select.keep(ENDS, slow, PlanConditions(RTT_S, slowest_mbit=50.0, fastest_mbit=200.0)).cuts == ()

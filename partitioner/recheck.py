@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def _recheck_one(
     opened: Bundle,
     entry: PlacementEntry,
     samples: data.Samples,
-    indices: range,
+    indices: Sequence[int],
     stick: verify.Yardstick,
     *,
     judge: bool,
@@ -100,7 +101,9 @@ def _claims_no_loss(entry: PlacementEntry) -> bool:
     return entry.precision == "fp32" and all(t.scale is None for t in entry.boundary)
 
 
-def _answers(opened: Bundle, entry: PlacementEntry, samples: data.Samples, indices: range) -> list[verify.Outputs]:
+def _answers(
+    opened: Bundle, entry: PlacementEntry, samples: data.Samples, indices: Sequence[int]
+) -> list[verify.Outputs]:
     if entry.head is None:
         raise BundleError(f"placement {entry.id} names no head", "rebuild the bundle")
     head = opened.graph(entry.head)

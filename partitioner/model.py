@@ -1,12 +1,12 @@
 """The model as handed in becomes one normal form: checked, self-contained, functions inlined, opset 13 or newer.
 
 What is written to `full.onnx` is this normal form, and every proof compares with it; that it equals the file that was
-handed in is proven once, in `build`. Bytes are parsed from memory, so that nothing in a model can name another file.
+handed in is proven once, in `build`. Bytes are parsed from memory, and what lies in other files is read by `external`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,25 +14,34 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from partitioner import preprocess
+from partitioner import external, preprocess, weights
+from partitioner.dense import densify
 from partitioner.inputs import InputSpec
 from partitioner.preprocess import MIN_OPSET
 from partitioner.topology import RANDOM_OPS, Step, TensorInfo, Topology
+from partitioner.weights import serialise
+from partitioner.wiring import check_wiring
 from protocol.bundle import sha256
 from protocol.engines.ort import OrtEngine
 from protocol.errors import EngineError, InputError, ModelError
+from protocol.graphs import Graph
 from protocol.tensors import DTYPES, TensorSpec
 
 TARGET_OPSET = 17  # the version converter was exact up to here (measured)
+MOST_FILE_NBYTES = (1 << 31) - 1  # of one protocol buffer
 MIN_IR_VERSION = 8  # from 4 on initializers need not be inputs; 8 is what opset 17 shipped with
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in normal form. `data` is what becomes full.onnx; `source` is the file as it was."""
+    """A model in normal form. `data` is what becomes full.onnx; `source` is the model as it was, in one piece.
+
+    Both are `protocol.graphs.Graph`s when the model has large weights, which all graphs cut from it share.
+    """
 
     name: str
     source: bytes
+    source_digest: str  # of the file as it was, and of what it kept in other files
     data: bytes
     graph: ir.Model
     topology: Topology
@@ -42,34 +51,50 @@ class LoadedModel:
     notes: tuple[str, ...]
     front: bytes | None = None  # declared pre-processing alone: data(image) = source(front(image))
 
-    @property
-    def source_digest(self) -> str:
-        return sha256(self.source)
 
-
-def load(path: Path, *, inputs: Sequence[InputSpec] = ()) -> LoadedModel:
+def load(
+    path: Path, *, inputs: Sequence[InputSpec] = (), most_inline_nbytes: int = weights.MOST_INLINE_NBYTES
+) -> LoadedModel:
     """Read and normalise the ONNX file at `path`; declared `inputs` take uint8 images, prepared by the graph itself.
 
-    Raises InputError when it cannot be read and ModelError when it is no ONNX model, is damaged, keeps data in other
-    files, uses what ONNX Runtime refuses, or has no inputs as declared.
+    External data is read from plain files beside the model only (see `external`); a model whose weights together exceed
+    `most_inline_nbytes` keeps the large ones beside the graph (see `weights`).
+
+    Raises InputError when it cannot be read and ModelError when it is no ONNX model, is damaged, names files that are
+    not its own, uses what ONNX Runtime refuses, or has no inputs as declared.
     """
     source = _read(path)
     proto = _parse(source, path)
-    _refuse_external_data(proto, path)
-    try:
-        onnx.checker.check_model(proto)
-    except onnx.checker.ValidationError as error:
-        raise ModelError(f"{path} is not a valid ONNX model ({_first_line(error)})", "export it again") from error
-    proto, notes = _raise_opset(proto, path, preprocess.least_opset(inputs))
+    contents = external.read_external(proto, path)
+    digest = external.digest_of(sha256(source), contents)
+    large = weights.set_aside(proto, contents, most_inline_nbytes=most_inline_nbytes)
+    if contents or large:
+        source = weights.with_weights(proto, large)
+    del contents  # gigabytes, perhaps
+    notes = _mend(proto, path)
+    _check(proto, path)
+    _check_interface(proto, path)
+    proto, converted = _raise_opset(proto, path, preprocess.least_opset(inputs))
     normal = _normalise(proto)
     ahead = serialise(preprocess.front(normal, inputs)) if inputs else None
     # Inference comes after inlining too: what was inside a function has no types before.
     graph = ir.from_proto(_infer_shapes(ir.to_proto(preprocess.compile_input(normal, inputs))))
+    weights.bring_back(graph, large)
     data = serialise(graph)
     with OrtEngineOrRefusal(data, path) as engine:
         takes, outputs = engine.inputs, engine.outputs
     return LoadedModel(
-        path.stem, source, data, graph, _topology(graph), graph.opset_imports.get("", 0), takes, outputs, notes, ahead
+        name=path.stem,
+        source=source,
+        source_digest=digest,
+        data=data,
+        graph=graph,
+        topology=_topology(graph),
+        opset=graph.opset_imports.get("", 0),
+        inputs=takes,
+        outputs=outputs,
+        notes=(*notes, *converted),
+        front=ahead,
     )
 
 
@@ -86,13 +111,10 @@ class OrtEngineOrRefusal(OrtEngine):
             raise ModelError(error.fact, error.remedy or "export it for ONNX Runtime") from error
 
 
-def serialise(graph: ir.Model) -> bytes:
-    return bytes(ir.to_proto(graph).SerializeToString(deterministic=True))
-
-
 def reinfer(data: bytes) -> bytes:
     """The same graph with shapes inferred anew; what contradicts itself keeps the shapes that it states."""
-    return bytes(_infer_shapes(onnx.load_model_from_string(data)).SerializeToString(deterministic=True))
+    inferred = bytes(_infer_shapes(onnx.load_model_from_string(data)).SerializeToString(deterministic=True))
+    return Graph(inferred, data.external) if isinstance(data, Graph) else inferred
 
 
 def subgraphs_of(attribute: ir.Attr) -> list[ir.Graph]:
@@ -108,6 +130,8 @@ def _read(path: Path) -> bytes:
     if path.exists() and not path.is_file():
         raise InputError(f"{path} is no plain file", "give the path of an ONNX model")
     try:
+        if path.stat().st_size > MOST_FILE_NBYTES:
+            raise ModelError(f"{path} holds more than 2 GB in one file", "export it with its weights as external data")
         return path.read_bytes()
     except FileNotFoundError:
         raise InputError(f"there is no file {path}", "give the path of an ONNX model") from None
@@ -126,34 +150,36 @@ def _parse(source: bytes, path: Path) -> onnx.ModelProto:
     return proto
 
 
-def _refuse_external_data(proto: onnx.ModelProto, path: Path) -> None:
-    graphs = [proto.graph, *(g for t in proto.training_info for g in (t.initialization, t.algorithm))]
-    tensors = [t for g in graphs for t in _tensors(g)]
-    tensors += [t for f in proto.functions for n in f.node for t in _node_tensors(n)]
-    for tensor in tensors:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
-            raise ModelError(
-                f"{path} keeps tensor {tensor.name!r} in another file",
-                "save it in one file: onnx.save(onnx.load(path), new_path, save_as_external_data=False)",
-            )
+def _mend(proto: onnx.ModelProto, path: Path) -> tuple[str, ...]:
+    """Put right what the following steps cannot take, and say what it was."""
+    try:
+        sparse, disordered = densify(proto), check_wiring(proto)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error.fact}", error.remedy) from error
+    notes = [f"{sparse} sparse tensors were made dense"] if sparse else []
+    return (*notes, *(["nodes were put in order"] if disordered else []))
 
 
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    for node in graph.node:
-        yield from _node_tensors(node)
+def _check(proto: onnx.ModelProto, path: Path) -> None:
+    try:
+        onnx.checker.check_model(proto)
+    except Exception as error:  # its own error, and bare RuntimeError or ValueError for what it does not expect
+        raise ModelError(f"{path} is not a valid ONNX model ({_first_line(error)})", "export it again") from error
 
 
-def _node_tensors(node: onnx.NodeProto) -> Iterator[onnx.TensorProto]:
-    for attribute in node.attribute:
-        yield attribute.t
-        yield from attribute.tensors
-        for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
-            yield from (sparse.values, sparse.indices)
-        for graph in (attribute.g, *attribute.graphs):
-            yield from _tensors(graph)
+def _check_interface(proto: onnx.ModelProto, path: Path) -> None:
+    """Refuse inputs and outputs that are no tensors of numbers, before a runtime trips over them."""
+    constants = {t.name for t in proto.graph.initializer}
+    inputs = [v for v in proto.graph.input if v.name not in constants]
+    for word, values in (("input", inputs), ("output", proto.graph.output)):
+        for value in values:
+            held = value.type.WhichOneof("value")
+            is_text = held == "tensor_type" and value.type.tensor_type.elem_type == onnx.TensorProto.STRING
+            if is_text or held not in ("tensor_type", None):
+                what = "a tensor of strings" if is_text else f"a {str(held).removesuffix('_type')}"
+                raise ModelError(
+                    f"{path}: {word} {value.name!r} is {what}", "only tensors of numbers and booleans are served"
+                )
 
 
 def _raise_opset(proto: onnx.ModelProto, path: Path, least: int) -> tuple[onnx.ModelProto, tuple[str, ...]]:

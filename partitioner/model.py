@@ -19,7 +19,7 @@ from partitioner.dense import densify
 from partitioner.inputs import InputSpec
 from partitioner.preprocess import MIN_OPSET
 from partitioner.topology import RANDOM_OPS, Step, TensorInfo, Topology
-from partitioner.weights import serialise
+from partitioner.weights import serialise as serialise  # the door through which every room takes it
 from partitioner.wiring import check_wiring
 from protocol.bundle import sha256
 from protocol.engines.ort import OrtEngine

@@ -163,6 +163,8 @@ def short_side(have: Size, to: int) -> Size:
 
 
 def _scale(have: int, to: int) -> np.float32:
-    """The least float32 factor with floor(have * factor) == to, which is how a runtime computes the size in float32."""
+    """The least float32 factor with have * factor >= to exactly: then rounding down gives `to` in float32, which ONNX
+    Runtime uses, and in double, which shape inference uses.
+    """
     scale = np.float32(to / have)
-    return scale if int(np.float32(have) * scale) >= to else np.nextafter(scale, np.float32(np.inf))
+    return scale if have * float(scale) >= to else np.nextafter(scale, np.float32(np.inf))

@@ -288,7 +288,7 @@ def _outer_share(codes: Sequence[Array], code: Codes) -> float:
 def _batchable_tail(
     shop: Workshop, sides: cuts.Sides, head: bytes, tail: ir.Model
 ) -> tuple[bytes, BatchProof, batch.Axes]:
-    feeds = list(shop.samples.feeds(shop.samples.held_out[: batch.PROOF_BATCH]))
+    feeds = batch.alike(shop.samples)
     with OrtEngine(head, label="head") as engine:
         axes = batch.crossing_axes(engine, sides.cut, feeds, shop.free_batch)
         made = [engine.infer(feed) for feed in feeds]

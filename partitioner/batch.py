@@ -10,15 +10,28 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from partitioner.data import Samples
 from partitioner.verify import difference
 from protocol.bundle import BatchProof
 from protocol.engines.ort import OrtEngine
 from protocol.errors import EngineError
-from protocol.tensors import Tensors
+from protocol.tensors import Array, Tensors
 
 PROOF_BATCH = 3
+LOOKED_AT = 64
 
 Axes = dict[str, int | None]
+
+
+def alike(samples: Samples) -> list[dict[str, Array]]:
+    """Up to `PROOF_BATCH` held-out samples of one size, which could share a batch: pictures may come in any."""
+    groups: dict[tuple[tuple[int, ...], ...], list[dict[str, Array]]] = {}
+    for feed in samples.feeds(samples.held_out[:LOOKED_AT]):
+        group = groups.setdefault(tuple(array.shape for array in feed.values()), [])
+        group.append(feed)
+        if len(group) == PROOF_BATCH:
+            return group
+    return max(groups.values(), key=len)
 
 
 def growing_axis(one: Sequence[int], many: Sequence[int], factor: int) -> int | None:
@@ -32,11 +45,11 @@ def growing_axis(one: Sequence[int], many: Sequence[int], factor: int) -> int | 
 def crossing_axes(head: OrtEngine, cut: Sequence[str], feeds: Sequence[Tensors], free: bool) -> Axes:
     """The batch axis of each crossing tensor: seen when the head takes a batch of two, else axis 0 if that is 1 long.
 
-    `feeds` are at least two samples at batch 1, `free` whether every model input leaves its batch free.
+    `feeds` are samples of one size at batch 1, `free` whether every model input leaves its batch free.
     """
     one = head.infer(feeds[0])
     assumed: Axes = {name: 0 if one[name].shape[:1] == (1,) else None for name in cut}
-    if not free:
+    if not free or len(feeds) < 2:
         return assumed
     try:
         two = head.infer(_joined(feeds[:2], dict.fromkeys(feeds[0], 0)))
@@ -56,6 +69,8 @@ def unproven(axes: Axes) -> BatchProof | None:
 def prove(tail: bytes, feeds: Sequence[Tensors], axes: Mapping[str, int]) -> BatchProof:
     """Try the tail on its `PROOF_BATCH` different inputs alone and together. Never raises for what the tail does."""
     feeds = feeds[:PROOF_BATCH]
+    if len(feeds) < PROOF_BATCH:
+        return BatchProof(False, f"no {PROOF_BATCH} of the samples are of one size")
     if not _all_differ(feeds):
         return BatchProof(False, "the samples give the same activations, so nothing would be shown")
     try:

@@ -72,6 +72,11 @@ def split(
     labels: Annotated[
         str | None, typer.Option(metavar="KEY", help="Array of DATA.npz that holds the labels (default: labels or y).")
     ] = None,
+    label_offset: Annotated[int, typer.Option(help="Added to every label, for models with a class in front.")] = 0,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", metavar="NAME,KEY=VALUE...", help="An image input and its pre-processing."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
     keep_best: Annotated[bool, typer.Option("--keep-best", help="Keep the best cut even if it never wins.")] = False,
     as_json: Json = False,
@@ -103,6 +108,8 @@ def split(
             tail_threads=tail_threads,
             calibration=calibration,
             labels=labels,
+            label_offset=label_offset,
+            inputs=tuple(inputs or ()),
             force=force,
             keep_best=keep_best,
         )

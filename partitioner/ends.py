@@ -39,8 +39,7 @@ def make_ends(shop: Workshop) -> Ends:
     """Judge both ends. Raises AccuracyRefusedError like `assemble_edge`."""
     edge, precision, certificate, notes = assemble_edge(shop)
     axes: batch.Axes = {s.name: None if s.name in shop.samples.whole else 0 for s in shop.model.inputs}
-    proof_feeds = list(shop.samples.feeds(shop.samples.held_out[: batch.PROOF_BATCH]))
-    full, proof = proven_batch(shop.model.graph, proof_feeds, axes)
+    full, proof = proven_batch(shop.model.graph, batch.alike(shop.samples), axes)
     if not proof.batchable or shop.free_batch:
         full = shop.model.data
     down = sum(array.nbytes for array in shop.yardstick.expected[0].values())

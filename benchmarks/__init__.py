@@ -18,8 +18,16 @@ class Suite(NamedTuple):
 
 
 SUITES: dict[str, Suite] = {
+    "prediction": Suite(
+        "benchmarks.prediction", "run", "error of predicted head and tail times at cuts not measured (~15 min)"
+    ),
     "link": Suite("benchmarks.link_accuracy", "run", "how truly the link emulator keeps rate and round trip (~50 s)"),
     "gateway": Suite(
         "benchmarks.gateway_cost", "run", "server cost per request against bare ZeroMQ + ONNX Runtime (~2 min)"
+    ),
+    "input_codecs": Suite(
+        "benchmarks.input_codecs",
+        "run",
+        "what full-cloud would send: bytes, times and accuracy of input codecs (~1 min)",
     ),
 }

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Self
 
 from partitioner import data
 from partitioner.anchors import FIRST_ANCHORS, GOOD_ERROR, MOST_ANCHORS, Predictor, choose, plain_steps
@@ -56,25 +57,79 @@ def profile(order: ProfileOrder, reporter: Reporter) -> Profile:
 def measure(model: LoadedModel, samples: Samples, order: ProfileOrder, reporter: Reporter) -> Profile:
     """`profile` for a model and samples that are loaded already."""
     model = replace(model, topology=observed_topology(model, samples))
-    feed = samples.feed(0)
-    started = time.monotonic()
-    costs = weigh(model, feed, order.threads, reporter)
-    shop = _Shop(model, samples, order)
-    with Bench(model.data, feed, threads=order.threads) as bench:
+    with Survey(model, samples, order, reporter) as survey:
+        survey.grow()
+        return survey.profile()
+
+
+class Survey:
+    """Measures segments of one model on this machine, side by side with the model itself.
+
+    with Survey(model, samples, order, reporter) as survey:
+        survey.grow()          # anchors until they predict each other
+        survey.profile()
+
+    The model's topology must hold the shapes that a sample shows (`observed_topology`).
+    """
+
+    def __init__(self, model: LoadedModel, samples: Samples, order: ProfileOrder, reporter: Reporter) -> None:
+        self.order = order
+        self.segments = Segments(model, samples, threads=order.threads)
+        self.bench = Bench(model.data, samples.feed(0), threads=order.threads)
+        self._model = model
+        self._feed = samples.feed(0)
+        self._reporter = reporter
+        self._costs: dict[str, StepCost] = {}
+
+    def __enter__(self) -> Self:
+        self.bench.__enter__()
+        self._costs = weigh(self._model, self._feed, self.order.threads, self._reporter)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bench.__exit__()
+
+    def grow(self) -> list[tuple[str, ...]]:
+        """Measure a few cuts, then about twice as many, until they predict each other or the budget is spent."""
+        started = time.monotonic()
         taken: list[tuple[str, ...]] = []
         count = FIRST_ANCHORS
-        while True:
-            cuts = choose(model.topology, costs, count, taken=taken)
-            left = order.budget_s - (time.monotonic() - started)
-            if not cuts or (taken and left <= 0.0):
+        while cuts := choose(self._model.topology, self._costs, count, taken=taken):
+            left = self.order.budget_s - (time.monotonic() - started)
+            if taken and left <= 0.0:
                 break
             taken += cuts
-            bench.measure(shop.jobs(cuts), budget_s=left, reporter=reporter)
-            so_far = _profile(model, order, costs, bench)
-            if Predictor(so_far, model.topology).error <= GOOD_ERROR or 2 * count > MOST_ANCHORS:
-                break
+            self.time(cuts, budget_s=left)
             count *= 2
-        return _profile(model, order, costs, bench)
+            if count > MOST_ANCHORS or Predictor(self.profile(), self._model.topology).error <= GOOD_ERROR:
+                break
+        return taken
+
+    def time(self, cuts: Sequence[tuple[str, ...]], *, budget_s: float) -> None:
+        """Measure this role's segments at these cuts. Raises ModelError for a cut that does not separate."""
+        sides: tuple[Side, ...] = ("head",) if self.order.role == "edge" else ("tail",)
+        jobs = [
+            self.segments.job(cut, side, precision)
+            for cut in cuts
+            for side in sides
+            for precision in (self.order.precisions if side == "head" else ("fp32",))
+        ]
+        self.bench.measure(jobs, budget_s=budget_s, reporter=self._reporter)
+
+    def profile(self) -> Profile:
+        """What was measured so far."""
+        return Profile(
+            schema_version=SCHEMA_VERSION,
+            role=self.order.role,
+            model=self._model.name,
+            model_digest=sha256(self._model.data),
+            machine=sensors.machine(),
+            threads=self.order.threads,
+            created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+            steps=self._costs,
+            anchors=self.bench.anchors(),
+            notes=self._model.notes,
+        )
 
 
 def weigh(model: LoadedModel, feed: Tensors, threads: int, reporter: Reporter) -> dict[str, StepCost]:
@@ -104,21 +159,17 @@ def write(path: Path, made: Profile) -> None:
         raise InputError(f"{path} cannot be written ({error.strerror})", "choose another place") from error
 
 
-class _Shop:
-    """Makes the segments of one model on demand: none is kept, since an anchor may be as large as the model."""
+class Segments:
+    """Makes the segments of one model on demand: none is kept, since each may be as large as the model."""
 
-    def __init__(self, model: LoadedModel, samples: Samples, order: ProfileOrder) -> None:
+    def __init__(self, model: LoadedModel, samples: Samples, *, threads: int) -> None:
         self._model = model
         self._samples = samples
-        self._order = order
+        self._threads = threads
         self._ranges: Ranges | None = None
 
-    def jobs(self, cuts: Sequence[tuple[str, ...]]) -> list[Job]:
-        side: Side = "head" if self._order.role == "edge" else "tail"
-        precisions = self._order.precisions if side == "head" else ("fp32",)
-        return [self.job(cut, side, precision) for cut in cuts for precision in precisions]
-
-    def job(self, cut: tuple[str, ...], side: Side, precision: str) -> Job:
+    def job(self, cut: tuple[str, ...], side: Side, precision: str = "fp32") -> Job:
+        """Raises ModelError when `cut` does not separate."""
         sides = separate(self._model.topology, cut)
         return Job(cut, side, precision, lambda: self._load(sides, side, precision))
 
@@ -136,20 +187,5 @@ class _Shop:
 
     def _seen_ranges(self) -> Ranges:
         if self._ranges is None:
-            self._ranges = ranges(self._model, self._samples, threads=self._order.threads)
+            self._ranges = ranges(self._model, self._samples, threads=self._threads)
         return self._ranges
-
-
-def _profile(model: LoadedModel, order: ProfileOrder, costs: dict[str, StepCost], bench: Bench) -> Profile:
-    return Profile(
-        schema_version=SCHEMA_VERSION,
-        role=order.role,
-        model=model.name,
-        model_digest=sha256(model.data),
-        machine=sensors.machine(),
-        threads=order.threads,
-        created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
-        steps=costs,
-        anchors=bench.anchors(),
-        notes=model.notes,
-    )

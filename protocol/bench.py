@@ -26,6 +26,9 @@ from protocol.tensors import Array, Tensors
 from protocol.timing import MAX_VISITS, MIN_REPEATS, ROUNDS, Ratios, clock_for, summary, timed, visit
 
 BATCHES = (1, 2, 4, 8, 16)
+LEAST_VISITS = 3
+ROUNDS_OF_SLOW = 3  # repeats of a model that takes this many seconds are fewer
+_SLOW_S = 0.1
 _KERNEL_RUNS = 12
 _KERNEL_BUDGET_S = 4.0
 _ENERGY_S = 2.0
@@ -95,7 +98,9 @@ class Bench:
 
         Raises EngineError when a segment does not run.
         """
-        least = -(-MIN_REPEATS // ROUNDS)
+        pace_s = self.whole.median_s
+        rounds = ROUNDS if pace_s < _SLOW_S else ROUNDS_OF_SLOW
+        least = LEAST_VISITS
         deadline = time.monotonic() + budget_s
         open_jobs = list(jobs)
         self._jobs |= {_key(job): job for job in jobs}
@@ -104,7 +109,7 @@ class Bench:
                 if number >= least and time.monotonic() > deadline:
                     return
                 reporter.stage(f"timing the {job}" if job.cut else f"timing {job}")
-                self._visit(job)
+                self._visit(job, rounds)
                 reporter.progress(number * len(jobs) + done + 1, least * len(jobs))
             open_jobs = [job for job in open_jobs if not self._seen[_key(job)].is_narrow]
             if not open_jobs:
@@ -153,10 +158,11 @@ class Bench:
     def _run_whole(self) -> None:
         self._whole.infer(self._feed)
 
-    def _visit(self, job: Job) -> None:
+    def _visit(self, job: Job, rounds: int) -> None:
         data, feed = job.load()
         with OrtEngine(data, label=str(job), threads=self.threads) as engine:
-            visit(lambda: engine.infer(feed), self._run_whole, self._seen[_key(job)], self._paces, threads=self.threads)
+            ratios = self._seen[_key(job)]
+            visit(lambda: engine.infer(feed), self._run_whole, ratios, self._paces, threads=self.threads, rounds=rounds)
 
     def _curve(self, job: Job) -> dict[int, float]:
         data, feed = job.load()

@@ -26,11 +26,11 @@ def check_wiring(proto: onnx.ModelProto) -> bool:
     graph = proto.graph
     nodes = list(graph.node)
     writer = _writers(graph, nodes)
-    given = _given(graph)
+    written = writer.keys() | _given(graph)
     reads = [sorted(set(_reads(node))) for node in nodes]
     for node, names in zip(nodes, reads, strict=True):
-        _check_written(f"node {_called(node)}", names, writer.keys() | given)
-    _check_written("the graph's outputs", [o.name for o in graph.output], writer.keys() | given)
+        _check_written(f"node {_called(node)}", names, written)
+    _check_written("the graph's outputs", [o.name for o in graph.output], written)
     waits = [{writer[n] for n in names if n in writer} for names in reads]
     order = _order(waits)
     if len(order) < len(nodes):

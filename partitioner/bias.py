@@ -72,7 +72,7 @@ def _differences(model: ir.Model, weights: Mapping[str, Array]) -> tuple[ir.Mode
         quantised = weights.get(node.name or "")
         if exact is None or quantised is None or exact.shape != quantised.shape:
             continue
-        change = _initializer(copy, f"{node.name}/change", quantised - exact)
+        change = initializer(copy, f"{node.name}/change", (quantised - exact).astype(np.float32))
         value = ir.val(f"{node.name}/changed", ir.DataType.FLOAT)
         copy.graph.append(ir.node(node.op_type, [node.inputs[0], change], node.attributes, outputs=[value]))
         if node.op_type in _POOLED:
@@ -90,7 +90,7 @@ def _shift_bias(model: ir.Model, node: ir.Node, shift: Array) -> None:
     scale = node.attributes.get_float("beta", 1.0) if node.op_type == "Gemm" and bias is not None else 1.0
     if exact is None or exact.shape != shift.shape or not scale:
         return  # a computed or broadcast bias: left as it is
-    value = _initializer(model, f"{node.name}/corrected_bias", exact - shift / scale)
+    value = initializer(model, f"{node.name}/corrected_bias", (exact - shift / scale).astype(np.float32))
     if len(node.inputs) < 3:
         node.resize_inputs(3)
     node.replace_input_with(2, value)
@@ -118,10 +118,11 @@ def _constant(value: ir.Value | None) -> Array | None:
     return None if value is None or value.const_value is None else value.const_value.numpy()
 
 
-def _initializer(model: ir.Model, name: str, array: Array) -> ir.Value:
-    array = np.ascontiguousarray(array, np.float32)
+def initializer(model: ir.Model, name: str, array: Array) -> ir.Value:
+    """A new constant of the graph, with the array's own element type."""
+    array = np.ascontiguousarray(array)
     value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
-    value.dtype = ir.DataType.FLOAT
+    value.dtype = ir.DataType.from_numpy(array.dtype)
     value.shape = ir.Shape(array.shape)
     model.graph.register_initializer(value)
     return value

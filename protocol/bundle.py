@@ -202,9 +202,9 @@ class Bundle:
             raise BundleError(f"there is no bundle at {root}", remedy)
         if not (root / MANIFEST).is_file():
             raise BundleError(f"{root} is not a bundle: it holds no {MANIFEST}", remedy)
-        raw = _read_regular(root, MANIFEST)
+        raw = read_regular(root, MANIFEST)
         digest = sha256(raw)
-        stated = _read_regular(root, MANIFEST_DIGEST).decode("ascii", "replace").split()
+        stated = read_regular(root, MANIFEST_DIGEST).decode("ascii", "replace").split()
         if stated[:1] != [digest]:
             raise BundleError(
                 f"{root / MANIFEST} does not match {MANIFEST_DIGEST}: it was changed or damaged after it was written",
@@ -212,7 +212,7 @@ class Bundle:
             )
         manifest = _parse_manifest(root, raw)
         for name in manifest.files:
-            _check_relative(root, name)
+            check_relative(root, name)
         return cls(root, manifest, digest)
 
     def read(self, name: str) -> bytes:
@@ -220,8 +220,8 @@ class Bundle:
         entry = self.manifest.files.get(name)
         if entry is None:
             raise BundleError(f"{name!r} is not listed in {self.root / MANIFEST}", "rebuild the bundle")
-        _check_relative(self.root, name)
-        data = _read_regular(self.root, name, limit=entry.nbytes)
+        check_relative(self.root, name)
+        data = read_regular(self.root, name, limit=entry.nbytes)
         if sha256(data) != entry.sha256:
             raise BundleError(
                 f"{self.root / name} does not match its digest in the manifest: it was changed or damaged",
@@ -275,7 +275,8 @@ def _parse_manifest(root: Path, raw: bytes) -> Manifest:
     return manifest
 
 
-def _check_relative(root: Path, name: str) -> None:
+def check_relative(root: Path, name: str, *, listed_in: str = MANIFEST) -> None:
+    """Refuse a listed path that is not plainly inside the folder. Raises BundleError."""
     path = PurePosixPath(name)
     if (
         not path.name
@@ -285,11 +286,11 @@ def _check_relative(root: Path, name: str) -> None:
         or "\0" in name
         or path.as_posix() != name
     ):
-        raise BundleError(f"{root / MANIFEST} lists the path {name!r}", "only plain paths inside the bundle are read")
+        raise BundleError(f"{root / listed_in} lists the path {name!r}", "only plain paths inside the bundle are read")
 
 
-def _read_regular(root: Path, name: str, *, limit: int | None = None) -> bytes:
-    """Read a regular file that is reached through no symbolic link and has no other hard link."""
+def read_regular(root: Path, name: str, *, limit: int | None = None) -> bytes:
+    """Read a regular file that is reached through no symbolic link and has no other hard link. Raises BundleError."""
     path = root / name
     for part in (path, *path.parents):
         if part == root:

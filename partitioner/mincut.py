@@ -50,11 +50,13 @@ class Severed(NamedTuple):
         return sums[self.blocks]
 
     def inside(self, network: Network) -> list[tuple[int, tuple[int, ...]]]:
-        """For each block looked at: where it begins, and its units that are on the device."""
+        """For each block looked at: the first unit that is not on the device, and the later ones that are."""
         found = []
         for b in self.blocks.tolist():
             low, high = int(network.blocks.low[b]) + 1, int(network.blocks.high[b])
-            found.append((low, tuple((np.flatnonzero(self.on_device[low:high]) + low).tolist())))
+            here = self.on_device[low:high]
+            first = low + int(np.argmin(here)) if not here.all() else high
+            found.append((first, tuple((np.flatnonzero(here[first - low :]) + first).tolist())))
         return found
 
 

@@ -28,9 +28,9 @@ import numpy.typing as npt
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import breadth_first_order
 
+from partitioner.hull import NS_PER_S
 from partitioner.problem import Problem
 
-NS_PER_S = 1_000_000_000
 Int64s = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 Tally = npt.NDArray[Any]  # int64 where that is wide enough, Python integers otherwise
@@ -155,6 +155,23 @@ class Network:
     def arcs(self) -> Arcs:
         return _arcs(self, self.blocks)
 
+    def ancestors(self, unit: int) -> list[int]:
+        return _reachable(self._neighbours[0], unit)
+
+    def descendants(self, unit: int) -> list[int]:
+        return _reachable(self._neighbours[1], unit)
+
+    @cached_property
+    def _neighbours(self) -> tuple[list[list[int]], list[list[int]]]:
+        """For each unit its predecessors, and its successors."""
+        before: list[list[int]] = [[] for _ in range(self.count)]
+        after: list[list[int]] = [[] for _ in range(self.count)]
+        for source, reader in zip(self.source[self.entry_flow].tolist(), self.entry_reader.tolist(), strict=True):
+            if source >= 0:
+                before[reader].append(source)
+                after[source].append(reader)
+        return before, after
+
     def totals(self, tally: Tally) -> Totals:
         blocks, n = self.blocks, self.count
         on_edge, in_cloud, crossing = np.split(tally, [n, 2 * n])
@@ -262,6 +279,17 @@ class _ArcList:
         self._add(tails[several], net.count + np.flatnonzero(several), self._items[several], block[several])
         fan = several[of]
         self._add(net.count + of[fan], reader[fan], -1, block[of[fan]])
+
+
+def _reachable(neighbours: list[list[int]], start: int) -> list[int]:
+    """Every unit that a walk from `start` meets, without `start` itself."""
+    met, pending = set[int](), [start]
+    while pending:
+        for other in neighbours[pending.pop()]:
+            if other not in met:
+                met.add(other)
+                pending.append(other)
+    return sorted(met)
 
 
 def down_nbytes(problem: Problem) -> npt.NDArray[np.float64]:

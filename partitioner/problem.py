@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 from partitioner.cuts import Sides
@@ -95,6 +95,23 @@ class Problem:
                 f"tensor {flow.name!r} is made by unit {source} and read by units {flow.readers}",
                 "give the units in topological order: every reader stands after what it reads",
             )
+
+    def scaled(self, *, edge: float = 1.0, cloud: float = 1.0) -> Problem:
+        """The same problem on a device `edge` times as slow and a gateway `cloud` times as slow, codecs included."""
+        units = tuple(u._replace(edge_s=u.edge_s * edge, cloud_s=u.cloud_s * cloud) for u in self.units)
+        flows = tuple(f._replace(encode_s=f.encode_s * edge, decode_s=f.decode_s * cloud) for f in self.flows)
+        return replace(self, units=units, flows=flows)
+
+    def pinned(self, names: Iterable[str]) -> Problem:
+        """The same problem with these units pinned to the device. Raises InputError for a name that no unit has."""
+        wanted = set(names)
+        unknown = sorted(wanted - {u.name for u in self.units})
+        if unknown:
+            raise InputError(
+                f"the problem has no unit {unknown[0]!r} to keep on the device", "name a node of the model"
+            )
+        units = tuple(u._replace(pinned="edge") if u.name in wanted else u for u in self.units)
+        return replace(self, units=units)
 
     def is_closed(self, on_edge: Iterable[int]) -> bool:
         """Whether every predecessor of the units on the device is there too."""

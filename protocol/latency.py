@@ -52,8 +52,15 @@ class PlacementCost(msgspec.Struct, frozen=True):
 
     @property
     def crosses(self) -> bool:
-        """Whether anything is sent at all; only then is there a round trip."""
-        return self.up_nbytes > 0
+        """Whether the gateway is asked for anything; only then is there a round trip.
+
+        A tail that draws random numbers may need no tensor at all and still has to be asked for its results.
+        """
+        return self.up_nbytes > 0 or self.tail_s > 0 or self.down_nbytes > 0
+
+    def spread(self, *, edge: float, tail: float) -> PlacementCost:
+        """The same cost with these relative distances of the 95th percentile from the median."""
+        return msgspec.structs.replace(self, edge_spread=edge, tail_spread=tail)
 
 
 class LinkState(msgspec.Struct, frozen=True):

@@ -57,6 +57,9 @@ class PlanConditions(msgspec.Struct, frozen=True):
     fastest_mbit: float = 1000.0
     slowest_mbit: float = 0.1
 
+    def at_quantile(self, quantile: float) -> PlanConditions:
+        return msgspec.structs.replace(self, quantile=quantile)
+
 
 class PlanStretch(msgspec.Struct, frozen=True):
     """`id` is best from `from_mbit` down to `to_mbit` (Mbit/s of uplink)."""

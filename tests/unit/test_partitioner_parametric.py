@@ -9,7 +9,8 @@ from fractions import Fraction
 import pytest
 
 from partitioner.network import Network
-from partitioner.parametric import enumerate_plans, envelope, lower_hull
+from partitioner.hull import lower_hull
+from partitioner.parametric import enumerate_plans, envelope
 from partitioner.problem import Flow, Problem, Unit
 from protocol.errors import InputError
 from tests.problems import NS, line_ns, placements, random_problem

@@ -21,7 +21,6 @@ from protocol.errors import IsthmusError
 app = typer.Typer(
     help="Split an ONNX model between edge and cloud, prove every part, and write a bundle.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -198,6 +197,34 @@ def explain(
 
 
 @app.command()
+def report(
+    bundle: BundlePath,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="PAGE.html", help="Where to write the page.")],
+    mbit: Annotated[float, typer.Option(help="Uplink in Mbit/s that the page is about.")] = 10.0,
+    rtt_ms: Annotated[
+        float | None, typer.Option(help="Round trip in milliseconds (default: the bundle's).", show_default=False)
+    ] = None,
+    edge_slowdown: Annotated[
+        float | None,
+        typer.Option(help="How many times slower the device is (default: the bundle's).", show_default=False),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write one self-contained HTML page about BUNDLE: where time goes, who wins where, what was proven."""
+    with _guarded():
+        from partitioner.explain import Question
+        from partitioner.page.write import write_page
+        from partitioner.sentences import headline
+
+        question = Question(mbit, None if rtt_ms is None else rtt_ms / 1e3, edge_slowdown)
+        seen = write_page(bundle, output, question)
+        if as_json:
+            _print_json({"page": str(output), "nbytes": output.stat().st_size, "explanation": seen})
+        else:
+            print(f"{headline(seen)}; wrote {output}")
+
+
+@app.command()
 def simulate(
     bundle: BundlePath,
     trace: Annotated[
@@ -213,11 +240,11 @@ def simulate(
 ) -> None:
     """Replay a bandwidth trace through the agent's own planner, beside an oracle and every fixed placement."""
     with _guarded():
-        from partitioner.replay import Order, simulate_bundle
+        from partitioner.replay import Drive, simulate_bundle
         from partitioner.tables import print_simulated
 
         rtt_s = None if rtt_ms is None else rtt_ms / 1e3
-        seen = simulate_bundle(bundle, Order(trace, seed, rtt_s, requests_per_s, deadline_ms / 1e3))
+        seen = simulate_bundle(bundle, Drive(trace, seed, rtt_s, requests_per_s, deadline_ms / 1e3))
         if as_json:
             _print_json(seen)
         else:

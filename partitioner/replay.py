@@ -30,7 +30,7 @@ MOST_STEPS = 50
 
 
 @dataclass(frozen=True)
-class Order:
+class Drive:
     """What the user asked for. `trace` is a built-in name or a file; `rtt_s` None means the bundle's own."""
 
     trace: str
@@ -88,7 +88,7 @@ class Simulated(msgspec.Struct, frozen=True):
     versus: dict[str, float]
 
 
-def simulate_bundle(path: Path, order: Order) -> Simulated:
+def simulate_bundle(path: Path, order: Drive) -> Simulated:
     """`simulate` with the placements of the bundle at `path`. Raises BundleError too."""
     manifest = Bundle.open(path).manifest
     costs = {p.id: p.cost for p in manifest.placements}
@@ -112,7 +112,7 @@ def load_trace(name: str, chance: np.random.Generator) -> Trace:
     return traces.parse(path.name, text)
 
 
-def simulate(model: str, costs: dict[str, PlacementCost], rtt_s: float, order: Order) -> Simulated:
+def simulate(model: str, costs: dict[str, PlacementCost], rtt_s: float, order: Drive) -> Simulated:
     """Replay `order.trace` over the placements in `costs`. Deterministic by seed. Raises InputError."""
     if order.seed < 0:
         raise InputError(f"the seed {order.seed} is negative", "give 0 or more")

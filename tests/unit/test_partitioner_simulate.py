@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from partitioner import replay, traces
-from partitioner.replay import Order, Simulated
+from partitioner.replay import Drive, Simulated
 from partitioner.simulate import FAILURES, LONGEST_PAUSE_S, PAUSE_S, Gate, Replay
 from partitioner.traces import Trace, steps
 from partitioner.world import HEADER_NBYTES, MOST_REQUESTS, Outcome, Scene, hindsight, requests
@@ -42,7 +42,7 @@ def known(at: Scene, candidates: tuple[Candidate, ...], seed: int = 1) -> list[O
 
 
 def simulated(trace: str = "step", costs: dict[str, PlacementCost] = COSTS, **more: object) -> Simulated:
-    return replay.simulate("toy", costs, 0.02, Order(trace, **more))  # type: ignore[arg-type]
+    return replay.simulate("toy", costs, 0.02, Drive(trace, **more))  # type: ignore[arg-type]
 
 
 def noisy(candidate: Candidate, spread: float) -> Candidate:
@@ -208,16 +208,16 @@ def test_a_file_is_a_trace(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("order", "part"),
     [
-        (Order("nowhere.csv"), "no trace or file 'nowhere.csv'; give one of step, lte, outage"),
-        (Order("step", seed=-1), "seed"),
-        (Order("step", requests_per_s=0.0), "requests per second"),
-        (Order("step", requests_per_s=math.nan), "requests per second"),
-        (Order("step", deadline_s=math.inf), "deadline"),
-        (Order("step", rtt_s=-1.0), "round trip"),
-        (Order("step", requests_per_s=MOST_REQUESTS), "lower --requests-per-s"),
+        (Drive("nowhere.csv"), "no trace or file 'nowhere.csv'; give one of step, lte, outage"),
+        (Drive("step", seed=-1), "seed"),
+        (Drive("step", requests_per_s=0.0), "requests per second"),
+        (Drive("step", requests_per_s=math.nan), "requests per second"),
+        (Drive("step", deadline_s=math.inf), "deadline"),
+        (Drive("step", rtt_s=-1.0), "round trip"),
+        (Drive("step", requests_per_s=MOST_REQUESTS), "lower --requests-per-s"),
     ],
 )
-def test_wrong_orders_are_refused_with_a_remedy(order: Order, part: str) -> None:
+def test_wrong_orders_are_refused_with_a_remedy(order: Drive, part: str) -> None:
     with pytest.raises(InputError) as caught:
         replay.simulate("toy", COSTS, 0.02, order)
     assert part in str(caught.value)

@@ -30,9 +30,15 @@ def deflate(data: Buffer) -> bytes:
     return zstd.compress(data, level=ZSTD_LEVEL)
 
 
-def deflate_frequencies(data: Buffer) -> bytes:
-    """One zstd frame of entropy-coded bytes with (almost) no match search, which states its decoded size."""
-    return zstd.compress(data, options=_FREQUENCIES_ONLY)
+def deflate_frequencies(*parts: Buffer) -> bytes:
+    """One zstd frame of all parts with (almost) no match search, which states its decoded size.
+
+    Every part begins a new block, so that each may have a Huffman code of its own.
+    """
+    compressor = zstd.ZstdCompressor(options=_FREQUENCIES_ONLY)
+    compressor.set_pledged_input_size(sum(memoryview(part).nbytes for part in parts))
+    blocks = [compressor.compress(part, mode=compressor.FLUSH_BLOCK) for part in parts[:-1] if memoryview(part).nbytes]
+    return b"".join((*blocks, compressor.compress(parts[-1], mode=compressor.FLUSH_FRAME)))
 
 
 def inflate(data: Buffer, nbytes: int) -> bytes:

@@ -69,6 +69,17 @@ def test_equal_arrays_encode_to_equal_bytes_which_hold_all_a_decoder_needs() -> 
     assert bytes(one) == bytes(two)
 
 
+@pytest.mark.parametrize("share", [0.01, 0.2, 0.6])
+@pytest.mark.parametrize("count", [3, 4, 5, 17, 18, MOST_LEVELS])
+def test_sparse_tensors_come_back_whatever_their_commonest_level(count: int, share: float) -> None:
+    for zero in (0, 130, 255):
+        codes = random_codes((1, 7, 101, 103), count)
+        codes[np.random.default_rng(count).random(codes.shape) >= share] = zero
+        header, data = codecs.encode("t", codes, "levels", evenly(count))
+        np.testing.assert_array_equal(codecs.decode(header, data), mapped(np.arange(256), evenly(count))[codes])
+        assert bytes(data)[0] == 2
+
+
 def test_sparse_codes_cost_less_than_a_bit_each() -> None:
     array = np.where(np.random.default_rng(1).random((64, 28, 28)) < 0.03, 255, 0).astype(np.uint8)
     _, data = codecs.encode("t", array, "levels", evenly(4))
@@ -138,6 +149,13 @@ def refused_peak(header: TensorHeader, data: bytes) -> int:
         b"\x01\x02\0\xff",
         b"\x01\x02\0\xff" + zstd.compress(bytes(3)),
         b"\x01\x02\0\xff" + zstd.compress(bytes(2)) + b"\0",
+        b"\x02\x01\0" + b"\0\0\0\0\0" + zstd.compress(bytes(2)),
+        b"\x02\x03\0\1\2" + b"\0\0\0",
+        b"\x02\x03\0\1\2" + b"\3\0\0\0\0" + zstd.compress(bytes(2)),
+        b"\x02\x03\0\1\2" + b"\0\x11\0\0\0" + zstd.compress(b"\xff\xff\0\0\0"),
+        b"\x02\x03\0\1\2" + b"\0\1\0\0\0" + zstd.compress(bytes(3)),
+        b"\x02\x03\0\1\2" + b"\0\0\0\0\0" + zstd.compress(b"\x80\0"),
+        b"\x02\x03\0\1\2" + b"\0\xff\xff\xff\xff" + zstd.compress(bytes(2)),
     ],
 )
 def test_a_payload_that_is_not_sixteen_elements_is_refused(data: bytes) -> None:
@@ -169,6 +187,7 @@ ENCODED = [codecs.encode("t", random_codes((3, 41), n), "levels", evenly(n)) for
     codecs.encode("t", np.where(random_codes((3, 997)) < 8, 255, 0).astype(np.uint8), "levels", evenly(n))
     for n in (2, 4, 9, 30)
 ]
+assert {bytes(data)[0] for _, data in ENCODED} == {0, 1, 2}
 
 
 @given(

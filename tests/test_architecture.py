@@ -40,7 +40,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "backports": ("protocol/frames.py",),
     "compression": ("protocol/frames.py",),
     "scipy": ("partitioner/bounded.py", "partitioner/mincut.py", "partitioner/network.py"),
-    "PIL": ("edge_agent/sources.py", "protocol/images.py"),
+    "PIL": ("protocol/images.py",),
     "numpy": ("*",),
 }
 # Doors for parts of the standard library: an event loop exists only at the rim, C calls only in the socket factory.

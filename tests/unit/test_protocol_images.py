@@ -88,6 +88,17 @@ def test_a_higher_quality_costs_more_bytes_and_loses_less() -> None:
     assert ImageCodec("jpeg").encode(array) == ImageCodec("jpeg90").encode(array)
 
 
+def test_colour_keeps_its_resolution_unless_the_name_says_otherwise() -> None:
+    stripes = np.zeros((1, 16, 16, 3), np.uint8)
+    stripes[:, :, ::2, 0] = 255
+    stripes[:, :, 1::2, 2] = 255
+    full, halved = (
+        np.abs(decoded(ImageCodec(name).encode(stripes), stripes.shape, name).astype(int) - stripes).mean()
+        for name in ("jpeg90", "jpeg90-420")
+    )
+    assert full < 20 < halved
+
+
 def test_any_quality_decodes_any_jpeg() -> None:
     array = scene(1, 16, 16)
     data = ImageCodec("jpeg50").encode(array)
@@ -132,12 +143,15 @@ def test_a_picture_that_a_camera_compressed_is_accepted_as_it_is() -> None:
     assert np.array_equal(decoded(file_of(array[0], "PNG", dpi=(72, 72)), array.shape), array)
 
 
-@pytest.mark.parametrize("name", ["png", "jpeg", "jpeg1", "jpeg75", "jpeg100"])
+@pytest.mark.parametrize("name", ["png", "jpeg", "jpeg1", "jpeg75", "jpeg100", "jpeg90-420"])
 def test_names_of_image_codecs(name: str) -> None:
     assert images.is_name(name)
 
 
-@pytest.mark.parametrize("name", ["jpg", "jpeg0", "jpeg101", "jpeg090", "jpeg-1", "png9", "webp", "", "jpeg90 ", "raw"])
+@pytest.mark.parametrize(
+    "name",
+    ["jpg", "jpeg0", "jpeg101", "jpeg090", "jpeg-1", "png9", "webp", "", "jpeg90 ", "raw", "png-420", "jpeg90-422"],
+)
 def test_other_names_are_refused(name: str) -> None:
     assert not images.is_name(name)
     with pytest.raises(WireError, match="png and jpeg1"):

@@ -8,8 +8,8 @@ from fractions import Fraction
 
 import pytest
 
-from partitioner.network import Network
 from partitioner.hull import lower_hull
+from partitioner.network import Network
 from partitioner.parametric import enumerate_plans, envelope
 from partitioner.problem import Flow, Problem, Unit
 from protocol.errors import InputError

@@ -31,12 +31,11 @@ def observed_topology(model: LoadedModel, samples: Samples) -> Topology:
     copy = clone(model.graph)
     values = values_of(copy)
     shown = [n for n in model.topology.producer if n in values and _is_tensor(values[n]) and not _is_known(values[n])]
-    feed = samples.feed(0)
-    if not shown:
-        return model.topology
     copy.graph.outputs[:] = [values[n] for n in shown]
-    with OrtEngine(serialise(copy), label=model.name, optimise=False) as engine:
-        seen = {**engine.infer(feed), **feed}
+    seen = dict(samples.feed(0))
+    if shown:
+        with OrtEngine(serialise(copy), label=model.name, optimise=False) as engine:
+            seen |= engine.infer(seen)
     infos = {name: TensorInfo(array.dtype.name, array.shape) for name, array in seen.items()}
     return replace(model.topology, tensors={**model.topology.tensors, **infos})
 

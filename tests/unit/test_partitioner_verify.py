@@ -9,7 +9,7 @@ from partitioner.batch import growing_axis, unproven
 from partitioner.boundary import codes_for
 from partitioner.data import Samples
 from partitioner.verify import difference, yardstick
-from protocol.errors import ModelError
+from protocol.errors import InputError, ModelError
 
 
 def scores(*winners: int) -> list[dict[str, np.ndarray]]:
@@ -26,6 +26,16 @@ def test_accuracy_is_judged_against_labels_and_relative_to_the_model() -> None:
     assert (stick.metric, stick.reference, stick.bound) == ("accuracy", 0.75, 0.5)
     assert stick.judge(scores(0, 1, 0, 0)) == (0.75, True)
     assert stick.judge(scores(0, 0, 0, 1)) == (0.25, False)
+
+
+def test_labels_that_count_from_another_class_are_refused_with_the_shift() -> None:
+    with pytest.raises(
+        InputError, match=r"right on 25% of .* labels \+1 on 75%; shift the labels with --label-offset 1"
+    ):
+        yardstick(scores(1, 2, 3, 0), samples(4, [0, 1, 2, 0]), "s", 0.01)
+    with pytest.raises(InputError, match="--label-offset -1"):
+        yardstick(scores(0, 1, 2, 3), samples(4, [1, 2, 3, 4]), "s", 0.01)
+    yardstick(scores(0, 1, 0, 1), samples(4, [0, 0, 1, 1]), "s", 0.01)  # no better when shifted: simply a poor model
 
 
 def test_without_labels_the_top_one_must_agree() -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from partitioner.build import Built
+from partitioner.explain import family_of
 from partitioner.inspection import Inspection
 from partitioner.recheck import Verified
+from partitioner.sentences import number
 from protocol.bundle import Manifest, Measured, PlacementEntry
 from protocol.tensors import describe
 
@@ -52,7 +56,8 @@ class Bar:
             self._bar.update(self._task, completed=done, total=total)
 
 
-WIDE = 125  # columns that the whole table needs; on narrower terminals the metrics get lines of their own
+WIDE = 140  # columns that the whole table needs; on narrower terminals what crosses and the metrics come below it
+MOST_MEASURED = 30
 
 
 def print_built(built: Built, console: Console) -> None:
@@ -60,47 +65,71 @@ def print_built(built: Built, console: Console) -> None:
     conditions = manifest.conditions
     wide = console.width >= WIDE
     console.print(_placements(manifest, wide=wide))
-    for entry in manifest.placements if not wide else ():
-        console.print(f"{entry.id}: {_metric(entry)}", highlight=False)
+    for line in () if wide else _below(manifest):
+        console.print(line, highlight=False, markup=False)
     console.print(
         f"edge times are this machine's times {conditions.edge_slowdown:g} (declared); "
         f"threads: head {conditions.threads}, tail {conditions.tail_threads}; "
         f"round trip {conditions.rtt_s * 1e3:g} ms; bytes are means of coded samples"
     )
-    if built.measured:
-        console.print(_measured(built.measured))
+    if manifest.measured:
+        _print_measured(manifest.measured, console, wide=wide)
     _print_notes(manifest, console)
-    console.print(f"wrote {built.target} (manifest sha256 {built.digest[:16]}...)", highlight=False)
+    console.print(f"wrote {built.target} (manifest sha256 {built.digest[:16]}...)", highlight=False, markup=False)
 
 
 def _placements(manifest: Manifest, *, wide: bool) -> Table:
-    table = Table(title=f"{manifest.model.name}: placements", title_justify="left")
-    for heading in ("placement", "crosses", "head"):
-        table.add_column(heading, overflow="fold")
-    for heading in ("edge ms", "bytes up", "tail ms", "batch", "best at, Mbit/s"):
+    """One row for each placement, a line between families: codecs of one cut share what is said about the cut."""
+    table = Table(title=Text(f"{manifest.model.name}: placements"), title_justify="left")
+    table.add_column("placement", overflow="fold")
+    if wide:
+        table.add_column("crosses", overflow="fold")
+    table.add_column("head")
+    for heading in ("edge ms", "bytes up", "tail ms", "best at, Mbit/s"):
         table.add_column(heading, justify="right")
     if wide:
-        table.add_column("metric (reference, bound)")
-    for entry in manifest.placements:
-        cells = _row(manifest, entry)
-        table.add_row(*(cells if wide else cells[:-1]))
+        table.add_column("metric (reference, bound)", no_wrap=True)
+    families = [family_of(entry.id) for entry in manifest.placements]
+    for at, entry in enumerate(manifest.placements):
+        first, last = families[at] not in families[:at], families[at] not in families[at + 1 :]
+        table.add_row(*map(Text, _row(manifest, entry, wide=wide, first=first)), end_section=last)
     return table
 
 
-def _row(manifest: Manifest, entry: PlacementEntry) -> list[str]:
+def _row(manifest: Manifest, entry: PlacementEntry, *, wide: bool, first: bool) -> list[str]:
+    """`first` of its family: its siblings leave out what they share."""
     cost = entry.cost
-    crossing = ", ".join(f"{t.spec.name} {t.spec.dtype}" for t in entry.boundary) or "-"
-    return [
-        entry.id,
-        crossing,
-        entry.precision if entry.head else "-",
+    cells = [entry.id]
+    if wide:
+        cells.append((_crossing(entry) or "-") if first else "")
+    cells += [
+        (entry.precision if entry.head else "-") if first else "",
         f"{(cost.edge_s + cost.encode_s) * 1e3:.2f}",
         f"{cost.up_nbytes:,.0f}",
         f"{(cost.decode_s + cost.tail_s) * 1e3:.2f}" if entry.tail else "-",
-        "-" if entry.batch is None else "yes" if entry.batch.batchable else "no",
-        ", ".join(f"{low:.3g}..{high:.3g}" for name, high, low in manifest.plan if name == entry.id) or "never",
-        _metric(entry),
+        ", ".join(f"{number(low)}..{number(high)}" for name, high, low in manifest.plan if name == entry.id) or "never",
     ]
+    if wide:
+        cells.append(_metric(entry))
+    return cells
+
+
+def _crossing(entry: PlacementEntry) -> str:
+    return ", ".join(f"{t.spec.name} {t.spec.dtype}" for t in entry.boundary)
+
+
+def _below(manifest: Manifest) -> list[str]:
+    """What a narrow table has no columns for: what crosses, and the metrics; once for codings that agree."""
+    families: dict[str, list[PlacementEntry]] = {}
+    for entry in manifest.placements:
+        families.setdefault(family_of(entry.id), []).append(entry)
+    lines = []
+    for family, entries in families.items():
+        crossing = f"{_crossing(entries[0])} crosses; " if entries[0].boundary else ""
+        first = _metric(entries[0])
+        lines.append(f"{family}: {crossing}{first}")
+        lines += [f"{entry.id}: {_metric(entry)}" for entry in entries[1:] if _metric(entry) != first]
+    return lines
 
 
 def _metric(entry: PlacementEntry) -> str:
@@ -110,22 +139,29 @@ def _metric(entry: PlacementEntry) -> str:
     return f"{seen.metric} {seen.achieved:.4f} ({seen.reference:.4f}, {seen.bound:.4f}) on {seen.samples}"
 
 
-def _measured(measured: tuple[Measured, ...]) -> Table:
+def _print_measured(measured: Sequence[Measured], console: Console, *, wide: bool) -> None:
+    """The cuts in their order in the model; many codings of many cuts are cut short to those with the fewest bytes."""
+    shown = sorted(measured, key=lambda m: m.cost.up_nbytes)[:MOST_MEASURED]
     table = Table(title="cuts measured", title_justify="left")
     table.add_column("cut", overflow="fold")
-    for heading in ("compute before", "head", "edge ms", "bytes up", "tail ms"):
+    for heading in ("before", "head", "coding", "edge ms", "bytes up", "tail ms", *(["kept as"] if wide else [])):
         table.add_column(heading, justify="right")
-    for cut in measured:
-        cost = cut.cost
-        table.add_row(
-            ", ".join(cut.cut),
-            f"{cut.share:.0%}",
-            cut.precision,
+    for seen in sorted(shown, key=lambda m: m.share):
+        cost = seen.cost
+        cells = [
+            ", ".join(seen.cut),
+            f"{seen.share:.0%}",
+            seen.precision,
+            seen.rung or "lossless",
             f"{(cost.edge_s + cost.encode_s) * 1e3:.2f}",
             f"{cost.up_nbytes:,.0f}",
             f"{(cost.decode_s + cost.tail_s) * 1e3:.2f}",
-        )
-    return table
+            *([seen.kept_as or "-"] if wide else []),
+        ]
+        table.add_row(*map(Text, cells), style="bold" if seen.kept_as else None)
+    console.print(table)
+    if len(measured) > len(shown):
+        console.print(f"and {len(measured) - len(shown)} that send more; the manifest lists all", highlight=False)
 
 
 def _print_notes(manifest: Manifest, console: Console) -> None:
@@ -142,14 +178,15 @@ def _print_notes(manifest: Manifest, console: Console) -> None:
 def print_verified(verified: Verified, console: Console) -> None:
     kind = "random inputs, so nothing is judged but equality" if verified.random_inputs else "the data given"
     table = Table(
-        title=f"{verified.bundle}: {verified.files} files match their digests; answers on {kind}", title_justify="left"
+        title=Text(f"{verified.bundle}: {verified.files} files match their digests; answers on {kind}"),
+        title_justify="left",
     )
     for heading in ("placement", "metric", "reference", "achieved", "bound", "samples", "max |difference|"):
         table.add_column(heading)
     for seen in verified.placements:
         bound = "-" if seen.bound is None else f"{seen.bound:.4f}"
         numbers = (f"{seen.reference:.4f}", f"{seen.achieved:.4f}", bound, str(seen.samples))
-        table.add_row(seen.id, seen.metric, *numbers, f"{seen.max_abs_difference:.3g}")
+        table.add_row(*map(Text, (seen.id, seen.metric, *numbers, f"{seen.max_abs_difference:.3g}")))
     console.print(table)
 
 
@@ -158,12 +195,13 @@ def print_inspection(seen: Inspection, console: Console) -> None:
         console.print(f"{word} {'; '.join(describe(s) for s in specs)}", highlight=False, markup=False)
     size = "unknown" if seen.input_nbytes is None else f"{seen.input_nbytes:,} bytes"
     table = Table(
-        title=f"{seen.name}: {len(seen.cuts)} cuts over {seen.nodes} nodes; raw input {size}", title_justify="left"
+        title=Text(f"{seen.name}: {len(seen.cuts)} cuts over {seen.nodes} nodes; raw input {size}"),
+        title_justify="left",
     )
     table.add_column("cut", overflow="fold")
     table.add_column("compute before", justify="right")
     table.add_column("bytes before coding", justify="right")
     for cut in seen.cuts:
         nbytes = "?" if cut.wire_nbytes is None else f"{cut.wire_nbytes:,}"
-        table.add_row(", ".join(cut.cut), f"{cut.share:.1%}", nbytes)
+        table.add_row(*map(Text, (", ".join(cut.cut), f"{cut.share:.1%}", nbytes)))
     console.print(table)

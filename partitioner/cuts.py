@@ -48,6 +48,18 @@ class Sides(NamedTuple):
     tail_outputs: tuple[str, ...]
 
 
+class LeakyCutError(ModelError):
+    """The tensors named do not separate input from output: `missing` cross as well."""
+
+    def __init__(self, cut: Sequence[str], missing: Sequence[str]) -> None:
+        word = "crosses" if len(missing) == 1 else "cross"
+        super().__init__(
+            f"cut {_quoted(cut)} does not separate input from output: {_quoted(missing)} also {word}",
+            f"use --cut {','.join([*cut, *missing])}",
+        )
+        self.missing = tuple(missing)
+
+
 class Candidate(NamedTuple):
     """A cut met on the way from input to output; `share` of the estimated compute lies before it."""
 
@@ -69,11 +81,11 @@ def resolve(topology: Topology, names: Iterable[str]) -> tuple[str, ...]:
         elif name in nodes:
             found.extend(o for o in nodes[name] if o)
         else:
-            raise InputError(f"the model has no tensor or node {name!r}", _nearest(name, [*topology.producer, *nodes]))
+            raise InputError(f"the model has no tensor or node {name!r}", nearest(name, [*topology.producer, *nodes]))
     return tuple(dict.fromkeys(found))
 
 
-def _nearest(name: str, known: Sequence[str]) -> str:
+def nearest(name: str, known: Sequence[str]) -> str:
     if len(known) > _MOST_NAMES_COMPARED:
         known = sorted(known, key=lambda n: (n[:3] != name[:3], abs(len(n) - len(name))))[:_MOST_NAMES_COMPARED]
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
@@ -109,6 +121,16 @@ def separate(topology: Topology, cut: Sequence[str], *, on_device: Collection[in
     head_steps |= _needed(topology, head_outputs)
     ordered = tuple(o for o in topology.outputs if o in head_outputs)
     return Sides(tuple(cut), frozenset(head_steps), frozenset(tail_steps), ordered, tuple(tail_outputs))
+
+
+def complete(topology: Topology, cut: Sequence[str]) -> Sides:
+    """Separate at `cut` together with whatever else must cross. Raises ModelError where that is no cut either."""
+    names = list(cut)
+    while True:
+        try:
+            return separate(topology, names)
+        except LeakyCutError as error:
+            names += error.missing  # never empty and never in `names`: this ends
 
 
 def separates(topology: Topology, cut: Sequence[str]) -> bool:
@@ -278,7 +300,7 @@ def _check_finishing(
     if tail_steps and not alive & tail_steps and work <= MAX_FINISHING_SHARE * sum(topology.work):
         return
     leaks = {name for way in leaking for name in way.leaks}
-    _refuse_leaks(cut, _fewest_missing(topology, cut, leaks, [name for way in leaking for name in way.passed]))
+    raise LeakyCutError(cut, _fewest_missing(topology, cut, leaks, [name for way in leaking for name in way.passed]))
 
 
 def _fewest_missing(topology: Topology, cut: Sequence[str], leaks: set[str], passed: Sequence[str]) -> list[str]:
@@ -288,7 +310,7 @@ def _fewest_missing(topology: Topology, cut: Sequence[str], leaks: set[str], pas
         following.setdefault(topology.bases[name], []).append(name)
     direct = leaks - {base for bases in following for base in bases}
     least = [n for n in least_crossing(topology, {*cut, *direct}, following) if n not in cut]
-    if separates(topology, [*cut, *least]):
+    if least and separates(topology, [*cut, *least]):
         return least
     return sorted(leaks, key=topology.rank.__getitem__)
 
@@ -303,14 +325,6 @@ def _check_all_used(topology: Topology, cut: Sequence[str], tail_steps: set[int]
     unused = [name for name in cut if name not in read]
     if unused:
         raise ModelError(f"the tail does not use {_quoted(unused)}", "leave it out of --cut")
-
-
-def _refuse_leaks(cut: Sequence[str], leaks: list[str]) -> None:
-    word = "crosses" if len(leaks) == 1 else "cross"
-    raise ModelError(
-        f"cut {_quoted(cut)} does not separate input from output: {_quoted(leaks)} also {word}",
-        f"use --cut {','.join([*cut, *leaks])}",
-    )
 
 
 def _quoted(names: Sequence[str]) -> str:

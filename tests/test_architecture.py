@@ -48,7 +48,7 @@ STDLIB_DOORS = {"asyncio": ("edge_agent/client.py",), "ctypes": ("protocol/socke
 
 # Not even above the product, except where named.
 NOWHERE: dict[str, tuple[str, ...]] = {
-    "torch": ("examples/digits/train.py",),
+    "torch": ("examples/digits/train.py", "benchmarks/exports/networks.py"),
     "tensorrt": (),
     "pycuda": (),
     "ray": (),

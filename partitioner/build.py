@@ -8,23 +8,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from partitioner import data, inputs, verify
 from partitioner.assemble import Segment, Workshop, assemble
-from partitioner.costs import costs_of, time_graphs
-from partitioner.cuts import resolve, separate
+from partitioner.choose import Findings, explore, findings, finish
+from partitioner.clock import Clock, Machines
+from partitioner.cuts import nearest, resolve, separate
 from partitioner.ends import Ends, make_ends
 from partitioner.entries import compose
-from partitioner.explore import Findings, Reporter, Search, explore, findings
+from partitioner.explore import Search
 from partitioner.model import LoadedModel, load
 from partitioner.observe import observed_topology, ranges
 from partitioner.write import check_target, write_bundle
-from protocol.bundle import Manifest, Measured
-from protocol.errors import EngineError, ModelError
-from protocol.plan import PlanConditions
+from protocol.bench import Reporter
+from protocol.bundle import Manifest, sha256
+from protocol.errors import EngineError, InputError, ModelError
+from protocol.profile import check
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,7 @@ class Order:
     model: Path
     target: Path
     cuts: tuple[tuple[str, ...], ...] = ()
-    budget_s: float = 60.0
-    edge_slowdown: float = 8.0
-    scope: PlanConditions = PlanConditions(rtt_s=0.010)
+    search: Search = Search(Machines(slowdown=8.0))
     precision: str = "auto"
     bound: float = 0.01
     threads: int = 1
@@ -46,39 +46,62 @@ class Order:
     label_offset: int = 0
     inputs: tuple[str, ...] = ()  # declared images, in the grammar of docs/inputs.md
     force: bool = False
-    keep_best: bool = False
+    source_digest: str = ""  # of the model that a plan was made for; "" accepts any
 
 
 @dataclass(frozen=True)
 class Built:
-    """The bundle that was written, and every cut that --auto measured."""
+    """The bundle that was written."""
 
     target: Path
     digest: str
     manifest: Manifest
-    measured: tuple[Measured, ...]
+
+
+@dataclass(frozen=True)
+class Decided:
+    """Everything but the writing."""
+
+    manifest: Manifest
+    files: Mapping[str, bytes]
 
 
 def build(order: Order, reporter: Reporter) -> Built:
     """Build and write a bundle. Raises IsthmusError subclasses; nothing is written then."""
     check_target(order.target, force=order.force)
+    decided = decide(order, reporter)
+    digest = write_bundle(order.target, decided.manifest, decided.files, force=order.force)
+    return Built(order.target, digest, decided.manifest)
+
+
+def decide(order: Order, reporter: Reporter) -> Decided:
+    """Measure, prove and choose. Raises IsthmusError subclasses."""
     reporter.stage(f"reading {order.model}")
     model = load(order.model, inputs=inputs.parse(order.inputs))
+    if order.source_digest not in ("", model.source_digest):
+        raise InputError(f"the plan is of another model than {order.model}", "plan this one with `partitioner plan`")
     cuts = tuple(dict.fromkeys(resolve(model.topology, names) for names in order.cuts))
     for cut in cuts:
         separate(model.topology, cut)
+    _check_search(order.search, model)
     samples = _samples(order, model)
     shop = _workshop(order, model, samples, reporter)
     reporter.stage("judging full-cloud and edge-only")
     ends = make_ends(shop)
-    if cuts:
-        findings = _named_cuts(order, shop, ends, cuts, reporter)
-    else:
-        search = Search(order.budget_s, order.edge_slowdown, order.scope, order.keep_best)
-        findings = explore(shop, ends, search, reporter)
-    manifest, files = compose(order, shop, ends, findings)
-    digest = write_bundle(order.target, manifest, files, force=order.force)
-    return Built(order.target, digest, manifest, findings.measured)
+    found = _named_cuts(order, shop, ends, cuts, reporter) if cuts else explore(shop, ends, order.search, reporter)
+    return Decided(*compose(order, shop, ends, found))
+
+
+def _check_search(search: Search, model: LoadedModel) -> None:
+    """Profiles must be of this model, and pinned nodes must exist: said before minutes are spent."""
+    for role, profile in search.machines.profiles.items():
+        check(profile, name=f"the --{role} profile", role=role, model_digest=sha256(model.data))
+    names = {step.name for step in model.topology.steps}
+    unknown = [name for name in search.constraints.on_device if name not in names]
+    if unknown:
+        raise InputError(
+            f"the model has no node {unknown[0]!r} to keep on the device", nearest(unknown[0], list(names))
+        )
 
 
 def _samples(order: Order, model: LoadedModel) -> data.Samples:
@@ -132,6 +155,6 @@ def _named_cuts(
         segments[f"cut-{done}"] = assemble(shop, cut)
         reporter.progress(done, len(cuts))
     reporter.stage("timing all placements")
-    seconds = time_graphs(shop, ends, segments)
-    costs = costs_of(ends, segments, seconds, slowdown=order.edge_slowdown)
-    return findings(segments, costs, (), (), order.scope)
+    clock = Clock(shop, ends, order.search.machines, reporter)
+    costs = finish(shop, ends, segments, clock, order.search, reporter)
+    return findings({n: s for n, s in segments.items() if costs[n]}, costs, (), (), order.search.scope)

@@ -6,16 +6,18 @@ Exit codes: 0 done, 2 wrong command line, 3 model or data, 4 bundle, 5 accuracy 
 
 from __future__ import annotations
 
-import math
+import contextlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from partitioner.options import BundlePath, Json, ModelPath, PlanFlags, Role, with_plan_flags
 from protocol.errors import IsthmusError
 
 app = typer.Typer(
@@ -25,111 +27,80 @@ app = typer.Typer(
 )
 
 
-class Precision(StrEnum):
-    AUTO = "auto"
-    INT8 = "int8"
-    FP32 = "fp32"
+@app.command()
+@with_plan_flags
+def plan(
+    flags: PlanFlags,
+    model: ModelPath,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="PLAN.json", help="Write the plan, for `split --plan`.")
+    ] = None,
+    pareto: Annotated[
+        str, typer.Option(metavar="OBJECTIVE,...", help="Also list the rows that no other beats in all of these.")
+    ] = "",
+    mbit: Annotated[float, typer.Option(min=0.001, help="The uplink that --pareto is about.")] = 10.0,
+    as_json: Json = False,
+) -> None:
+    """Find every placement of MODEL that is best at some bandwidth, within the constraints; write no bundle."""
+    with _guarded():
+        from partitioner.plans import make_plan, write_plan
+        from partitioner.report import Bar, Silent
+        from partitioner.tables import print_plan
 
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
-ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.", show_default=False)]
-BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle directory.", show_default=False)]
+        order = flags.order(model, Path())
+        objectives = tuple(o.strip() for o in pareto.split(",") if o.strip())
+        if as_json:
+            made = make_plan(order, objectives, mbit, Silent())
+        else:
+            with Bar() as bar:
+                made = make_plan(order, objectives, mbit, bar)
+        if output is not None:
+            write_plan(output, made)
+        if as_json:
+            _print_json(made)
+        else:
+            _warn_of_random_inputs(flags)
+            print_plan(made, _console())
 
 
 @app.command()
+@with_plan_flags
 def split(
+    flags: PlanFlags,
     model: ModelPath,
     output: Annotated[Path, typer.Option("-o", "--output", metavar="BUNDLE", help="Where to write the bundle.")],
     cut: Annotated[
         list[str] | None,
         typer.Option(metavar="TENSOR[,...]", help="Tensors (or nodes) that cross; repeat it for several cuts."),
     ] = None,
-    auto: Annotated[bool, typer.Option("--auto", help="Measure a sample of cuts and keep those that win.")] = False,
-    budget_s: Annotated[
-        float,
-        typer.Option(
-            min=0.0, help="Seconds that --auto may explore; loading, calibration and final timing come on top."
-        ),
-    ] = 60.0,
-    edge_slowdown: Annotated[
-        float, typer.Option(min=0.001, help="How many times slower the device is than this machine (declared).")
-    ] = 8.0,
-    rtt_ms: Annotated[float, typer.Option(min=0.0, help="Round trip of the link in milliseconds.")] = 10.0,
-    from_mbit: Annotated[float, typer.Option(min=0.001, help="Slowest link to plan for, Mbit/s.")] = 0.1,
-    to_mbit: Annotated[float, typer.Option(min=0.001, help="Fastest link to plan for, Mbit/s.")] = 1000.0,
-    precision: Annotated[
-        Precision, typer.Option(help="auto: INT8 where it holds, else fp32; int8: INT8 or refuse.")
-    ] = Precision.AUTO,
-    bound: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Loss of accuracy, agreement or cosine that is acceptable.")
-    ] = 0.01,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of the head, as on the device.")] = 1,
-    tail_threads: Annotated[int, typer.Option(min=1, help="Threads of the tail, as at the gateway.")] = 1,
-    calibration: Annotated[
-        Path | None, typer.Option(metavar="DATA.npz", help="One array per input, first axis = samples.")
-    ] = None,
-    labels: Annotated[
-        str | None, typer.Option(metavar="KEY", help="Array of DATA.npz that holds the labels (default: labels or y).")
-    ] = None,
-    label_offset: Annotated[int, typer.Option(help="Added to every label, for models with a class in front.")] = 0,
-    inputs: Annotated[
-        list[str] | None,
-        typer.Option("--input", metavar="NAME,KEY=VALUE...", help="An image input and its pre-processing."),
+    auto: Annotated[bool, typer.Option("--auto", help="Solve for every bandwidth and keep the cuts that win.")] = False,
+    planned: Annotated[
+        Path | None, typer.Option("--plan", metavar="PLAN.json", help="Build the cuts of a plan (`partitioner plan`).")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
-    keep_best: Annotated[bool, typer.Option("--keep-best", help="Keep the best cut even if it never wins.")] = False,
     as_json: Json = False,
 ) -> None:
     """Cut MODEL into head and tail, prove that they answer like the whole, and write a bundle."""
-    if bool(cut) == auto:
-        raise typer.BadParameter("give either --cut TENSOR[,...] or --auto")
-    if not (math.isfinite(edge_slowdown) and math.isfinite(rtt_ms)):
-        raise typer.BadParameter("--edge-slowdown and --rtt-ms must be finite numbers")
-    if not from_mbit < to_mbit < math.inf:
-        raise typer.BadParameter("--from-mbit must be below --to-mbit")
-    if labels is not None and calibration is None:
-        raise typer.BadParameter("--labels needs --calibration DATA.npz")
+    if bool(cut) + auto + (planned is not None) != 1:
+        raise typer.BadParameter("give one of --cut TENSOR[,...], --auto and --plan PLAN.json")
     with _guarded():
-        from partitioner.build import Order, build
+        from partitioner.build import build
+        from partitioner.plans import to_build
         from partitioner.report import Bar, Silent, print_built
-        from protocol.plan import PlanConditions
 
-        order = Order(
-            model=model,
-            target=output,
-            cuts=tuple(tuple(names.split(",")) for names in cut or ()),
-            budget_s=budget_s,
-            edge_slowdown=edge_slowdown,
-            scope=PlanConditions(rtt_ms / 1e3, slowest_mbit=from_mbit, fastest_mbit=to_mbit),
-            precision=precision.value,
-            bound=bound,
-            threads=threads,
-            tail_threads=tail_threads,
-            calibration=calibration,
-            labels=labels,
-            label_offset=label_offset,
-            inputs=tuple(inputs or ()),
-            force=force,
-            keep_best=keep_best,
-        )
+        order = replace(flags.order(model, output), force=force)
+        if planned is None:
+            order = replace(order, cuts=tuple(tuple(names.split(",")) for names in cut or ()))
+        else:
+            document = to_build(planned)
+            order = replace(order, cuts=document.cuts, source_digest=document.source_digest)
         if as_json:
             built = build(order, Silent())
-            _print_json(
-                {
-                    "bundle": str(built.target),
-                    "digest": built.digest,
-                    "manifest": built.manifest,
-                    "measured": built.measured,
-                }
-            )
+            _print_json({"bundle": str(built.target), "digest": built.digest, "manifest": built.manifest})
         else:
             with Bar() as bar:
                 built = build(order, bar)
-            if calibration is None:
-                print(
-                    "no --calibration given: inputs are random, so accuracy is agreement with the full model",
-                    file=sys.stderr,
-                )
+            _warn_of_random_inputs(flags)
             print_built(built, _console())
 
 
@@ -249,6 +220,67 @@ def simulate(
             _print_json(seen)
         else:
             print_simulated(seen, _console())
+
+
+@app.command()
+def profile(
+    model: ModelPath,
+    role: Annotated[Role, typer.Option(help="edge: heads are measured; cloud: tails, and how they take batches.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The profile (JSON), or the kit.")],
+    kit: Annotated[
+        bool,
+        typer.Option("--kit", help="Measure nothing but write a folder for `edge-agent profile`."),
+    ] = False,
+    budget_s: Annotated[
+        float, typer.Option(min=0.0, help="Seconds for timing; kernels and memory come on top.")
+    ] = 60.0,
+    threads: Annotated[int, typer.Option(min=1, help="Intra-op threads, as in service.")] = 1,
+    int8: Annotated[bool, typer.Option("--int8", help="Heads in INT8 as well (role edge).")] = False,
+    memory: Annotated[bool, typer.Option(help="Measure peak memory, in fresh processes.")] = True,
+    calibration: Annotated[
+        Path | None, typer.Option(metavar="DATA.npz", help="Samples to run on (default: random).")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure MODEL on this machine: whole, and cut at a few places from which all others are predicted."""
+    if int8 and role is not Role.EDGE:
+        raise typer.BadParameter("--int8 is for heads: use --role edge")
+    with _guarded():
+        from partitioner import kit as kits
+        from partitioner import profile as profiling
+        from partitioner.report import Bar, Silent
+
+        order = profiling.ProfileOrder(
+            model=model,
+            role=role.value,
+            budget_s=budget_s,
+            threads=threads,
+            precisions=("fp32", "int8") if int8 else ("fp32",),
+            calibration=calibration,
+            memory=memory,
+        )
+        with contextlib.nullcontext(Silent()) if as_json else Bar() as reporter:
+            if kit:
+                exported = kits.export(order, output, reporter)
+                summary = (
+                    f"{output}: {len(exported.manifest.segments)} segments; run `edge-agent profile {output} -o FILE`"
+                )
+                document: object = exported.manifest
+            else:
+                made = profiling.profile(order, reporter)
+                profiling.write(output, made)
+                summary, document = f"{output}: {profiling.describe(made)}", made
+        if as_json:
+            _print_json(document)
+        else:
+            print(summary)
+
+
+def _warn_of_random_inputs(flags: PlanFlags) -> None:
+    if flags.calibration is None:
+        print(
+            "no --calibration given: inputs are random, so accuracy is agreement with the full model", file=sys.stderr
+        )
 
 
 @contextmanager

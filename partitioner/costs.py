@@ -7,10 +7,13 @@ from contextlib import ExitStack
 from functools import partial
 from typing import NamedTuple
 
+import msgspec
+
 from partitioner.assemble import Segment, Workshop
 from partitioner.codings import Coding
 from partitioner.ends import Ends
 from partitioner.measure import interleaved_medians
+from protocol import sensors
 from protocol.engines.ort import OrtEngine
 from protocol.latency import PlacementCost
 
@@ -19,7 +22,7 @@ EDGE_ONLY = "edge-only"
 
 
 class Seconds(NamedTuple):
-    """Median seconds of one placement's two graphs on this machine; 0 where there is none."""
+    """Median seconds of one placement's two graphs; 0 where there is none."""
 
     head_s: float
     tail_s: float
@@ -60,8 +63,8 @@ def costs_of(
 ) -> Families:
     """The cost of every line of the plan: full-cloud, the segments, edge-only.
 
-    Edge compute and encoding are multiplied by `slowdown`, the declared factor by which the device is slower than this
-    machine.
+    `seconds` are those of the machines that are planned for; encoding was measured here and is the device's work too,
+    so it is multiplied by `slowdown`, the factor by which the device is slower than this machine.
     """
     costs: Families = {FULL_CLOUD: {}}
     for variant in ends.full_variants:
@@ -72,13 +75,34 @@ def costs_of(
             id_of(name, v.rung): _remote(seconds[name], v.coding, segment.down_nbytes, slowdown)
             for v in segment.variants
         }
-    return costs | {EDGE_ONLY: {EDGE_ONLY: PlacementCost(edge_s=seconds[EDGE_ONLY].head_s * slowdown)}}
+    return costs | {EDGE_ONLY: {EDGE_ONLY: PlacementCost(edge_s=seconds[EDGE_ONLY].head_s)}}
+
+
+def with_memory(shop: Workshop, ends: Ends, segments: Mapping[str, Segment], costs: Families) -> Families:
+    """The same costs with the peak memory of either side, each graph measured in a process of its own."""
+    feed = shop.samples.feed(shop.samples.held_out[0])
+    peaks = {
+        FULL_CLOUD: (0, sensors.peak_memory_nbytes(ends.full, feed, threads=shop.tail_threads)),
+        EDGE_ONLY: (sensors.peak_memory_nbytes(ends.edge, feed, threads=shop.threads), 0),
+    }
+    for name, segment in segments.items():
+        with OrtEngine(segment.head, label=f"{name}/head", threads=shop.threads) as head:
+            made = head.infer(feed)
+        peaks[name] = (
+            sensors.peak_memory_nbytes(segment.head, feed, threads=shop.threads),
+            sensors.peak_memory_nbytes(segment.tail, {n: made[n] for n in segment.cut}, threads=shop.tail_threads),
+        )
+    return {n: {id_: _occupying(c, *peaks[n]) for id_, c in family.items()} for n, family in costs.items()}
+
+
+def _occupying(cost: PlacementCost, edge_nbytes: int | None, cloud_nbytes: int | None) -> PlacementCost:
+    return msgspec.structs.replace(cost, edge_memory_nbytes=edge_nbytes, cloud_memory_nbytes=cloud_nbytes)
 
 
 def _remote(seconds: Seconds, coding: Coding, down_nbytes: int, slowdown: float) -> PlacementCost:
     return PlacementCost(
-        edge_s=seconds.head_s * slowdown,
-        encode_s=coding.encode_s * slowdown,  # encoding is the device's work too
+        edge_s=seconds.head_s,
+        encode_s=coding.encode_s * slowdown,
         up_nbytes=coding.nbytes,
         decode_s=coding.decode_s,
         tail_s=seconds.tail_s,

@@ -22,7 +22,7 @@ from protocol.messages import PlacementKind
 
 if TYPE_CHECKING:
     from partitioner.build import Order
-    from partitioner.explore import Findings
+    from partitioner.choose import Findings
 
 FULL, EDGE = "full.onnx", "edge.onnx"
 _VERSIONS = ("numpy", "onnx", "onnx-ir", "isthmus")
@@ -38,7 +38,7 @@ def compose(order: Order, shop: Workshop, ends: Ends, findings: Findings) -> tup
     placements = [_full_entry(shop, ends, v, entries, costs) for v in ends.full_variants]
     for name, segment in segments.items():
         placements += [_cut_entry(name, segment, v, entries, costs) for v in segment.variants]
-    placements = [p for p in placements if p.id in costs] + [_edge_entry(ends, costs)]
+    placements = [p for p in (*placements, _edge_entry(ends, costs)) if p.id in costs]  # some break a constraint
     manifest = Manifest(
         schema_version=bundle.SCHEMA_VERSION,
         model=ModelInfo(
@@ -52,7 +52,7 @@ def compose(order: Order, shop: Workshop, ends: Ends, findings: Findings) -> tup
         files=entries,
         placements=tuple(placements),
         conditions=_conditions(order, shop),
-        plan=tuple((s.id, s.from_mbit, s.to_mbit) for s in select.plan(costs, order.scope)),
+        plan=tuple((s.id, s.from_mbit, s.to_mbit) for s in select.plan(costs, order.search.scope)),
         notes=(*shop.model.notes, *_data_notes(shop), *findings.notes),
         measured=findings.measured,
     )
@@ -120,7 +120,7 @@ def _edge_entry(ends: Ends, costs: Mapping[str, PlacementCost]) -> PlacementEntr
         boundary=(),
         head_outputs=(),
         batch=None,
-        cost=costs[EDGE_ONLY],
+        cost=costs.get(EDGE_ONLY, PlacementCost()),
         certificate=ends.edge_certificate,
         notes=ends.edge_notes,
     )
@@ -129,10 +129,10 @@ def _edge_entry(ends: Ends, costs: Mapping[str, PlacementCost]) -> PlacementEntr
 def _conditions(order: Order, shop: Workshop) -> Conditions:
     return Conditions(
         machine=f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
-        edge_slowdown=order.edge_slowdown,
+        edge_slowdown=order.search.machines.slowdown,
         threads=order.threads,
         tail_threads=order.tail_threads,
-        rtt_s=order.scope.rtt_s,
+        rtt_s=order.search.scope.rtt_s,
         precision_asked=order.precision,
         versions={
             "python": platform.python_version(),

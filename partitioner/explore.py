@@ -1,33 +1,34 @@
-"""--auto: solve for every cut that can be best, build and measure those, correct the costs, solve again until stable.
+"""Which cuts to build: solve exactly, build and measure what can be best, correct the costs, solve again until stable.
 
-sizes       every tensor coded under every rung          (sizes.py)
-clock       seconds of every step on either side          (clock.py), corrected by what is measured
-solve       exact: all placements optimal at some bandwidth, per rung      (parametric.py)
-assemble    split, quantise, prove, judge each rung       (assemble.py); what loses too much is not asked again
-keep        by measured costs, side by side               (select.py)
+    sizes       every tensor coded under every rung          (sizes.py)
+    clock       seconds of every step on either side         (clock.py), corrected by what is measured
+    solve       exact: all placements optimal at some bandwidth, per rung, within the constraints   (budgets.py)
+    assemble    split, quantise, prove, judge each rung      (assemble.py); what loses too much is not asked again
+
+`Explorer` holds what does not depend on the link and the device, so that several situations may share it.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
-from partitioner import select
 from partitioner.assemble import Segment, Workshop, assemble
-from partitioner.clock import Clock
-from partitioner.costs import EDGE_ONLY, FULL_CLOUD, Families, Seconds, costs_of, time_graphs
+from partitioner.budgets import Setting, plans_within
+from partitioner.clock import Clock, Machines
+from partitioner.constraints import Conflict, Constraints
+from partitioner.costs import Families, Seconds, costs_of
 from partitioner.cuts import separate
 from partitioner.ends import Ends
-from partitioner.parametric import enumerate_plans
-from partitioner.problem import Side, problem_of
+from partitioner.parametric import Plans
+from partitioner.problem import Problem, Side, problem_of
 from partitioner.sizes import Sizes, measure_sizes, milder
 from partitioner.topology import Topology
-from protocol.bundle import Measured
+from protocol.bench import Reporter
 from protocol.errors import AccuracyRefusedError, EngineError, InputError, ModelError
-from protocol.latency import PlacementCost
 from protocol.plan import PlanConditions, seconds_per_byte
+from protocol.tensors import DTYPES
 
 MAX_ROUNDS = 6
 MAX_CUTS = 16
@@ -35,230 +36,187 @@ MAX_CUTS = 16
 Cut = tuple[str, ...]
 
 
-class Reporter(Protocol):
-    """Hears what is going on; never asked anything."""
+@dataclass(frozen=True)
+class Power:
+    """Declared energy of the device: while it computes, in watts, and for a byte on the radio, in joules."""
 
-    def stage(self, text: str) -> None: ...
-    def progress(self, done: int, total: int) -> None: ...
+    compute_w: float = 0.0
+    radio_j_per_byte: float = 0.0
+
+    @property
+    def is_known(self) -> bool:
+        return self.compute_w > 0 or self.radio_j_per_byte > 0
 
 
 @dataclass(frozen=True)
 class Search:
-    """What the search may use: seconds, the declared slow-down of the device, where placements compete."""
+    """What the search may use (seconds, cuts), for which machines and links, and what every placement must keep."""
 
-    budget_s: float
-    slowdown: float
-    scope: PlanConditions
+    machines: Machines = Machines()
+    scope: PlanConditions = PlanConditions(rtt_s=0.010)
+    constraints: Constraints = Constraints()
+    power: Power = Power()
+    budget_s: float = 60.0
+    max_cuts: int = MAX_CUTS
+    memory: bool = True  # measure peaks, each in a process of its own
     keep_best: bool = False
 
 
-@dataclass(frozen=True)
-class Findings:
-    """The segments to keep by family, in order of depth; what their lines and those of the two ends cost, timed side by
-    side, by placement id; every cut that was measured; and what is to be told about it.
-    """
-
-    kept: dict[str, Segment]
-    costs: dict[str, PlacementCost]
-    measured: tuple[Measured, ...]
-    notes: tuple[str, ...]
-
-
 @dataclass
-class _Found:
-    """What the rounds gather, by cut."""
+class Explorer:
+    """Everything that was built and measured, by cut; `problems` says why a cut could not be built."""
 
+    shop: Workshop
+    ends: Ends
+    sizes: Sizes
+    clock: Clock
     segments: dict[Cut, Segment] = field(default_factory=dict)
     seconds: dict[Cut, Seconds] = field(default_factory=dict)
     problems: dict[Cut, str] = field(default_factory=dict)
     rounds: int = 0
     min_cuts: int = 0
+    gap: float = 0.0
     stable: bool = False
 
-    @property
-    def tried(self) -> int:
-        return len(self.segments) + len(self.problems)
+    @classmethod
+    def open(cls, shop: Workshop, ends: Ends, machines: Machines, reporter: Reporter) -> Explorer:
+        """Measure what every situation shares: the size of every tensor under every rung, and the whole model."""
+        reporter.stage("coding every tensor under every rung")
+        sizes = measure_sizes(shop, reporter.progress)
+        return cls(shop, ends, sizes, Clock(shop, ends, machines, reporter))
+
+    def run(self, search: Search, reporter: Reporter, *, until: float) -> None:
+        """Solve and measure in turn until nothing new can win, `until` (monotonic seconds) or the cuts run out.
+
+        Raises InputError when the constraints contradict each other.
+        """
+        self.stable, budget = False, search.max_cuts + len(self.segments) + len(self.problems)
+        for number in range(1, MAX_ROUNDS + 1):
+            self.rounds += 1
+            reporter.stage(f"round {number}: solving for every bandwidth")
+            fresh = [c for c in self._wanted(search) if c not in self.segments and c not in self.problems]
+            if not fresh:
+                self.stable = True
+                return
+            for done, cut in enumerate(fresh):
+                tried = len(self.segments) + len(self.problems)
+                if tried >= budget or (time.monotonic() > until and self.segments):
+                    return
+                reporter.stage(f"round {number}: measuring {', '.join(cut)}")
+                reporter.progress(done, len(fresh))
+                self._try(cut)
+
+    def costs(self) -> Families:
+        """Every line that was measured, each cut under its tensors joined with commas."""
+        segments = {",".join(cut): segment for cut, segment in self.segments.items()}
+        seconds = self.clock.whole() | {",".join(cut): s for cut, s in self.seconds.items()}
+        return costs_of(self.ends, segments, seconds, slowdown=self.clock.slowdown)
+
+    def share(self, cut: Cut) -> float:
+        """Of the estimated compute, how much the head does."""
+        topology = self.shop.model.topology
+        return sum(topology.work[i] for i in _steps_before(topology, cut)) / (sum(topology.work) or 1.0)
+
+    def _wanted(self, search: Search) -> list[Cut]:
+        wanted = self._solve(search, {})
+        if not wanted and not self.segments:  # nothing can win, but by how much does the nearest one lose?
+            wanted = self._solve(search, _ends_apart(self.shop.model.topology))
+        return wanted
+
+    def _solve(self, search: Search, pinned: Mapping[str, Side]) -> list[Cut]:
+        """The cuts of all placements that are optimal at some bandwidth of the scope, under some rung."""
+        scope, inputs = search.scope, set(self.shop.model.topology.inputs)
+        problems = {rung: self._problem(rung, search, pinned) for rung in self.sizes}
+        solved = plans_within(
+            problems,
+            search.constraints,
+            x_lo=seconds_per_byte(scope.fastest_mbit),
+            x_hi=seconds_per_byte(scope.slowest_mbit),
+            setting=self._setting(scope),
+        )
+        if isinstance(solved, Conflict):
+            if pinned:
+                return []
+            raise InputError(str(solved), "loosen one of them")
+        self.min_cuts += solved.min_cuts
+        self.gap = max(self.gap, solved.gap)
+        return [cut for cut in _by_rank(solved) if cut and not set(cut) <= inputs]
+
+    def _setting(self, scope: PlanConditions) -> Setting:
+        bound = self.shop.yardstick.bound  # what ships keeps it: a rung that does not is taken out of the sizes
+        return Setting(
+            rtt_s=scope.rtt_s,
+            queue_s=scope.queue_s,
+            up_over_down=scope.up_over_down,
+            accuracy=dict.fromkeys(self.sizes, bound),
+        )
+
+    def _problem(self, rung: str, search: Search, pinned: Mapping[str, Side]) -> Problem:
+        topology, factor = self.shop.model.topology, self.clock.slowdown * search.scope.edge_factor
+        edge_s = [s * search.scope.edge_factor for s in self.clock.edge_s()]
+        load = search.scope.cloud_factor / (1.0 - search.scope.cloud_load)
+        power = search.power
+        return problem_of(
+            topology,
+            edge_s=edge_s,
+            cloud_s=[s * load for s in self.clock.cloud_s()],
+            sizes={n: s._replace(encode_s=s.encode_s * factor) for n, s in self.sizes[rung].items()},
+            memory_nbytes=weights_nbytes(topology),
+            energy_j=[s * power.compute_w for s in edge_s],
+            pinned=pinned,
+            radio_j_per_byte=power.radio_j_per_byte,
+        )
+
+    def _try(self, cut: Cut) -> None:
+        """Build and time one cut; what it shows about time and accuracy corrects the next round."""
+        try:
+            segment = assemble(self.shop, cut)
+            seconds = self.clock.time({"cut": segment})["cut"]
+        except (ModelError, EngineError, AccuracyRefusedError) as error:
+            self.problems[cut] = error.fact
+            for tensors in self.sizes.values():
+                for name in cut:
+                    tensors.pop(name, None)  # it never crosses again: the solver finds what is best without it
+            return
+        self.segments[cut], self.seconds[cut] = segment, seconds
+        self.clock.learn(segment, seconds)
+        kept = {variant.rung for variant in segment.variants}
+        for rung in self.sizes:
+            if rung and rung not in kept:
+                for name in cut:
+                    self.sizes[rung][name] = self.sizes[milder(self.sizes, rung)][name]
 
 
-def explore(shop: Workshop, ends: Ends, search: Search, reporter: Reporter) -> Findings:
-    """Measure the cuts that can be best while the budget lasts (always one round) and choose among them."""
-    started = time.monotonic()
-    reporter.stage("coding every tensor under every rung")
-    sizes = measure_sizes(shop, reporter.progress)
-    reporter.stage("timing the whole model")
-    clock = Clock(shop, time_graphs(shop, ends, {}))
-    found = _rounds(shop, ends, clock, sizes, search, reporter, until=started + search.budget_s)
-    notes = [_summary(found, time.monotonic() - started, search)]
-    notes += [f"cut {', '.join(cut)} left out: {why}" for cut, why in found.problems.items()]
-    if not found.segments:
-        why = "every cut failed" if found.problems else "no cut is best at any bandwidth"
-        costs = costs_of(ends, {}, clock.whole, slowdown=search.slowdown)
-        return findings({}, costs, (), (*notes, f"do not split: {why}"), search.scope)
-    return _choose(shop, ends, clock, found, search, notes, reporter)
-
-
-def _rounds(
-    shop: Workshop, ends: Ends, clock: Clock, sizes: Sizes, search: Search, reporter: Reporter, *, until: float
-) -> _Found:
-    found = _Found()
-    while found.rounds < MAX_ROUNDS and not found.stable:
-        found.rounds += 1
-        reporter.stage(f"round {found.rounds}: solving for every bandwidth")
-        best = _solve(shop, clock, sizes, search, found)
-        if not best and not found.tried:  # nothing can win, but by how much does the nearest one lose?
-            best = _solve(shop, clock, sizes, search, found, pinned=_ends_apart(shop.model.topology))
-        fresh = [cut for cut in best if cut not in found.segments and cut not in found.problems]
-        found.stable = not fresh
-        for done, cut in enumerate(fresh[: MAX_CUTS - found.tried]):
-            if time.monotonic() > until and found.segments:
-                return found
-            reporter.stage(f"round {found.rounds}: measuring {', '.join(cut)}")
-            reporter.progress(done, len(fresh))
-            _try(shop, ends, cut, clock, sizes, found)
-        if found.tried >= MAX_CUTS:
-            break
+def weights_nbytes(topology: Topology) -> list[int]:
+    """Bytes of the constants that each step reads; a constant that several read counts for the first."""
+    seen: set[str] = set()
+    found = []
+    for step in topology.steps:
+        fresh = [n for n in dict.fromkeys(step.inputs) if n not in topology.live and n not in seen]
+        seen.update(fresh)
+        found.append(sum(_nbytes(topology, name) for name in fresh))
     return found
 
 
-def _solve(
-    shop: Workshop,
-    clock: Clock,
-    sizes: Sizes,
-    search: Search,
-    found: _Found,
-    pinned: Mapping[str, Side] | None = None,
-) -> list[Cut]:
-    """The cuts of all placements that are optimal at some bandwidth of the scope, under some rung."""
-    topology, scope = shop.model.topology, search.scope
-    problems = {
-        rung: problem_of(
-            topology,
-            edge_s=[s * search.slowdown for s in clock.edge_s],
-            cloud_s=clock.cloud_s,
-            sizes={n: s._replace(encode_s=s.encode_s * search.slowdown) for n, s in tensors.items()},
-            pinned=pinned,
-        )
-        for rung, tensors in sizes.items()
-    }
-    x_lo, x_hi = seconds_per_byte(scope.fastest_mbit), seconds_per_byte(scope.slowest_mbit)
-    try:
-        solved = enumerate_plans(problems, x_lo=x_lo, x_hi=x_hi, up_over_down=scope.up_over_down, rtt_s=scope.rtt_s)
-    except InputError:  # nothing can cross between what is pinned
-        return []
-    found.min_cuts += solved.min_cuts
+def _nbytes(topology: Topology, name: str) -> int:
+    info = topology.tensors.get(name)
+    if info is None or info.elements is None or info.dtype is None:
+        return 0
+    return info.elements * DTYPES[info.dtype].itemsize
+
+
+def _steps_before(topology: Topology, cut: Cut) -> frozenset[int]:
+    return separate(topology, cut).head_steps
+
+
+def _by_rank(solved: Plans) -> Sequence[Cut]:
+    """Distinct crossings: what wins when all rungs compete first, since the budget may end."""
     on_top = {s.plan for s in solved.stretches}
-    order = sorted(range(len(solved.plans)), key=lambda i: i not in on_top)  # what wins overall is measured first
-    crossings = (solved.plans[i].solution.crossing for i in order)
-    return [cut for cut in dict.fromkeys(crossings) if cut and not set(cut) <= set(topology.inputs)]
+    order = sorted(range(len(solved.plans)), key=lambda i: i not in on_top)
+    return list(dict.fromkeys(solved.plans[i].solution.crossing for i in order))
 
 
 def _ends_apart(topology: Topology) -> dict[str, Side]:
     """The first step on the device and the last one at the gateway, so that every placement is a cut."""
     placed = [i for i in topology.live_steps if i not in topology.recomputed]
     return {topology.steps[placed[0]].name: "edge", topology.steps[placed[-1]].name: "cloud"} if placed else {}
-
-
-def _try(shop: Workshop, ends: Ends, cut: Cut, clock: Clock, sizes: Sizes, found: _Found) -> None:
-    """Assemble and time one cut; what it shows about time and accuracy corrects the next round."""
-    try:
-        segment = assemble(shop, cut)
-        seconds = clock.compare(time_graphs(shop, ends, {"cut": segment}))["cut"]
-    except (ModelError, EngineError, AccuracyRefusedError) as error:
-        found.problems[cut] = error.fact
-        for tensors in sizes.values():
-            for name in cut:
-                tensors.pop(name, None)  # it never crosses again: the solver finds what is best without it
-        return
-    found.segments[cut], found.seconds[cut] = segment, seconds
-    clock.observe(separate(shop.model.topology, cut), seconds)
-    kept = {variant.rung for variant in segment.variants}
-    for rung in sizes:
-        if rung and rung not in kept:
-            for name in cut:
-                sizes[rung][name] = sizes[milder(sizes, rung)][name]
-
-
-def _choose(
-    shop: Workshop, ends: Ends, clock: Clock, found: _Found, search: Search, notes: list[str], reporter: Reporter
-) -> Findings:
-    """Time the finalists side by side, keep those that win somewhere, and say what became of all others."""
-    reporter.stage("timing the finalists side by side")
-    segments = {",".join(cut): segment for cut, segment in found.segments.items()}
-    seconds = clock.whole | {",".join(cut): s for cut, s in found.seconds.items()}
-    rough = costs_of(ends, segments, seconds, slowdown=search.slowdown)
-    at_ends, families = _apart(rough)
-    last = {n: segments[n] for n in select.finalists(at_ends, families, search.scope)}
-    costs = costs_of(ends, last, time_graphs(shop, ends, last), slowdown=search.slowdown)
-    at_ends, families = _apart(costs)
-    kept, why = _keep(at_ends, families, search)
-    share = {n: _share(shop, segment.cut) for n, segment in segments.items()}
-    ids = {n: f"cut-{i}" for i, n in enumerate(sorted(kept, key=lambda n: share[n]), 1)}
-    final = {FULL_CLOUD: costs[FULL_CLOUD]}
-    final |= {ids[n]: {id_.replace(n, ids[n], 1): cost for id_, cost in costs[n].items()} for n in ids}
-    final[EDGE_ONLY] = costs[EDGE_ONLY]
-    measured = tuple(
-        Measured(segments[n].cut, share[n], segments[n].precision, v.rung, (rough | costs)[n][id_], ids.get(n, ""))
-        for n in sorted(segments, key=lambda n: share[n])
-        for v, id_ in zip(segments[n].variants, rough[n], strict=True)
-    )
-    return findings({ids[n]: segments[n] for n in ids}, final, measured, (*notes, *why), search.scope)
-
-
-def findings(
-    kept: dict[str, Segment],
-    costs: Families,
-    measured: tuple[Measured, ...],
-    notes: tuple[str, ...],
-    scope: PlanConditions,
-) -> Findings:
-    """What is kept; of each family the lossless coding, and those that are its best somewhere."""
-    flat: dict[str, PlacementCost] = {}
-    for name, family in costs.items():
-        useful = select.useful(family, scope)
-        flat |= {id_: cost for id_, cost in family.items() if id_ in useful or id_ == name}
-    return Findings(kept, flat, measured, notes)
-
-
-def _apart(costs: Families) -> tuple[dict[str, PlacementCost], Families]:
-    """The lines of both ends together, and those of the cuts by family."""
-    cuts = {name: family for name, family in costs.items() if name not in (FULL_CLOUD, EDGE_ONLY)}
-    return costs[FULL_CLOUD] | costs[EDGE_ONLY], cuts
-
-
-def _share(shop: Workshop, cut: Cut) -> float:
-    """Of the estimated compute, how much the head does."""
-    topology = shop.model.topology
-    done = sum(topology.work[i] for i in separate(topology, cut).head_steps)
-    return done / (sum(topology.work) or 1.0)
-
-
-def _keep(
-    ends: Mapping[str, PlacementCost], families: Families, search: Search
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The cuts to keep, and what is to be said about the others."""
-    kept = select.keep(ends, families, search.scope)
-    if kept.dropped:
-        return kept.cuts, (f"{len(kept.dropped)} more cuts win somewhere but gain less: {'; '.join(kept.dropped)}",)
-    if kept.cuts:
-        return kept.cuts, ()
-    note, best = do_not_split(ends, families, search.scope)
-    return ((best,) if search.keep_best else ()), (note,)
-
-
-def do_not_split(ends: Mapping[str, PlacementCost], families: Families, scope: PlanConditions) -> tuple[str, str]:
-    """The explained answer when no cut wins, and the cut that came nearest."""
-    winners = " or ".join(dict.fromkeys(s.id for s in select.plan(ends, scope)))
-    best, ratio = select.closest(ends, families, scope)
-    note = (
-        f"do not split: from {scope.slowest_mbit:g} to {scope.fastest_mbit:g} Mbit/s {winners} is always faster; "
-        f"the nearest cut, {best}, takes {ratio:.2f} times as long at best"
-    )
-    return note, best
-
-
-def _summary(found: _Found, elapsed_s: float, search: Search) -> str:
-    end = "stable" if found.stable else "stopped before it was stable"
-    return (
-        f"solved exactly {found.rounds} times ({found.min_cuts} min-cuts), measured {found.tried} cuts, {end}; "
-        f"{elapsed_s:.0f} s of {search.budget_s:.0f} s"
-    )

@@ -91,7 +91,7 @@ def gain(there: Family, family: Family, scope: PlanConditions) -> float:
     more = [line(c, scope) for c in family.values()]
     savings = []
     for x in grid(scope):
-        before = min(one.at(x) for one in lines)
+        before = min((one.at(x) for one in lines), default=math.inf)
         savings.append(max(0.0, 1.0 - min(one.at(x) for one in more) / before) if before > 0 else 0.0)
     return sum(savings) / len(savings)
 
@@ -106,7 +106,7 @@ def closest(ends: Family, families: Mapping[str, Family], scope: PlanConditions)
 def _ratios(ends: Family, families: Mapping[str, Family], scope: PlanConditions) -> dict[str, float]:
     """For each cut the least ratio, over all bandwidths, of its latency to the better end's."""
     lines = [line(c, scope) for c in ends.values()]
-    floor = {x: max(min(one.at(x) for one in lines), 1e-12) for x in grid(scope)}
+    floor = {x: max(min((one.at(x) for one in lines), default=math.inf), 1e-12) for x in grid(scope)}
     return {
         name: min(line(cost, scope).at(x) / best for cost in family.values() for x, best in floor.items())
         for name, family in families.items()

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from partitioner.explain import Explanation
+from partitioner.plans import PlanDocument
 from partitioner.replay import Reaction, Run, Simulated
 from partitioner.sentences import sentences
 
@@ -44,6 +45,47 @@ def print_simulated(seen: Simulated, console: Console) -> None:
     )
     for reaction in seen.reactions:
         console.print(_reaction(reaction), highlight=False, markup=False)
+
+
+def print_plan(made: PlanDocument, console: Console) -> None:
+    """The stretches with their exact switching bandwidths, every row, the front if one was asked for, and the notes."""
+    table = Table(title=f"{made.model}: who is best where", title_justify="left")
+    table.add_column("placement", overflow="fold")
+    for heading in ("from Mbit/s", "down to"):
+        table.add_column(heading, justify="right")
+    for stretch in made.table.stretches:
+        table.add_row(stretch.id, f"{stretch.from_mbit:.4g}", f"{stretch.to_mbit:.4g}")
+    console.print(table)
+    console.print(_rows_of_plan(made))
+    if made.front is not None:
+        what = ", ".join(made.front.objectives)
+        console.print(f"no other beats these in {what} at {made.front.mbit:g} Mbit/s: {', '.join(made.front.rows)}")
+    for note in made.notes:
+        console.print(f"note: {note}", highlight=False, markup=False)
+
+
+def _rows_of_plan(made: PlanDocument) -> Table:
+    table = Table(title="every placement, measured", title_justify="left")
+    table.add_column("placement", overflow="fold")
+    for heading in ("device ms", "bytes up", "cloud ms", "device MB", "cloud MB", "J", "metric"):
+        table.add_column(heading, justify="right")
+    for row in made.table.rows:
+        c = row.cost
+        table.add_row(
+            row.id,
+            f"{(c.edge_s + c.encode_s) * 1e3:.2f}",
+            f"{c.up_nbytes:,.0f}",
+            f"{(c.decode_s + c.tail_s) * 1e3:.2f}",
+            _or_dash(c.edge_memory_nbytes, 1e-6, ".1f"),
+            _or_dash(c.cloud_memory_nbytes, 1e-6, ".1f"),
+            _or_dash(c.energy_j, 1.0, ".3g"),
+            _or_dash(row.attributes.get("accuracy"), 1.0, ".4f"),
+        )
+    return table
+
+
+def _or_dash(value: float | None, factor: float, form: str) -> str:
+    return "-" if value is None else format(value * factor, form)
 
 
 def _runs(seen: Simulated) -> Table:

@@ -13,6 +13,7 @@ import pytest
 
 from cloud_gateway.gateway import Gateway, GatewayConfig
 from partitioner.build import Order, build
+from partitioner.explore import Search
 from partitioner.report import Silent
 from protocol.engines.ort import OrtEngine
 from tests import models
@@ -39,7 +40,7 @@ def toy_bundle(toy_model: Path, toy_samples: npt.NDArray[Any]) -> Path:
         target=toy_model.parent / "bundle",
         cuts=(("r1",), ("r3",)),
         calibration=data,
-        edge_slowdown=1.0,
+        search=Search(memory=False),
         bound=0.2,
     )
     return build(order, Silent()).target
@@ -61,7 +62,7 @@ def wide_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         net.add("MatMul", [f"h{layer}" if layer else "x", net.weight(f"w{layer}", inputs, outputs)], f"h{layer + 1}")
     model = net.model({"x": (onnx.TensorProto.FLOAT, ["N", 64])}, {"h4": ["N", 10]})
     path = models.write(model, folder)
-    order = Order(model=path, target=folder / "bundle", cuts=(("h1",),), precision="fp32", edge_slowdown=1.0, bound=0.5)
+    order = Order(model=path, target=folder / "bundle", cuts=(("h1",),), precision="fp32", search=Search(memory=False), bound=0.5)
     return build(order, Silent()).target
 
 

@@ -17,6 +17,8 @@ from partitioner import build as building
 from partitioner import write as writing
 from partitioner.boundary import Codes, decodes_first, emit_codes, take_codes
 from partitioner.build import Built, Order, build
+from partitioner.clock import Machines
+from partitioner.explore import Search
 from partitioner.model import load, serialise
 from partitioner.recheck import recheck
 from partitioner.report import Silent
@@ -28,13 +30,13 @@ from protocol.messages import PlacementKind
 from protocol.plan import PlanConditions
 from tests import models
 
-BUDGET_S = 1.0
+SEARCH = Search(Machines(slowdown=8.0, budget_s=1.0), budget_s=1.0, memory=False)
 
 
 def order(folder: Path, maker: Any = models.residual, **changes: Any) -> Order:
     """An order for a toy with its calibration data in `folder`."""
     np.savez(folder / "data.npz", x=models.image_samples(24))
-    base = Order(models.write(maker(), folder), folder / "bundle", calibration=folder / "data.npz", budget_s=BUDGET_S)
+    base = Order(models.write(maker(), folder), folder / "bundle", calibration=folder / "data.npz", search=SEARCH)
     return replace(base, **changes)
 
 
@@ -230,7 +232,7 @@ def test_without_data_the_bundle_says_that_inputs_were_random(tmp_path: Path) ->
 
 def test_auto_says_what_it_measured_and_whether_to_split(tmp_path: Path) -> None:
     result = built(tmp_path)
-    assert result.measured
+    assert result.manifest.measured
     assert any(n.startswith("solved exactly ") for n in result.manifest.notes)
     cuts = [p for p in result.manifest.placements if p.kind == PlacementKind.CUT]
     assert len(cuts) <= 3
@@ -239,7 +241,9 @@ def test_auto_says_what_it_measured_and_whether_to_split(tmp_path: Path) -> None
 
 def test_auto_keeps_a_losing_cut_only_when_asked(tmp_path: Path) -> None:
     # The device is as fast as this machine and the round trip takes a second: nothing but edge-only can win.
-    manifest = built(tmp_path, keep_best=True, edge_slowdown=1.0, scope=PlanConditions(1.0)).manifest
+    manifest = built(
+        tmp_path, search=replace(SEARCH, keep_best=True, machines=Machines(budget_s=1.0), scope=PlanConditions(1.0))
+    ).manifest
     assert [p.kind for p in manifest.placements].count(PlacementKind.CUT) == 1
     assert [s[0] for s in manifest.plan] == ["edge-only"]
     assert any(n.startswith("do not split") for n in manifest.notes)
@@ -247,7 +251,9 @@ def test_auto_keeps_a_losing_cut_only_when_asked(tmp_path: Path) -> None:
 
 def test_a_slow_device_makes_a_cut_win(tmp_path: Path) -> None:
     # 3,072 input bytes against 40 for the answer: with a device 500 times slower only early cuts or full-cloud can win.
-    manifest = built(tmp_path, edge_slowdown=500.0, scope=PlanConditions(0.0)).manifest
+    manifest = built(
+        tmp_path, search=replace(SEARCH, machines=Machines(slowdown=500.0, budget_s=1.0), scope=PlanConditions(0.0))
+    ).manifest
     assert manifest.plan[0][0] == "full-cloud"
 
 

@@ -55,7 +55,7 @@ def test_json_is_one_document_on_stdout(folder: Path) -> None:
     document = json.loads(result.stdout)
     assert result.stderr == ""
     assert document["manifest"]["placements"][0]["id"] == "full-cloud"
-    assert len({tuple(m["cut"]) for m in document["measured"]}) == 1
+    assert len({tuple(m["cut"]) for m in document["manifest"]["measured"]}) == 1
     seen = json.loads(run("verify", folder / "bundle", "--data", folder / "data.npz", "--json").stdout)
     assert seen["files"] >= 2
     assert len(json.loads(run("inspect", folder / "model.onnx", "--json").stdout)["cuts"]) > 5

@@ -14,12 +14,12 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from partitioner import external, preprocess, weights
+from partitioner import external, large_weights, preprocess
 from partitioner.dense import densify
 from partitioner.inputs import InputSpec
+from partitioner.large_weights import serialise as serialise  # the door through which every room takes it
 from partitioner.preprocess import MIN_OPSET
 from partitioner.topology import RANDOM_OPS, Step, TensorInfo, Topology
-from partitioner.weights import serialise as serialise  # the door through which every room takes it
 from partitioner.wiring import check_wiring
 from protocol.bundle import sha256
 from protocol.engines.ort import OrtEngine
@@ -53,12 +53,12 @@ class LoadedModel:
 
 
 def load(
-    path: Path, *, inputs: Sequence[InputSpec] = (), most_inline_nbytes: int = weights.MOST_INLINE_NBYTES
+    path: Path, *, inputs: Sequence[InputSpec] = (), most_inline_nbytes: int = large_weights.MOST_INLINE_NBYTES
 ) -> LoadedModel:
     """Read and normalise the ONNX file at `path`; declared `inputs` take uint8 images, prepared by the graph itself.
 
     External data is read from plain files beside the model only (see `external`); a model whose weights together exceed
-    `most_inline_nbytes` keeps the large ones beside the graph (see `weights`).
+    `most_inline_nbytes` keeps the large ones beside the graph (see `large_weights`).
 
     Raises InputError when it cannot be read and ModelError when it is no ONNX model, is damaged, names files that are
     not its own, uses what ONNX Runtime refuses, or has no inputs as declared.
@@ -67,9 +67,9 @@ def load(
     proto = _parse(source, path)
     contents = external.read_external(proto, path)
     digest = external.digest_of(sha256(source), contents)
-    large = weights.set_aside(proto, contents, most_inline_nbytes=most_inline_nbytes)
+    large = large_weights.set_aside(proto, contents, most_inline_nbytes=most_inline_nbytes)
     if contents or large:
-        source = weights.with_weights(proto, large)
+        source = large_weights.with_weights(proto, large)
     del contents  # gigabytes, perhaps
     notes = _mend(proto, path)
     _check(proto, path)
@@ -79,7 +79,7 @@ def load(
     ahead = serialise(preprocess.front(normal, inputs)) if inputs else None
     # Inference comes after inlining too: what was inside a function has no types before.
     graph = ir.from_proto(_infer_shapes(ir.to_proto(preprocess.compile_input(normal, inputs))))
-    weights.bring_back(graph, large)
+    large_weights.bring_back(graph, large)
     data = serialise(graph)
     with OrtEngineOrRefusal(data, path) as engine:
         takes, outputs = engine.inputs, engine.outputs

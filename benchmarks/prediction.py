@@ -11,19 +11,15 @@ import random
 import statistics
 import tempfile
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.light_models import NAMES, write_light
 from benchmarks.results import Options, Result
-from partitioner import data
 from partitioner.anchors import Estimate, Predictor
 from partitioner.cuts import prefix_candidates, separate
-from partitioner.model import load
-from partitioner.observe import observed_topology
-from partitioner.profile import ProfileOrder, Survey
-from partitioner.report import Silent
+from partitioner.profile import ProfileOrder, Survey, load_for
+from protocol.bench import Silent
 from protocol.profile import Role, Side
 
 ROOT = Path(__file__).parents[1]
@@ -78,9 +74,7 @@ def find(name: str, folder: Path) -> Path | None:
 
 def check(path: Path, budget_s: float, *, held_out: int = HELD_OUT) -> tuple[list[Checked], list[float], int]:
     """Held-out segments, relative differences of those measured twice (in per cent), and the number of anchors."""
-    model = load(path)
-    samples = data.random(model.inputs)
-    model = replace(model, topology=observed_topology(model, samples))
+    model, samples = load_for(ProfileOrder(path, "edge"), Silent())
     topology = model.topology
     checked: list[Checked] = []
     twice: list[float] = []

@@ -134,6 +134,27 @@ def infer(
         raise RefusedError(outcome)
 
 
+@app.command()
+def profile(
+    kit: Annotated[Path, typer.Argument(help="A kit of `partitioner profile --kit`.", show_default=False)],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Where to write the profile (JSON).")],
+    threads: Threads = 1,
+    budget_s: Annotated[float, typer.Option(min=0, help="Seconds for timing; kernels and memory come on top.")] = 60.0,
+    memory: Annotated[bool, typer.Option(help="Measure peak memory, in fresh processes.")] = True,
+    json: Annotated[bool, typer.Option("--json", help="Print the profile too, as one JSON line.")] = False,
+) -> None:
+    """Measure the segments of KIT on this device, for `partitioner` to plan with."""
+    from edge_agent import profiling
+    from protocol.kit import KitRun
+
+    made = profiling.profile(kit, output, KitRun(budget_s=budget_s, threads=threads, memory=memory))
+    if json:
+        print_json(made)
+    else:
+        whole = made.anchors[0].time
+        print(f"{output}: {made.model} takes {whole.median_s * 1e3:.3f} ms here; {len(made.anchors) - 1} segments")
+
+
 class _Runner:
     """Keeps up to `concurrency` requests in flight and prints each outcome, in the order of submission."""
 

@@ -44,6 +44,16 @@ class Reporter(Protocol):
 _Key = tuple[tuple[str, ...], Side, str]  # cut, side, precision
 
 
+class Silent:
+    """Says nothing."""
+
+    def stage(self, text: str) -> None:
+        pass
+
+    def progress(self, done: int, total: int) -> None:
+        pass
+
+
 class Job(NamedTuple):
     """One segment to measure. `load` gives its serialised graph and what it runs on, whenever it is visited.
 
@@ -76,7 +86,7 @@ class Bench:
         self._jobs: dict[_Key, Job] = {}
         self._seen: dict[_Key, Ratios] = defaultdict(Ratios)
         self._peaks: dict[_Key, int | None] = {}
-        self._batches: dict[_Key, dict[int, float]] = {}
+        self._batches: dict[_Key, tuple[tuple[int, float], ...]] = {}
 
     def __enter__(self) -> Self:
         self._whole.activate()
@@ -134,9 +144,9 @@ class Bench:
     def anchors(self) -> tuple[Anchor, ...]:
         """Everything measured so far, the whole model first."""
         key: _Key = ((), "whole", "fp32")
-        first = Anchor((), "whole", "fp32", self.whole, self._peaks.get(key), self._batches.get(key, {}))
+        first = Anchor((), "whole", "fp32", self.whole, self._peaks.get(key), self._batches.get(key, ()))
         measured = [
-            Anchor(k[0], k[1], k[2], s.timing(self.whole.median_s), self._peaks.get(k), self._batches.get(k, {}))
+            Anchor(k[0], k[1], k[2], s.timing(self.whole.median_s), self._peaks.get(k), self._batches.get(k, ()))
             for k, s in self._seen.items()
         ]
         return (first, *measured)
@@ -164,7 +174,7 @@ class Bench:
             ratios = self._seen[_key(job)]
             visit(lambda: engine.infer(feed), self._run_whole, ratios, self._paces, threads=self.threads, rounds=rounds)
 
-    def _curve(self, job: Job) -> dict[int, float]:
+    def _curve(self, job: Job) -> tuple[tuple[int, float], ...]:
         data, feed = job.load()
         clock = clock_for(self.threads)
         with OrtEngine(data, label=str(job), threads=self.threads) as engine:
@@ -174,13 +184,13 @@ class Bench:
                 for batch in BATCHES:
                     engine.infer(feeds[batch])
             except EngineError:  # a Reshape with the batch baked in, for example
-                return {}
+                return ()
             for _ in range(ROUNDS):
                 for batch in BATCHES:
                     times[batch].append(timed(lambda b=batch: engine.infer(feeds[b]), clock))  # type: ignore[misc]
         one = statistics.median(times[1])
         at_one = self.whole.median_s if not job.cut else self.timing(job).median_s
-        return {batch: statistics.median(seen) / one * at_one for batch, seen in times.items()}
+        return tuple((batch, statistics.median(seen) / one * at_one) for batch, seen in times.items())
 
 
 def tile(feed: Tensors, axes: dict[str, int], batch: int) -> dict[str, Array]:

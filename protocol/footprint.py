@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from protocol.engines.ort import OrtEngine
+from protocol.graphs import Graph
 
 _RUNS = 2  # the first run allocates what later ones reuse
 
@@ -29,9 +30,11 @@ def main(folder: Path, threads: int) -> int:
     """Peak bytes of loading and running FOLDER/model.onnx on FOLDER/feed.npz, above what importing took."""
     names = json.loads((folder / "names.json").read_text(encoding="utf-8"))
     with np.load(folder / "feed.npz", allow_pickle=False) as archive:
-        feed = {name: archive[f"a{i}"] for i, name in enumerate(names)}
+        feed = {name: archive[f"a{i}"] for i, name in enumerate(names["feed"])}
     before = high_water_nbytes()
-    with OrtEngine((folder / "model.onnx").read_bytes(), label="footprint", threads=threads) as engine:
+    external = {name: (folder / name).read_bytes() for name in names["external"]}
+    model = (folder / "model.onnx").read_bytes()
+    with OrtEngine(Graph(model, external) if external else model, label="footprint", threads=threads) as engine:
         for _ in range(_RUNS):
             engine.infer(feed)
     return max(high_water_nbytes() - before, 0)

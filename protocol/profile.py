@@ -60,7 +60,7 @@ class Timing(msgspec.Struct, frozen=True):
 
 
 class Anchor(msgspec.Struct, frozen=True):
-    """One measured segment. `batches` are seconds of one run by batch size, empty where it was not shown to batch.
+    """One measured segment. `batches` are pairs of batch size and seconds of one run; none unless shown to batch.
 
     `peak_memory_nbytes` is the peak of a fresh process that loads and runs the segment, above one that only imports the
     engine; None where it was not measured.
@@ -71,7 +71,7 @@ class Anchor(msgspec.Struct, frozen=True):
     precision: str
     time: Timing
     peak_memory_nbytes: int | None = None
-    batches: dict[int, float] = {}
+    batches: tuple[tuple[int, float], ...] = ()
 
 
 class StepCost(msgspec.Struct, frozen=True):

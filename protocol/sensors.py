@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from protocol.engines.ort import version
+from protocol.graphs import external_of
 from protocol.profile import Machine
 from protocol.tensors import Tensors
 
@@ -68,18 +69,29 @@ def peak_memory_nbytes(model: bytes, feed: Tensors, *, threads: int) -> int | No
 
     The serialised graph is part of it, as it is in the agent. None where the platform does not tell.
     """
-    with tempfile.TemporaryDirectory(prefix="isthmus-") as folder:
-        (Path(folder) / "model.onnx").write_bytes(model)
-        arrays: dict[str, Any] = {f"a{i}": array for i, array in enumerate(feed.values())}
-        np.savez(Path(folder) / "feed.npz", **arrays)
-        (Path(folder) / "names.json").write_text(json.dumps(list(feed)), encoding="utf-8")
-        command = [sys.executable, "-m", "protocol.footprint", folder, str(threads)]
+    with tempfile.TemporaryDirectory(prefix="isthmus-") as name:
+        folder = Path(name)
+        _lay_out(folder, model, feed)
+        command = [sys.executable, "-m", "protocol.footprint", name, str(threads)]
         root = Path(__file__).parents[1]  # `-m` finds us from there, installed or not
         try:
             done = subprocess.run(command, cwd=root, capture_output=True, timeout=_FOOTPRINT_LIMIT_S, check=True)
             return int(done.stdout)
         except (subprocess.SubprocessError, OSError, ValueError):
             return None
+
+
+def _lay_out(folder: Path, model: bytes, feed: Tensors) -> None:
+    """model.onnx and the weights beside it; the arrays as a0, a1, ... with their names (which may hold anything)."""
+    external = external_of(model)
+    (folder / "model.onnx").write_bytes(model)
+    for name, content in external.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+    arrays: dict[str, Any] = {f"a{i}": array for i, array in enumerate(feed.values())}
+    np.savez(folder / "feed.npz", **arrays)
+    listed = {"feed": list(feed), "external": list(external)}
+    (folder / "names.json").write_text(json.dumps(listed), encoding="utf-8")
 
 
 # ---- energy ----------------------------------------------------------------------------------------------------------

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rich.console import Console
 from rich.table import Table
 
 from partitioner.explain import Explanation
-from partitioner.plans import PlanDocument
 from partitioner.replay import Reaction, Run, Simulated
 from partitioner.sentences import sentences
+
+if TYPE_CHECKING:  # `explain` and `simulate` answer without the workbench's heavy libraries
+    from partitioner.plans import PlanDocument
 
 MOST_ROWS = 20
 

@@ -232,7 +232,6 @@ def _before_softmax(proto: onnx.ModelProto, path: Path) -> Path:
         node = made_by.get(output.name)
         if node is not None and node.op_type == "Softmax":
             output.name = node.input[0]
-            output.type.tensor_type.ClearField("shape")
     path.write_bytes(proto.SerializeToString())
     return path
 

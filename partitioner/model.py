@@ -29,6 +29,7 @@ from protocol.tensors import DTYPES, TensorSpec
 
 TARGET_OPSET = 17  # the version converter was exact up to here (measured)
 MOST_FILE_NBYTES = (1 << 31) - 1  # of one protocol buffer
+MAX_IR_VERSION = 10  # newer ones changed nothing that a runtime reads, and runtimes refuse what they do not know
 MIN_IR_VERSION = 8  # from 4 on initializers need not be inputs; 8 is what opset 17 shipped with
 
 
@@ -215,7 +216,7 @@ def _normalise(proto: onnx.ModelProto) -> ir.Model:
         passes.NameFixPass(),
     ):
         model = step(model).model
-    model.ir_version = max(model.ir_version, MIN_IR_VERSION)
+    model.ir_version = min(max(model.ir_version, MIN_IR_VERSION), MAX_IR_VERSION)
     return model
 
 

@@ -7,9 +7,11 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 from protocol.bundle import MANIFEST, MANIFEST_DIGEST, Manifest, encode_manifest, sha256
 from protocol.errors import InputError
+from protocol.graphs import external_of
 
 
 def check_target(target: Path, *, force: bool) -> None:
@@ -24,6 +26,15 @@ def check_target(target: Path, *, force: bool) -> None:
     is_bundle = target.is_dir() and not target.is_symlink() and (target / MANIFEST).is_file()
     if not is_bundle:
         raise InputError(f"{target} exists and is no bundle, so --force does not replace it", "choose another place")
+
+
+def with_weights(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The files of a bundle and, where some are graphs with large weights, the files that hold these, each once.
+
+    The manifest lists and hashes all of them.
+    """
+    weights = {name: content for data in files.values() for name, content in external_of(data).items()}
+    return {**files, **cast("dict[str, bytes]", weights)}
 
 
 def write_bundle(target: Path, manifest: Manifest, files: Mapping[str, bytes], *, force: bool) -> str:

@@ -14,7 +14,7 @@ outliers          a channel 10,000 times larger than the others: eight bits cann
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +60,8 @@ class Net:
 
     def model(
         self,
-        inputs: dict[str, tuple[int, Sequence[Any]]],
-        outputs: dict[str, Sequence[Any]],
+        inputs: Mapping[str, tuple[int, Sequence[Any]]],
+        outputs: Mapping[str, Sequence[Any]],
         *,
         opset: int = OPSET,
         ir_version: int = IR_VERSION,

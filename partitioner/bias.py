@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from partitioner.model import serialise
+from partitioner.rounding import constant, initializer
 from partitioner.split import clone
 from protocol.engines.ort import OrtEngine
 from protocol.tensors import Array, Tensors
@@ -68,7 +69,7 @@ def _differences(model: ir.Model, weights: Mapping[str, Array]) -> tuple[ir.Mode
     copy = clone(model)
     outputs: dict[str, ir.Value] = {}
     for node in list(copy.graph):
-        exact = _constant(node.inputs[1]) if len(node.inputs) > 1 else None
+        exact = constant(node.inputs[1]) if len(node.inputs) > 1 else None
         quantised = weights.get(node.name or "")
         if exact is None or quantised is None or exact.shape != quantised.shape:
             continue
@@ -86,7 +87,7 @@ def _differences(model: ir.Model, weights: Mapping[str, Array]) -> tuple[ir.Mode
 
 def _shift_bias(model: ir.Model, node: ir.Node, shift: Array) -> None:
     bias = node.inputs[2] if len(node.inputs) > 2 else None
-    exact = np.zeros(len(shift), np.float32) if bias is None else _constant(bias)
+    exact = np.zeros(len(shift), np.float32) if bias is None else constant(bias)
     scale = node.attributes.get_float("beta", 1.0) if node.op_type == "Gemm" and bias is not None else 1.0
     if exact is None or exact.shape != shift.shape or not scale:
         return  # a computed or broadcast bias: left as it is
@@ -99,12 +100,12 @@ def _shift_bias(model: ir.Model, node: ir.Node, shift: Array) -> None:
 
 
 def _constants(dequantise: ir.Node) -> bool:
-    return all(v is None or _constant(v) is not None for v in dequantise.inputs)
+    return all(v is None or constant(v) is not None for v in dequantise.inputs)
 
 
 def _dequantise(node: ir.Node) -> Array:
-    codes, scale = (np.asarray(_constant(v), np.float32) for v in node.inputs[:2])
-    zero = _constant(node.inputs[2]) if len(node.inputs) > 2 else None
+    codes, scale = (np.asarray(constant(v), np.float32) for v in node.inputs[:2])
+    zero = constant(node.inputs[2]) if len(node.inputs) > 2 else None
     zero = np.zeros(1, np.float32) if zero is None else zero.astype(np.float32)
     if scale.size > 1:
         sides = [1] * codes.ndim
@@ -112,17 +113,3 @@ def _dequantise(node: ir.Node) -> Array:
         scale, zero = scale.reshape(sides), np.broadcast_to(zero, scale.shape).reshape(sides)
     weights: Array = (codes - zero.astype(np.float32)) * scale
     return weights
-
-
-def _constant(value: ir.Value | None) -> Array | None:
-    return None if value is None or value.const_value is None else value.const_value.numpy()
-
-
-def initializer(model: ir.Model, name: str, array: Array) -> ir.Value:
-    """A new constant of the graph, with the array's own element type."""
-    array = np.ascontiguousarray(array)
-    value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
-    value.dtype = ir.DataType.from_numpy(array.dtype)
-    value.shape = ir.Shape(array.shape)
-    model.graph.register_initializer(value)
-    return value

@@ -24,7 +24,9 @@ from partitioner.measure import interleaved_medians
 from partitioner.model import LoadedModel, serialise
 from partitioner.observe import Ranges
 from partitioner.quantise import quantise
-from partitioner.recipes import MAX_RATIO, Layer, Recipe, RecipeResult, Refusal, Score, distinct, restrict, search
+from partitioner.recipe_search import MAX_RATIO, search
+from partitioner.recipes import Layer, Recipe, RecipeResult, Refusal, Score, distinct, restrict
+from partitioner.rounding import rounded
 from partitioner.sensitivity import layers_of, own_noise
 from partitioner.verify import Outputs, Yardstick
 from protocol.engines.ort import OrtEngine
@@ -102,7 +104,7 @@ class ModelKitchen:
         """By how much the recipe's weights shift the mean of each product's output channels, by node name."""
         key = recipe.weights
         if key not in self._shifts:
-            weights = dequantised_weights(quantise(self.model.graph, self._extremes, key))
+            weights = dequantised_weights(rounded(self.model.graph, key, self._extremes))
             feeds = self._samples.feeds(self._samples.calibration[:SHIFT_SAMPLES])
             self._shifts[key] = mean_shifts(self.model.graph, weights, feeds, threads=verify.JUDGING_THREADS)
         return self._shifts[key]

@@ -21,9 +21,10 @@ from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
-from partitioner.bias import corrected, initializer
+from partitioner.bias import corrected
 from partitioner.observe import Ranges
 from partitioner.recipes import DEFAULT, HEAVY, Recipe
+from partitioner.rounding import initializer, rounded
 from protocol.errors import ModelError
 from protocol.tensors import Array
 
@@ -47,10 +48,12 @@ def quantise(
     left = _left_float(model, ranges, recipe)
     if not any(n.op_type in HEAVY and n.name not in left for n in model.graph):
         raise ModelError("it holds no convolution or matrix product that may become eight bits", "it stays fp32")
-    exact = corrected(model, shifts or {}, left)
+    prepared = corrected(model, shifts or {}, left)
+    if recipe.weight_type == "int8":
+        prepared = rounded(prepared, recipe, ranges, left)
     try:
         with _quiet():
-            quantised = _quantiser(onnx.shape_inference.infer_shapes(ir.to_proto(exact)), ranges, recipe, left)
+            quantised = _quantiser(onnx.shape_inference.infer_shapes(ir.to_proto(prepared)), ranges, recipe, left)
     except Exception as error:  # the quantiser raises bare ValueError, KeyError, RuntimeError and others
         raise ModelError(
             f"the quantiser failed ({type(error).__name__}: {str(error)[:200]})", "it stays fp32"

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from partitioner.calibration import Histogram, sqnr_db
 from partitioner.recipes import HEAVY, Layer
+from partitioner.rounding import channel_axis
 from partitioner.split import values_of
 from partitioner.topology import Topology
 from protocol.tensors import Array
@@ -56,26 +57,14 @@ def _product_db(
         if value is None or name not in values:
             continue
         if value.const_value is not None:
-            powers.append(_weight_noise(value.const_value.numpy(), _channel_axis(node, place) if per_channel else None))
+            powers.append(
+                _weight_noise(value.const_value.numpy(), channel_axis(node) if per_channel and place else None)
+            )
         elif name in histograms:
             histogram = histograms[name]
             powers.append(10.0 ** (-sqnr_db(histogram, histogram.low, histogram.high) / 10.0))
     total = sum(powers)
     return -10.0 * math.log10(total) if total > 0.0 else math.inf
-
-
-def _channel_axis(node: ir.Node, place: int) -> int | None:
-    """The axis of a constant operand that counts output channels."""
-    if place != 1:
-        return None
-    if node.op_type == "Conv":
-        return 0
-    if node.op_type == "ConvTranspose":
-        return 1
-    if node.op_type == "Gemm":
-        transposed = node.attributes.get("transB")
-        return 0 if transposed is not None and transposed.as_int() else 1
-    return -1
 
 
 def _weight_noise(weight: Array, axis: int | None) -> float:

@@ -32,7 +32,7 @@ from protocol.errors import InputError
 from protocol.latency import PlacementCost, adjusted, bottleneck_s, latency_s
 
 _NANO = 1e9
-_BISECTIONS = 24
+_BISECTIONS = 20  # to a millionth
 Floats = npt.NDArray[np.float64]
 
 

@@ -31,6 +31,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
 from partitioner.network import Arcs, Bools, Network, Tally
+from protocol.errors import InvariantViolation
 
 _LEVEL_BITS = 29  # an antiparallel pair of arcs then stays below 2**31 together
 _INT64_BITS = 62
@@ -135,6 +136,8 @@ class _Residual:
             coarse = np.where(self._left > self._bound, (self._bound >> shift) + 1, self._left >> shift)
             graph = self._csr(coarse.astype(np.int32))
             flow = maximum_flow(graph, self._nodes - 2, self._nodes - 1, method="dinic").flow
+            if len(flow.data) != len(coarse):
+                raise InvariantViolation("scipy changed the arcs of a graph in which every arc has its reverse")
             self._left = self._left - (flow.data.astype(self._left.dtype) << shift)
             if shift == 0:
                 return

@@ -13,7 +13,7 @@ from partitioner.network import Network
 from partitioner.problem import Flow, Problem, Unit, evaluate
 from tests.problems import NS, placements, random_problem
 
-PROBLEMS = 240
+PROBLEMS = 200
 
 
 def mask(network: Network, on_edge: frozenset[int]) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
@@ -92,7 +92,7 @@ def knapsack(count: int) -> tuple[Network, list[Budget]]:
 
 
 def test_when_the_min_cuts_are_spent_the_gap_says_how_good_the_answer_is() -> None:
-    network, budgets = knapsack(40)
+    network, budgets = knapsack(20)
     cost = combine(network.ns, network.nbytes, Fraction(1))
     hasty = minimise(network, cost, budgets, max_min_cuts=6)
     patient = minimise(network, cost, budgets)

@@ -15,7 +15,7 @@ from protocol.errors import InputError
 from protocol.latency import PlacementCost, adjusted, bottleneck_s, latency_s, line_of
 from tests.problems import NS, placements, random_problem
 
-PROBLEMS = 90
+PROBLEMS = 60
 RTT_S = 20 * NS
 
 
@@ -81,8 +81,8 @@ def test_plans_within_constraints_equal_brute_force(chunk: int) -> None:
                 mine = line_of(plan.cost, rtt_s=setting.rtt_s).at(float(x))
                 assert mine == pytest.approx(min(line.at(float(x)) for line in lines), rel=1e-9), f"seed {seed}"
         plans += 1
-    assert plans > 10
-    assert conflicts > 2
+    assert plans > 5
+    assert conflicts > 1
 
 
 def check_conflict(found: Conflict, constraints: Constraints, solutions: list[Solution], setting: Setting) -> None:

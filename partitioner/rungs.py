@@ -16,18 +16,20 @@ import numpy as np
 
 from protocol.bundle import Levels
 from protocol.errors import InputError
-from protocol.levels import MOST_LEVELS
 from protocol.tensors import Array
 
-# Signal over quantisation noise of the rungs, in decibels: 22 loses nothing on the networks measured, 12 about 1 %.
-LADDER_DB = (22.0, 17.0, 14.0, 12.0, 10.0)
-_SLOPES = np.geomspace(1e-5, 3.0, 80)  # of distortion over bits, as shares of the codes' variance
+# Bits an element, a factor of 1.35 apart. Where they stop being acceptable is a matter of the tensor (0.5 to 3 bits on
+# the networks measured), so every ladder reaches further down than most tensors bear.
+LADDER_BITS = (3.0, 2.2, 1.6, 1.2, 0.9, 0.7, 0.5)
+_SLOPES = np.geomspace(1e-5, 3.0, 60)  # of distortion over bits, as shares of the codes' variance
+_LEVEL_BITS = 12.0  # what a level costs a message: its value, and its place in the Huffman code
 
 
 class Rung(NamedTuple):
     """One way over the wire: `codec` and `levels` go into `BoundaryTensor`.
 
-    `bits` (entropy an element) and `snr_db` are what the calibration codes promise; what ships is measured.
+    `bits` (entropy an element) and `snr_db` are what the calibration codes promise; what ships is measured. On
+    the wire neighbours are coded jointly, and planes of unequal density unequally: mostly less than `bits`.
     """
 
     name: str
@@ -54,29 +56,27 @@ def outer_share(codes: Sequence[Array]) -> float:
     return float((counts[0] + counts[255]) / counts.sum())
 
 
-def design(codes: Sequence[Array], *, ladder_db: Sequence[float] = LADDER_DB) -> list[Rung]:
-    """A ladder for one tensor from its calibration codes (uint8, any shapes): the exact rung, then one for each ratio.
+def design(codes: Sequence[Array], *, ladder_bits: Sequence[float] = LADDER_BITS) -> list[Rung]:
+    """A ladder for one tensor from its calibration codes (uint8, one array a message): exact first, then fewer bits.
 
-    A rung is the quantiser on the convex hull that reaches its signal-to-noise ratio with the least entropy. The names
-    ("snr14") and their order are the same for every tensor, so that ladders of several tensors descend together; where
-    no 64 levels reach a ratio, the rung bears its name but is exact. Raises InputError without codes.
+    Each rung is the quantiser with the least noise among those whose entropy and levels cost at most so many bits an
+    element. Names ("q1.2") and order are the same for every tensor, so that ladders of several tensors descend
+    together. Raises InputError without codes.
     """
     counts = histogram(codes)
     share = counts / counts.sum()
     variance = _variance(share)
-    drawn = _quantisers(_Cells(share), _SLOPES * max(variance, 1e-9))
-    return [EXACT, *(_rung(drawn, variance, wanted_db) for wanted_db in sorted(ladder_db, reverse=True))]
+    level_bits = _LEVEL_BITS * len(codes) / counts.sum()
+    drawn = _quantisers(_Cells(share, level_bits), _SLOPES * max(variance, 1e-9))
+    drawn.append(_single(share))
+    return [EXACT, *(_rung(drawn, variance, bits, level_bits) for bits in sorted(ladder_bits, reverse=True))]
 
 
-def _rung(drawn: Sequence[_Quantiser], variance: float, wanted_db: float) -> Rung:
-    name = f"snr{wanted_db:g}"
-    noise = variance / 10 ** (wanted_db / 10)
-    fitting = [q for q in drawn if q.noise <= noise and len(q.levels.values) <= MOST_LEVELS]
-    if not fitting:
-        return EXACT._replace(name=name)
-    best = min(fitting, key=lambda q: (q.bits, q.noise))
-    snr_db = float(10 * np.log10(variance / best.noise)) if best.noise > 0.0 else float("inf")
-    return Rung(name, "levels", best.levels, best.bits, snr_db)
+def _rung(drawn: Sequence[_Quantiser], variance: float, bits: float, level_bits: float) -> Rung:
+    fitting = [q for q in drawn if q.bits + level_bits * len(q.levels.values) <= bits] or drawn[-1:]
+    best = min(fitting, key=lambda q: (q.noise, q.bits))
+    snr_db = float(10 * np.log10(variance / best.noise)) if best.noise > 0.0 < variance else float("inf")
+    return Rung(f"q{bits:g}", "levels", best.levels, best.bits, snr_db)
 
 
 class _Quantiser(NamedTuple):
@@ -86,9 +86,10 @@ class _Quantiser(NamedTuple):
 
 
 class _Cells:
-    """For every interval of codes [i, j): its share of squared error and of entropy, and its centroid."""
+    """For every interval of codes [i, j): its share of squared error and of entropy, what it costs to send,
+    and its centroid."""
 
-    def __init__(self, share: Array) -> None:
+    def __init__(self, share: Array, level_bits: float) -> None:
         code = np.arange(256.0)
         mass, first, second = (_interval_sums(share * code**power) for power in (0, 1, 2))
         middle = (np.arange(257)[:, None] + np.arange(257)[None, :] - 1) / 2
@@ -96,6 +97,7 @@ class _Cells:
         self.centroid = np.where(mass > 0, first / some, middle)
         self.noise = np.maximum(second - first**2 / some, 0.0)
         self.bits = np.where(mass > 0, -mass * np.log2(some), 0.0)
+        self.cost = self.bits + level_bits
 
 
 def _interval_sums(values: Array) -> Array:
@@ -110,7 +112,7 @@ def _quantisers(cells: _Cells, slopes: Array) -> list[_Quantiser]:
     best = np.zeros((len(slopes), 257))
     came_from = np.zeros((len(slopes), 257), np.intp)
     for border in range(1, 257):
-        ways = best[:, :border] + cells.noise[:border, border] + slopes[:, None] * cells.bits[:border, border]
+        ways = best[:, :border] + cells.noise[:border, border] + slopes[:, None] * cells.cost[:border, border]
         came_from[:, border] = np.argmin(ways, axis=1)
         best[:, border] = np.min(ways, axis=1)
     return [_read_off(cells, back) for back in came_from]
@@ -125,6 +127,12 @@ def _read_off(cells: _Cells, came_from: Array) -> _Quantiser:
     values = np.clip(np.rint(cells.centroid[starts, ends]), 0, 255).astype(int).tolist()
     levels = Levels(tuple(borders[1:-1]), tuple(values))
     return _Quantiser(levels, float(cells.bits[starts, ends].sum()), float(cells.noise[starts, ends].sum()))
+
+
+def _single(share: Array) -> _Quantiser:
+    """One level for all codes: what fits any budget."""
+    mean = int(np.rint(share @ np.arange(256.0)))
+    return _Quantiser(Levels((), (mean,)), 0.0, float(share @ (np.arange(256.0) - mean) ** 2))
 
 
 def _variance(share: Array) -> float:

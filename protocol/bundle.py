@@ -45,7 +45,7 @@ class FileEntry(msgspec.Struct, frozen=True):
 
 class Levels(msgspec.Struct, frozen=True):
     """How a codec of few levels reads 8-bit codes: level = number of `thresholds` that are <= code, and level i decodes
-    to the code `values[i]`. Ascending, `len(values) == len(thresholds) + 1 <= 64`.
+    to the code `values[i]`. Ascending, `len(values) == len(thresholds) + 1 <= 256`.
     """
 
     thresholds: tuple[int, ...]

@@ -1,6 +1,6 @@
 """The codec "levels": 8-bit codes on fewer levels, several levels to a byte, frequencies coded by zstd.
 
-    payload = form u8, N u8 (1..64), N codes that the levels stand for, body
+    payload = form u8, N - 1 u8, N codes that the levels stand for, body
 
     form 0  every level, packed
     form 1  the same in one zstd frame
@@ -11,7 +11,7 @@
 Packed means: k levels are the digits of one byte, the first the least significant, so that zstd's Huffman code sees
 them jointly and may spend less than a bit on each. The last byte is filled up with level 0.
 
-    base    1..2   3..4   5..16   17..64
+    base    1..2   3..4   5..16   17..256
     k       8      4      2       1
 
 Form 2 is for sparse tensors (ReLU outputs, decorrelated planes): 5-12 % smaller there than form 1. What levels mean
@@ -34,7 +34,7 @@ from protocol.frames import deflate_frequencies, inflate
 from protocol.tensors import Array, TensorHeader
 from protocol.wire import Buffer
 
-MOST_LEVELS = 64
+MOST_LEVELS = 256
 _PACKED, _ZSTD, _SPARSE = 0, 1, 2
 _SPARSE_HEAD = struct.Struct("<BI")
 _FEW = 9  # up to here one comparison per level is faster than a table (measured: 9 levels)
@@ -58,13 +58,13 @@ class LevelCodec:
         by_code, values = _table(levels)
         flat = quantise(array, by_code, levels.thresholds)
         form, body = _body(flat, len(values))
-        return b"".join((bytes((form, len(values))), values, *body))
+        return b"".join((bytes((form, len(values) - 1)), values, *body))
 
     def decode(self, data: Buffer, header: TensorHeader) -> Buffer:
         view = memoryview(data).cast("B")
-        if view.nbytes < 2 or not 1 <= view[1] <= MOST_LEVELS or view.nbytes < 2 + view[1]:
+        if view.nbytes < 2 or view.nbytes < 3 + view[1]:
             raise WireError(f"payload of {view.nbytes} bytes holds no levels", "see docs/wire.md for its beginning")
-        form, count = view[0], view[1]
+        form, count = view[0], view[1] + 1
         values, body = bytes(view[2 : 2 + count]), view[2 + count :]
         elements = header.decoded_nbytes()
         if form == _SPARSE:

@@ -36,7 +36,7 @@ def random_codes(shape: tuple[int, ...], seed: int = 0) -> Array:
 
 @st.composite
 def any_levels(draw: st.DrawFn) -> Levels:
-    thresholds = sorted(draw(st.sets(st.integers(1, 255), max_size=MOST_LEVELS - 1)))
+    thresholds = sorted(draw(st.sets(st.integers(1, 255), max_size=70)))
     values = draw(st.lists(st.integers(0, 255), min_size=len(thresholds) + 1, max_size=len(thresholds) + 1))
     return Levels(tuple(thresholds), tuple(values))
 
@@ -49,7 +49,7 @@ def test_every_code_comes_back_as_what_its_level_stands_for(levels: Levels, shap
     np.testing.assert_array_equal(codecs.decode(header, data), mapped(array, levels), strict=True)
 
 
-@pytest.mark.parametrize("count", range(1, MOST_LEVELS + 1))
+@pytest.mark.parametrize("count", [*range(1, 66), 127, 128, 255, 256])
 def test_every_number_of_levels_survives_a_tensor_larger_than_a_chunk(count: int) -> None:
     array = random_codes((1, 3, 401, 223), count)
     header, data = codecs.encode("t", array, "levels", evenly(count))
@@ -97,7 +97,7 @@ def test_only_codes_take_levels(dtype: str) -> None:
     with pytest.raises(WireError, match="uint8"):
         codecs.encode("t", np.zeros(4, dtype), "levels", evenly(4))
     with pytest.raises(WireError, match="uint8"):
-        codecs.decode(TensorHeader("t", dtype, (4,), "levels", 4), b"\0\1\0\0")
+        codecs.decode(TensorHeader("t", dtype, (4,), "levels", 4), b"\0\0\0\0")
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_only_codes_take_levels(dtype: str) -> None:
         Levels((256,), (1, 2)),
         Levels((10,), (1, 256)),
         Levels((10,), (-1, 2)),
-        Levels(tuple(range(1, 66)), tuple(range(66))),
+        Levels(tuple(range(1, 257)), tuple(range(257))),
     ],
 )
 def test_levels_that_cannot_be_are_refused_by_the_encoder(levels: Levels | None) -> None:
@@ -139,23 +139,23 @@ def refused_peak(header: TensorHeader, data: bytes) -> int:
         b"",
         b"\0",
         b"\0\0",
-        b"\0\x02",
-        b"\0\x02\0",
-        b"\0\x41" + bytes(65 + 16),
+        b"\0\x01",
+        b"\0\x01\0",
+        b"\0\xff" + bytes(255),
         b"\0\xff" + bytes(300),
-        b"\x02\x02\0\xff\0\0",
-        b"\0\x02\0\xff\0",
-        b"\0\x02\0\xff\0\0\0",
-        b"\x01\x02\0\xff",
-        b"\x01\x02\0\xff" + zstd.compress(bytes(3)),
-        b"\x01\x02\0\xff" + zstd.compress(bytes(2)) + b"\0",
-        b"\x02\x01\0" + b"\0\0\0\0\0" + zstd.compress(bytes(2)),
-        b"\x02\x03\0\1\2" + b"\0\0\0",
-        b"\x02\x03\0\1\2" + b"\3\0\0\0\0" + zstd.compress(bytes(2)),
-        b"\x02\x03\0\1\2" + b"\0\x11\0\0\0" + zstd.compress(b"\xff\xff\0\0\0"),
-        b"\x02\x03\0\1\2" + b"\0\1\0\0\0" + zstd.compress(bytes(3)),
-        b"\x02\x03\0\1\2" + b"\0\0\0\0\0" + zstd.compress(b"\x80\0"),
-        b"\x02\x03\0\1\2" + b"\0\xff\xff\xff\xff" + zstd.compress(bytes(2)),
+        b"\x03\x01\0\xff\0\0",
+        b"\0\x01\0\xff\0",
+        b"\0\x01\0\xff\0\0\0",
+        b"\x01\x01\0\xff",
+        b"\x01\x01\0\xff" + zstd.compress(bytes(3)),
+        b"\x01\x01\0\xff" + zstd.compress(bytes(2)) + b"\0",
+        b"\x02\0\0" + b"\0\0\0\0\0" + zstd.compress(bytes(2)),
+        b"\x02\x02\0\1\2" + b"\0\0\0",
+        b"\x02\x02\0\1\2" + b"\3\0\0\0\0" + zstd.compress(bytes(2)),
+        b"\x02\x02\0\1\2" + b"\0\x11\0\0\0" + zstd.compress(b"\xff\xff\0\0\0"),
+        b"\x02\x02\0\1\2" + b"\0\1\0\0\0" + zstd.compress(bytes(3)),
+        b"\x02\x02\0\1\2" + b"\0\0\0\0\0" + zstd.compress(b"\x80\0"),
+        b"\x02\x02\0\1\2" + b"\0\xff\xff\xff\xff" + zstd.compress(bytes(2)),
     ],
 )
 def test_a_payload_that_is_not_sixteen_elements_is_refused(data: bytes) -> None:
@@ -165,11 +165,11 @@ def test_a_payload_that_is_not_sixteen_elements_is_refused(data: bytes) -> None:
 
 def test_a_small_payload_that_claims_a_large_tensor_is_refused_before_it_is_allocated() -> None:
     header = TensorHeader("t", "uint8", (1 << 27,), "levels", 6)
-    assert refused_peak(header, b"\0\x02\0\xff\0\0") < 100_000
+    assert refused_peak(header, b"\0\x01\0\xff\0\0") < 100_000
 
 
 def test_a_bomb_is_refused_before_it_is_opened() -> None:
-    bomb = b"\x01\x02\0\xff" + zstd.compress(bytes(64 * 1024 * 1024))
+    bomb = b"\x01\x01\0\xff" + zstd.compress(bytes(64 * 1024 * 1024))
     assert refused_peak(TensorHeader("t", "uint8", (800,), "levels", len(bomb)), bomb) < 100_000
 
 

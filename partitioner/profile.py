@@ -125,8 +125,8 @@ class Survey:
         if self.order.batches and self.order.role == "cloud":
             self.bench.measure_batches(self.segments.batch_jobs(cuts[2:3] or cuts[:1]), reporter=self._reporter)
         if self.order.memory:
-            some = [*cuts[:FIRST_ANCHORS]]
-            jobs = [self.segments.whole(), *anchor_jobs(self.segments, self.order, some)]
+            wholes = [self.segments.whole(), *whole_jobs(self.segments, self.order)]
+            jobs = [*wholes, *anchor_jobs(self.segments, self.order, cuts[:FIRST_ANCHORS])]
             self.bench.measure_memory(jobs, reporter=self._reporter)
         self._energy = self.bench.energy(reporter=self._reporter)
 

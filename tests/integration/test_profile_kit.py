@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 from typer.testing import CliRunner
 
@@ -21,6 +23,7 @@ from protocol.bench import Silent
 from protocol.bundle import sha256
 from protocol.errors import BundleError, InputError
 from protocol.kit import KIT, KIT_DIGEST, Kit, KitRun, run_kit
+from protocol.sensors import peak_memory_nbytes
 from tests import models
 
 
@@ -43,7 +46,8 @@ def copy(kit: Path, tmp_path: Path) -> Path:
 
 def test_a_profile_predicts_head_and_tail_of_every_cut(model: Path, tmp_path: Path) -> None:
     loaded, _ = load_for(ProfileOrder(model, "edge"), Silent())
-    made = profile(ProfileOrder(model, "edge", budget_s=0.0, precisions=("fp32", "int8"), most_anchors=5), Silent())
+    order = ProfileOrder(model, "edge", budget_s=0.0, precisions=("fp32", "int8"), memory=False, most_anchors=5)
+    made = profile(order, Silent())
     write(tmp_path / "p.json", made)
     assert read(tmp_path / "p.json") == made
     assert made.model_digest == sha256(loaded.data)
@@ -53,7 +57,16 @@ def test_a_profile_predicts_head_and_tail_of_every_cut(model: Path, tmp_path: Pa
     for candidate in prefix_candidates(loaded.topology):
         sides = separate(loaded.topology, candidate.cut)
         assert all(p.head_s(sides).seconds > 0 for p in predictors)
-    assert all(a.peak_memory_nbytes for a in made.anchors if a.precision == "fp32")
+
+
+def test_peak_memory_is_that_of_a_fresh_process(tmp_path: Path) -> None:
+    net = models.Net()
+    net.add("MatMul", ["x", net.weight("w", 2048, 4096)], "y")
+    wide = net.model({"x": (onnx.TensorProto.FLOAT, ["N", 2048])}, {"y": ["N", 4096]}).SerializeToString()
+    ballast = np.ones(50_000_000, np.float32)  # ours, and none of the measured process's business
+    peak = peak_memory_nbytes(wide, {"x": np.ones((1, 2048), np.float32)}, threads=1)
+    assert peak is not None
+    assert 32 << 20 < peak < ballast.nbytes  # 32 MiB of weights
 
 
 def test_a_cloud_profile_knows_how_the_model_takes_batches(model: Path) -> None:
@@ -66,7 +79,8 @@ def test_a_cloud_profile_knows_how_the_model_takes_batches(model: Path) -> None:
 def test_a_kit_is_measured_without_any_graph_library(kit: Path, tmp_path: Path) -> None:
     code = (
         "import sys, pathlib; from protocol.kit import KitRun; from edge_agent.profiling import profile;"
-        f"profile(*map(pathlib.Path, ({str(kit)!r}, {str(tmp_path / 'p.json')!r})), KitRun(budget_s=0.0, memory=False));"
+        f"kit, out = map(pathlib.Path, ({str(kit)!r}, {str(tmp_path / 'p.json')!r}));"
+        "profile(kit, out, KitRun(budget_s=0.0, memory=False));"
         "assert not {'onnx', 'onnx_ir', 'partitioner', 'scipy'} & set(sys.modules), 'a graph library was loaded'"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)

@@ -8,6 +8,7 @@ import pytest
 
 from partitioner.anchors import Estimate, Predictor, choose, plain_steps, refine
 from partitioner.cuts import prefix_candidates, separate
+from partitioner.measure import Sample, interleaved_medians, seconds_of
 from partitioner.topology import Step, TensorInfo, Topology
 from protocol.errors import InputError
 from protocol.profile import Anchor, Machine, Profile, Role, Side, StepCost, Timing
@@ -215,3 +216,26 @@ def test_plain_steps_leave_out_what_depends_on_no_input() -> None:
     steps = (Step("k", "Exp", ("w",), ("v",)), Step("mul", "Mul", ("x", "v"), ("out",)))
     topology = Topology(("x",), ("out",), steps, dict.fromkeys(("x", "w", "v", "out"), FLOAT))
     assert [(s.name, s.inputs) for s in plain_steps(topology)] == [("mul", ("x",))]
+
+
+# ---- plain medians ---------------------------------------------------------------------------------------------------
+
+
+def test_work_of_one_thread_is_timed_by_its_own_clock_which_a_neighbour_cannot_slow() -> None:
+    undisturbed, preempted = Sample(0.010, 0.010, 0.010), Sample(0.030, 0.010, 0.010)
+    assert seconds_of([undisturbed, preempted, preempted]) == [0.010] * 3
+
+
+def test_work_of_several_threads_and_waiting_are_timed_by_the_wall() -> None:
+    assert seconds_of([Sample(0.010, 0.010, 0.020)]) == [0.010]
+    assert seconds_of([Sample(0.010, 0.006, 0.012)] * 3) == [0.010] * 3
+    assert seconds_of([Sample(0.010, 0.001, 0.001)] * 3) == [0.010] * 3
+
+
+def test_works_are_measured_in_turn_and_each_gets_its_median() -> None:
+    turns: list[str] = []
+    long = lambda: turns.append(str(sum(range(20_000))))  # noqa: E731
+    times = interleaved_medians({"short": lambda: turns.append("s"), "long": long})
+    assert times["short"] < times["long"]
+    changes = sum(a != b for a, b in zip(turns, turns[1:], strict=False))
+    assert changes >= 2 * 4  # not one after the other

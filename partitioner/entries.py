@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections.abc import Mapping
@@ -13,9 +14,12 @@ from typing import TYPE_CHECKING
 from partitioner import select
 from partitioner.assemble import Segment, Variant, Workshop
 from partitioner.costs import EDGE_ONLY, FULL_CLOUD, id_of
+from partitioner.eight_bits import RecipeBook
 from partitioner.ends import Ends
+from partitioner.recipes import RecipeResult, by_damage
+from partitioner.write import with_weights
 from protocol import bundle
-from protocol.bundle import Conditions, FileEntry, Manifest, ModelInfo, PlacementEntry
+from protocol.bundle import Conditions, FileEntry, LayerLoss, Manifest, ModelInfo, PlacementEntry, TriedRecipe
 from protocol.engines import ort
 from protocol.latency import PlacementCost
 from protocol.messages import PlacementKind
@@ -34,6 +38,7 @@ def compose(order: Order, shop: Workshop, ends: Ends, findings: Findings) -> tup
     files = {FULL: ends.full, EDGE: ends.edge}
     for name, segment in segments.items():
         files |= {f"{name}/head.onnx": segment.head, f"{name}/tail.onnx": segment.tail}
+    files = with_weights(files)
     entries = {name: FileEntry(bundle.sha256(content), len(content)) for name, content in files.items()}
     placements = [_full_entry(shop, ends, v, entries, costs) for v in ends.full_variants]
     for name, segment in segments.items():
@@ -55,8 +60,41 @@ def compose(order: Order, shop: Workshop, ends: Ends, findings: Findings) -> tup
         plan=tuple((s.id, s.from_mbit, s.to_mbit) for s in select.plan(costs, order.search.scope)),
         notes=(*shop.model.notes, *_data_notes(shop), *findings.notes),
         measured=findings.measured,
+        recipes=_recipes(shop.book),
+        layers=_layers(shop.book),
     )
     return manifest, files
+
+
+def _recipes(book: RecipeBook | None) -> tuple[TriedRecipe, ...]:
+    if book is None:
+        return ()
+    chosen = book.whole.recipe if isinstance(book.whole, RecipeResult) else None
+    return tuple(
+        TriedRecipe(
+            trial.recipe.title,
+            trial.fit.metric if trial.fit else None,
+            trial.holds,
+            trial.ratio,
+            trial.held_out.metric if trial.held_out else None,
+            trial.recipe == chosen,
+            trial.problem,
+        )
+        for trial in book.whole.trials
+    )
+
+
+def _layers(book: RecipeBook | None) -> tuple[LayerLoss, ...]:
+    """What each layer costs, worst first; infinite ratios (nothing lost) are None."""
+    costs = by_damage(book.whole.layers) if book is not None else []
+    return tuple(
+        LayerLoss(c.layer.name, c.layer.op, _finite(c.own_db), _finite(c.outputs_db), c.saved, c.left_float)
+        for c in costs
+    )
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _full_entry(

@@ -38,12 +38,14 @@ class Weight(ir.Tensor[Array]):
 
 
 def set_aside(
-    proto: onnx.ModelProto, contents: Mapping[Place, Array], *, most_inline_nbytes: int = MOST_INLINE_NBYTES
+    proto: onnx.ModelProto, contents: Mapping[Place, Array], most_inline_nbytes: int | None = None
 ) -> dict[str, Weight]:
     """Give external tensors their `contents` and take the large weights out, if all together exceed the limit.
 
     Changes `proto` in place: in the place of each weight there is then an input of its name.
     """
+    if most_inline_nbytes is None:
+        most_inline_nbytes = MOST_INLINE_NBYTES
     total = sum(_nbytes(t) for t in proto.graph.initializer)
     least = min(_LEAST_WEIGHT_NBYTES, most_inline_nbytes)
     large = [t for t in proto.graph.initializer if total > most_inline_nbytes and _can_leave(t, least)]

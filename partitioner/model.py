@@ -53,13 +53,11 @@ class LoadedModel:
     front: bytes | None = None  # declared pre-processing alone: data(image) = source(front(image))
 
 
-def load(
-    path: Path, *, inputs: Sequence[InputSpec] = (), most_inline_nbytes: int = large_weights.MOST_INLINE_NBYTES
-) -> LoadedModel:
+def load(path: Path, *, inputs: Sequence[InputSpec] = (), most_inline_nbytes: int | None = None) -> LoadedModel:
     """Read and normalise the ONNX file at `path`; declared `inputs` take uint8 images, prepared by the graph itself.
 
     External data is read from plain files beside the model only (see `external`); a model whose weights together exceed
-    `most_inline_nbytes` keeps the large ones beside the graph (see `large_weights`).
+    `most_inline_nbytes` (by default MOST_INLINE_NBYTES) keeps the large ones beside the graph (see `large_weights`).
 
     Raises InputError when it cannot be read and ModelError when it is no ONNX model, is damaged, names files that are
     not its own, uses what ONNX Runtime refuses, or has no inputs as declared.
@@ -68,7 +66,7 @@ def load(
     proto = _parse(source, path)
     contents = external.read_external(proto, path)
     digest = external.digest_of(sha256(source), contents)
-    large = large_weights.set_aside(proto, contents, most_inline_nbytes=most_inline_nbytes)
+    large = large_weights.set_aside(proto, contents, most_inline_nbytes)
     if contents or large:
         source = large_weights.with_weights(proto, large)
     del contents  # gigabytes, perhaps

@@ -16,9 +16,15 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks import cuts as cuts_suite
 from benchmarks.control_flow import control_flow
+from cloud_gateway.lanes import LaneTable
+from edge_agent.heads import Heads
 from partitioner import verify
+from partitioner.build import Order, build
 from partitioner.cuts import complete, prefix_candidates, separate
+from partitioner.explore import Search
 from partitioner.model import LoadedModel, load, serialise
+from partitioner.recheck import recheck
+from partitioner.report import Silent
 from partitioner.split import split
 from partitioner.write import with_weights, write_bundle
 from protocol import bundle as bundles
@@ -375,3 +381,30 @@ def written(target: Path, files: dict[str, bytes], model: LoadedModel) -> Bundle
     conditions = bundles.Conditions("here", 1.0, 1, 1, 0.0, "fp32", {}, "0" * 64, 0, "now")
     write_bundle(target, Manifest(bundles.SCHEMA_VERSION, info, entries, (), conditions), files, force=False)
     return Bundle.open(target)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "auto"])
+def test_a_large_model_becomes_a_bundle_that_agent_and_gateway_load(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("partitioner.large_weights.MOST_INLINE_NBYTES", 1000)
+    np.savez(tmp_path / "data.npz", x=models.image_samples(24))
+    order = Order(
+        models.write(models.residual(), tmp_path),
+        tmp_path / "bundle",
+        cuts=(("r3",),),
+        precision=precision,
+        bound=0.5,
+        calibration=tmp_path / "data.npz",
+        search=Search(memory=False),
+    )
+    opened = Bundle.open(build(order, Silent()).target)
+    assert any(name.startswith("weights/") for name in opened.manifest.files)
+    recheck(opened.root, tmp_path / "data.npz")
+    heads = Heads(opened)
+    heads.activate()
+    heads.deactivate()
+    assert heads.failed == {}
+    lanes = LaneTable(threads=1)
+    lanes.load(opened)
+    lanes.deactivate()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -237,5 +238,5 @@ def test_works_are_measured_in_turn_and_each_gets_its_median() -> None:
     long = lambda: turns.append(str(sum(range(20_000))))  # noqa: E731
     times = interleaved_medians({"short": lambda: turns.append("s"), "long": long})
     assert times["short"] < times["long"]
-    changes = sum(a != b for a, b in zip(turns, turns[1:], strict=False))
+    changes = sum(a != b for a, b in itertools.pairwise(turns))
     assert changes >= 2 * 4  # not one after the other

@@ -2,7 +2,8 @@
 
 Law: a held-out cut is measured with an anchor's effort, in the same session, and never shown to the predictor.
 Beside each error stands the machine's own repeatability, the difference when the same cut is measured twice: no
-prediction can be better than that. `--set models=a,b` restricts the run, `--set budget=30` gives seconds for anchors.
+prediction can be better than that. `--set models=a,b` restricts the run, `--set budget=30` gives seconds for anchors,
+`--set held_out=6` measures fewer cuts.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ def run(options: Options) -> list[Result]:
         for name in names:
             path = find(name, Path(folder))
             if path is not None:
-                results += _results(name, *check(path, budget_s, held_out=4 if options.quick else HELD_OUT))
+                held_out = 4 if options.quick else int(options.settings.get("held_out", HELD_OUT))
+                results += _results(name, *check(path, budget_s, held_out=held_out))
     return results
 
 

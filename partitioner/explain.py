@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from protocol.bundle import Manifest, ParityCertificate, PlacementEntry
+from protocol.bundle import Manifest, Measured, ParityCertificate, PlacementEntry
 from protocol.errors import InputError
 from protocol.latency import LinkState, PlacementCost, latency_s
 from protocol.messages import PlacementKind
@@ -105,6 +105,7 @@ class NoSplit(msgspec.Struct, frozen=True):
 
     anywhere: bool
     nearest: str | None
+    crossing: tuple[str, ...]  # its tensors
     against: str
     mbit: float
     ratio: float
@@ -282,16 +283,24 @@ def _no_split(
     costs = _costs(table)
     cuts = {p.id: costs[p.id] for p in manifest.placements if p.kind is PlacementKind.CUT}
     anywhere = not any(s.id in cuts for s in stretches)
-    # A bundle keeps no cut that never wins, but it may remember those that were measured.
-    cuts = cuts or {", ".join(m.cut): under(m.cost, table.conditions) for m in manifest.measured}
+    crossing = {p.id: p.cut for p in manifest.placements}
     if not cuts:
-        return NoSplit(anywhere, None, ranking[0].id, mbit, 1.0, 0.0, None, 0.0, None)
+        # A bundle keeps no cut that never wins, but it remembers those that were measured.
+        cuts = {_named(m): under(m.cost, table.conditions) for m in manifest.measured}
+        crossing = {_named(m): m.cut for m in manifest.measured}
+    if not cuts:
+        return NoSplit(anywhere, None, (), ranking[0].id, mbit, 1.0, 0.0, None, 0.0, None)
     if anywhere:
         mbit = _nearest_mbit(cuts, table)
     link = link_of(mbit, table.conditions.rtt_s)
     nearest = min(cuts, key=lambda id_: latency_s(cuts[id_], link))
     against = min(costs, key=lambda id_: latency_s(costs[id_], link))
-    return _behind(nearest, cuts[nearest], against, costs[against], link, anywhere=anywhere)
+    found = _behind(nearest, cuts[nearest], against, costs[against], link, anywhere=anywhere)
+    return msgspec.structs.replace(found, crossing=crossing[nearest])
+
+
+def _named(seen: Measured) -> str:
+    return ", ".join(seen.cut) + (f" as {seen.rung}" if seen.rung else "")
 
 
 def _nearest_mbit(cuts: Mapping[str, PlacementCost], table: PlanTable) -> float:
@@ -323,6 +332,7 @@ def _behind(
     return NoSplit(
         anywhere=anywhere,
         nearest=nearest,
+        crossing=(),
         against=against,
         mbit=link.uplink_bytes_per_s * 8 / 1e6,
         ratio=total_s / least_s if least_s else math.inf,

@@ -102,10 +102,10 @@ def _no_split(seen: Explanation) -> str | None:
         return f"Do not split: this bundle holds no cut{f' ({remembered})' if remembered else ''}."
     if found.ratio < 1 + SAYS_LITTLE and not found.anywhere:
         return f"Splitting gains nothing here: {found.nearest} takes as long as {found.against}."
-    where = "at any bandwidth" if found.anywhere else f"at {found.mbit:.3g} Mbit/s"
+    where = "at any bandwidth" if found.anywhere else f"at {number(found.mbit)} Mbit/s"
     nearest = f"the nearest cut, {found.nearest}, takes {times(found.ratio)} as long as {found.against}"
     if found.anywhere:
-        nearest += f" even at {found.mbit:.3g} Mbit/s, where it comes closest"
+        nearest += f" even at {number(found.mbit)} Mbit/s, where it comes closest"
     return f"Do not split {where}, because {nearest}: {_blamed(found)}{_shrunk(found)}."
 
 

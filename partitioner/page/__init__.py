@@ -214,11 +214,11 @@ def _graph(sheet: Sheet) -> Markup:
 
 def _about_the_cut(sheet: Sheet, seen: Neighbourhood) -> str:
     wins = sheet.seen.best.crossing == seen.cut and sheet.seen.best.kind is PlacementKind.CUT
-    which = "the cut that is best" if wins else "the cut that comes nearest"
+    which = f"the cut that is best at {sheet.seen.mbit:g} Mbit/s" if wins else "the cut that comes nearest to the best"
     dashed = " Dashed boxes are computed on both sides." if any(n.side == "both" for n in seen.nodes) else ""
     head, tail = sum(n.side == "head" for n in seen.nodes), sum(n.side != "head" for n in seen.nodes)
     return (
-        f"This is {which} at {sheet.seen.mbit:g} Mbit/s. Above the dashed line is the head ({head + seen.before} "
+        f"This is {which}. Above the dashed line is the head ({head + seen.before} "
         f"steps), which runs on the device; below it the tail ({tail + seen.after} steps), which runs at the gateway. "
         f"The thick lines are what crosses; a tensor with several readers crosses once.{dashed}"
     )

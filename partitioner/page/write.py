@@ -38,16 +38,17 @@ def write_page(bundle: Path, target: Path, question: Question) -> Explanation:
 
 def _graph(opened: Bundle, seen: Explanation) -> Neighbourhood | str:
     """The graph around the best cut, or why it cannot be drawn: a page without it is better than no page."""
-    cut = next((r for r in seen.ranking if r.kind is PlacementKind.CUT), None)
+    cut = next((r.crossing for r in seen.ranking if r.kind is PlacementKind.CUT), None)
+    cut = cut or (seen.no_split.crossing if seen.no_split is not None else ())
     full = opened.manifest.placement(PlacementKind.FULL_CLOUD)
-    if cut is None:
+    if not cut:
         return "This bundle holds no cut."
     if full is None or full.tail is None:
         return "This bundle does not hold the whole model."
     try:
         opened.read(full.tail)
         topology = load(opened.root / full.tail).topology
-        return around(topology, separate(topology, cut.crossing))
+        return around(topology, separate(topology, cut))
     except IsthmusError as error:
         return f"The graph cannot be drawn: {error}."
 

@@ -165,11 +165,12 @@ def test_what_no_codec_could_mend_has_no_shrink() -> None:
 
 def test_cuts_that_were_measured_but_not_kept_are_remembered() -> None:
     cost = PlacementCost(edge_s=0.030, up_nbytes=20_000, tail_s=0.010)
-    measured = (Measured(("block_2",), 0.3, "int8", "", cost),)
+    larger = msgspec.structs.replace(cost, up_nbytes=90_000)
+    measured = (Measured(("block_2",), 0.3, "int8", "q4", cost), Measured(("block_2",), 0.3, "int8", "", larger))
     bare = msgspec.structs.replace(without(NO_GOOD_CUT, "cut-2"), measured=measured)
     found = at(10, bare).no_split
     assert found is not None
-    assert found.nearest == "block_2"
+    assert (found.nearest, found.crossing) == ("block_2 as q4", ("block_2",))
 
 
 def test_a_bundle_without_any_cut_says_so() -> None:

@@ -12,7 +12,7 @@ from partitioner.cuts import prefix_candidates, separate
 from partitioner.measure import Sample, interleaved_medians, seconds_of
 from partitioner.topology import Step, TensorInfo, Topology
 from protocol.errors import InputError
-from protocol.profile import Anchor, Machine, Profile, Role, Side, StepCost, Timing
+from protocol.profile import Anchor, Energy, Machine, Profile, Role, Side, StepCost, Timing
 
 COUNT = 40
 FLOAT = TensorInfo("float32", (1, 1000))
@@ -196,6 +196,29 @@ def test_peak_memory_lies_between_the_anchors_around_it() -> None:
     assert 0 < peak <= 9_000_000
     bare = refine(world.profile([], "head"), [world.anchor((), "whole")])
     assert Predictor(bare, world.topology).peak_memory_nbytes(separate(world.topology, ("t20",)), "head") is None
+
+
+def test_energy_is_power_times_time_and_unknown_without_a_sensor() -> None:
+    world = World(chain())
+    made, sides = world.profile([("t10",)], "head"), separate(world.topology, ("t10",))
+    assert Predictor(made, world.topology).head_energy_j(sides) is None
+    metered = Profile(**{f: getattr(made, f) for f in made.__struct_fields__} | {"energy": Energy("rapl", 0.1, 5.0)})
+    assert Predictor(metered, world.topology).head_energy_j(sides) == pytest.approx(5.0 * world.head_s(("t10",)))
+
+
+def test_batches_of_a_tail_are_shaped_like_the_nearest_measured_ones() -> None:
+    world = World(chain())
+    whole, deep = world.anchor((), "whole"), world.anchor(("t30",), "tail")
+    whole, deep = (
+        Anchor(a.cut, a.side, a.precision, a.time, None, ((1, a.time.median_s), (4, factor * a.time.median_s)))
+        for a, factor in ((whole, 4.0), (deep, 2.0))
+    )
+    predictor = Predictor(refine(world.profile([], "tail"), [whole, deep]), world.topology)
+    for cut, factor in ((("t1",), 4.0), (("t32",), 2.0)):
+        sides = separate(world.topology, cut)
+        seconds = predictor.tail_s(sides).seconds
+        assert dict(predictor.tail_batches(sides)) == pytest.approx({1: seconds, 4: factor * seconds})
+    assert Predictor(world.profile([], "tail"), world.topology).tail_batches(sides) == ()
 
 
 def test_a_profile_that_does_not_know_a_step_or_a_precision_is_refused() -> None:

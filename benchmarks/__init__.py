@@ -34,4 +34,9 @@ SUITES: dict[str, Suite] = {
     "cuts": Suite(
         "benchmarks.cuts", "run", "head and tail equal the whole model at every cut: light, shared, exported (~30 min)"
     ),
+    "large_model": Suite(
+        "benchmarks.large_model",
+        "run",
+        "2.2 GB of weights through load, split, bundle and back: peak memory (~2 min)",
+    ),
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -102,6 +103,11 @@ class OrtEngineOrRefusal(OrtEngine):
 
     def __init__(self, data: bytes, path: Path) -> None:
         super().__init__(data, label=str(path), optimise=False)
+
+    def _options(self) -> Any:
+        options = super()._options()
+        options.add_session_config_entry("session.disable_prepacking", "1")  # nothing is run: spare the second copy
+        return options
 
     def activate(self) -> None:
         try:

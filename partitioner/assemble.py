@@ -1,8 +1,9 @@
 """One cut becomes head, tail and the proof that belongs to them. Eight bits come first and ship only if they hold.
 
-    INT8 head, 8-bit boundary  ->  fp32 head, 8-bit boundary  ->  fp32 head, fp32 boundary
+    INT8 head, 8-bit boundary -> fp32 head, 8-bit boundary -> INT8 head, fp16 boundary -> fp32 head, fp16 -> fp32, fp32
 
-Each step down is recorded with its reason. Under `--precision int8` there is no step down but a refusal.
+An INT8 head is tried in the recipe that the search found for the whole model, then in that recipe's safer forms. Each
+step down is recorded with its reason. Under `--precision int8` there is no step down to fp32 but a refusal.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from partitioner import batch, cuts, rungs, verify
 from partitioner.boundary import Codes, emit_codes, take_codes
 from partitioner.codings import MIN_SAVING, Coding, Way, lossless, measure_coding, received
 from partitioner.data import Samples
+from partitioner.eight_bits import RecipeBook
+from partitioner.halves import emit_halves, take_halves
 from partitioner.measure import interleaved_medians
 from partitioner.model import LoadedModel, serialise
 from partitioner.observe import Ranges
-from partitioner.quantise import quantise
+from partitioner.recipes import Recipe, Refusal
 from partitioner.split import Halves, free_axes, split
 from partitioner.verify import Outputs, SplitPair, Yardstick
 from protocol import drift
@@ -38,20 +41,22 @@ DESIGN_SAMPLES = 32
 
 
 class Rung(NamedTuple):
-    """One step of the ladder: precision of the head, and whether float32 tensors cross as 8-bit codes."""
+    """One step of the ladder: precision of the head, and how float32 tensors cross."""
 
     precision: str
-    codes: bool
+    boundary: str  # "8-bit" codes, "fp16", "fp32"
 
     def __str__(self) -> str:
-        head = "INT8" if self.precision == "int8" else "fp32"
-        return f"{head} head, {'8-bit' if self.codes else 'fp32'} boundary"
+        return f"{'INT8' if self.precision == 'int8' else 'fp32'} head, {self.boundary} boundary"
 
 
+CODES = "8-bit"
+_INT8, _FP32 = Rung("int8", CODES), Rung("fp32", CODES)
+_INT8_HALVES, _FP32_HALVES, _EXACT = Rung("int8", "fp16"), Rung("fp32", "fp16"), Rung("fp32", "fp32")
 LADDERS = {
-    "auto": (Rung("int8", True), Rung("fp32", True), Rung("fp32", False)),
-    "int8": (Rung("int8", True),),
-    "fp32": (Rung("fp32", True), Rung("fp32", False)),
+    "auto": (_INT8, _FP32, _INT8_HALVES, _FP32_HALVES, _EXACT),
+    "int8": (_INT8, _INT8_HALVES),
+    "fp32": (_FP32, _FP32_HALVES, _EXACT),
 }
 
 
@@ -64,6 +69,7 @@ class Workshop:
     ranges: Ranges
     yardstick: Yardstick
     exact: tuple[Outputs, ...]  # the model's unoptimised outputs on the first held-out samples
+    book: RecipeBook | None  # how INT8 is made; None where it was not asked for
     precision: str  # "auto", "int8" or "fp32", as asked
     threads: int  # of heads, as on the device
     tail_threads: int  # of tails, as at the gateway
@@ -99,6 +105,7 @@ class Segment:
     variants: tuple[Variant, ...]
     head_outputs: tuple[str, ...]
     batch: BatchProof
+    recipe: str  # of an INT8 head
     down_nbytes: int
     notes: tuple[str, ...]
 
@@ -109,8 +116,10 @@ class Segment:
 
 class _Attempt(NamedTuple):
     rung: Rung
+    recipe: str  # of an INT8 head
     head: bytes
     codes: dict[str, Codes]
+    halves: tuple[str, ...]  # what crosses as float16
 
 
 def assemble(shop: Workshop, cut: tuple[str, ...]) -> Segment:
@@ -135,28 +144,35 @@ def assemble(shop: Workshop, cut: tuple[str, ...]) -> Segment:
 def _try(
     shop: Workshop, sides: cuts.Sides, halves: Halves, rung: Rung, exact: verify.Difference
 ) -> tuple[Segment | None, str]:
-    """One rung: the segment, or why it does not ship. What INT8 cannot do is a reason, what fp32 cannot an error."""
+    """One rung: the segment, or why it does not ship. Only the last rung's own trouble is an error."""
+    reason = ""
     try:
-        attempt = _attempt(shop, sides, halves, rung)
-        if shop.precision == "auto" and rung.precision == "int8":
-            # Speed first: it takes a tenth of the time that judging takes.
-            reason = slower_than_fp32(shop, attempt.head, _attempt(shop, sides, halves, Rung("fp32", True)).head)
-            if reason:
-                return None, reason
-        segment, holds = _judge(shop, sides, halves.tail, attempt, exact)
+        for attempt in _attempts(shop, sides, halves, rung):
+            if shop.precision == "auto" and rung.precision == "int8":
+                # Speed first: it takes a tenth of the time that judging takes.
+                plain = serialise(emit_codes(halves.head, attempt.codes, shop.ranges)[0])
+                reason = slower_than_fp32(shop, attempt.head, plain)
+                if reason:
+                    return None, reason
+            segment, holds = _judge(shop, sides, halves.tail, attempt, exact)
+            if holds:
+                return segment, ""
+            reason = _too_low(shop.yardstick, segment.certificate.achieved)
     except (ModelError, EngineError) as error:
-        if rung.precision != "int8":
+        if rung == _EXACT:
             raise
         return None, error.fact
-    return (segment, "") if holds else (None, _too_low(shop.yardstick, segment.certificate.achieved))
+    return None, reason
 
 
 def assemble_edge(shop: Workshop) -> tuple[bytes, str, ParityCertificate, tuple[str, ...]]:
     """The whole model as the device runs it: graph, precision, certificate, notes. Same ladder, same refusals."""
     notes: list[str] = []
-    if shop.precision != "fp32":
+    if shop.book is not None:
         try:
-            data = serialise(quantise(shop.model.graph, shop.ranges))
+            if isinstance(shop.book.whole, Refusal):
+                raise ModelError(str(shop.book.whole))
+            data = serialise(shop.book.whole.graph)
             got = verify.run_all(data, shop.samples, shop.samples.held_out)
             certificate = certificate_of(shop, got, verify.EXACT)
             reason = "" if shop.yardstick.judge(got)[1] else _too_low(shop.yardstick, certificate.achieved)
@@ -219,25 +235,31 @@ def boundary_of(
 
 
 def _ladder(shop: Workshop, sides: cuts.Sides) -> Iterator[Rung]:
-    any_codes = any(shop.model.topology.crosses_as_codes(n) for n in sides.cut)
+    any_floats = any(shop.model.topology.crosses_as_codes(n) for n in sides.cut)
     for rung in LADDERS[shop.precision]:
-        # Where nothing can become codes, the two fp32 rungs are one.
-        if any_codes or rung != Rung("fp32", True):
+        # Where nothing can become codes or halves, the rungs of each precision are one.
+        if any_floats or rung in (_INT8, _EXACT):
             yield rung
 
 
-def _attempt(shop: Workshop, sides: cuts.Sides, halves: Halves, rung: Rung) -> _Attempt:
-    names = [n for n in sides.cut if rung.codes and shop.model.topology.crosses_as_codes(n)]
-    head = quantise(halves.head, shop.ranges) if rung.precision == "int8" else halves.head
-    head, codes = emit_codes(head, names, shop.ranges)
-    return _Attempt(rung, serialise(head), codes)
+def _attempts(shop: Workshop, sides: cuts.Sides, halves: Halves, rung: Rung) -> Iterator[_Attempt]:
+    """The head under this rung: once in fp32, in INT8 once for every recipe that is worth trying."""
+    floats = [n for n in sides.cut if shop.model.topology.crosses_as_codes(n)]
+    for recipe, head in _heads(shop, halves.head, rung):
+        codes: dict[str, Codes] = {}
+        if rung.boundary == CODES:
+            head, codes = emit_codes(head, floats, shop.ranges)
+        elif rung.boundary == "fp16":
+            head = emit_halves(head, floats, shop.ranges)
+        named = recipe.title if recipe else ""
+        yield _Attempt(rung, named, serialise(head), codes, tuple(floats) if rung.boundary == "fp16" else ())
 
 
 def _judge(
     shop: Workshop, sides: cuts.Sides, fp32_tail: ir.Model, attempt: _Attempt, exact: verify.Difference
 ) -> tuple[Segment, bool]:
     """Run what would ship over the held-out samples. Returns it and whether it meets the bound."""
-    tail, proof, axes = _batchable_tail(shop, sides, attempt.head, take_codes(fp32_tail, attempt.codes))
+    tail, proof, axes = _batchable_tail(shop, sides, attempt.head, _taking(fp32_tail, attempt))
     with SplitPair(attempt.head, tail, sides.cut, sides.head_outputs) as pair:
         runs = [pair.run(feed) for feed in shop.samples.feeds(shop.samples.held_out)]
         some = [pair.head.infer(feed) for feed in shop.samples.feeds(shop.samples.calibration[:DESIGN_SAMPLES])]
@@ -267,10 +289,22 @@ def _judge(
         variants=tuple(variants),
         head_outputs=sides.head_outputs,
         batch=proof,
+        recipe=attempt.recipe,
         down_nbytes=sum(answers[0][n].nbytes for n in sides.tail_outputs),
         notes=(),
     )
     return segment, holds
+
+
+def _heads(shop: Workshop, head: ir.Model, rung: Rung) -> Iterator[tuple[Recipe | None, ir.Model]]:
+    if rung.precision != "int8":
+        yield None, head
+    elif shop.book is not None:
+        yield from shop.book.for_head(head)
+
+
+def _taking(tail: ir.Model, attempt: _Attempt) -> ir.Model:
+    return take_halves(tail, attempt.halves) if attempt.halves else take_codes(tail, attempt.codes)
 
 
 def _ladders(codes: Mapping[str, Codes], some: Sequence[Outputs]) -> Iterator[tuple[str, dict[str, Way]]]:

@@ -8,15 +8,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from partitioner import data, inputs, verify
-from partitioner.assemble import Segment, Workshop, assemble
+from partitioner.assemble import SLOWER, Segment, Workshop, assemble
 from partitioner.choose import Findings, explore, findings, finish
 from partitioner.clock import Clock, Machines
 from partitioner.cuts import nearest, resolve, separate
+from partitioner.eight_bits import find_recipe
 from partitioner.ends import Ends, make_ends
 from partitioner.entries import compose
 from partitioner.explore import Search
@@ -38,6 +40,7 @@ class Order:
     cuts: tuple[tuple[str, ...], ...] = ()
     search: Search = Search(Machines(slowdown=8.0))
     precision: str = "auto"
+    recipe_budget_s: float = 30.0  # for the search of an INT8 recipe
     bound: float = 0.01
     threads: int = 1
     tail_threads: int = 1
@@ -126,7 +129,13 @@ def _workshop(order: Order, model: LoadedModel, samples: data.Samples, reporter:
     reporter.stage("running the whole model on the held-out samples")
     expected = verify.run_all(model.data, samples, samples.held_out)
     stick = verify.yardstick(expected, samples, model.topology.outputs[0], order.bound)
-    return Workshop(model, samples, seen, stick, tuple(exact), order.precision, order.threads, order.tail_threads)
+    book = None
+    if order.precision != "fp32":
+        reporter.stage("searching the fastest INT8 recipe that keeps the bound")
+        most = math.inf if order.precision == "int8" else SLOWER  # asked for is asked for, however slow
+        budget_s = order.recipe_budget_s
+        book = find_recipe(model, samples, seen, stick, threads=order.threads, budget_s=budget_s, max_ratio=most)
+    return Workshop(model, samples, seen, stick, tuple(exact), book, order.precision, order.threads, order.tail_threads)
 
 
 def _check_normal_form(model: LoadedModel, samples: data.Samples, exact: Sequence[verify.Outputs]) -> None:

@@ -143,12 +143,12 @@ class Explorer:
         return [cut for cut in _by_rank(solved) if cut and not set(cut) <= inputs]
 
     def _setting(self, scope: PlanConditions) -> Setting:
-        bound = self.shop.yardstick.bound  # what ships keeps it: a rung that does not is taken out of the sizes
+        # What a rung loses depends on the cut: cuts that lose too much are refused when they were built and judged.
         return Setting(
             rtt_s=scope.rtt_s,
             queue_s=scope.queue_s,
             up_over_down=scope.up_over_down,
-            accuracy=dict.fromkeys(self.sizes, bound),
+            accuracy=dict.fromkeys(self.sizes, 1.0),
         )
 
     def _problem(self, rung: str, search: Search, pinned: Mapping[str, Side]) -> Problem:

@@ -54,6 +54,7 @@ UpOverDown = Annotated[float, typer.Option(min=0.0, help="Uplink over downlink: 
 CloudLoad = Annotated[float, typer.Option(min=0.0, max=0.99, help="Share of its time the gateway is busy with others.")]
 Quantile = Annotated[float, typer.Option(min=0.01, max=0.99, help="Of the latency to plan for; 0.5 is the median.")]
 PrecisionAsked = Annotated[Precision, typer.Option(help="auto: INT8 where it holds, else fp32; int8: INT8 or refuse.")]
+RecipeBudgetS = Annotated[float, typer.Option(min=0.0, help="Seconds to search the fastest INT8 recipe that holds.")]
 AccuracyBound = Annotated[
     float, typer.Option(min=0.0, max=1.0, help="Loss of accuracy, agreement or cosine that is acceptable.")
 ]
@@ -104,6 +105,7 @@ class PlanFlags:
     cloud_load: CloudLoad = 0.0
     quantile: Quantile = 0.5
     precision: PrecisionAsked = Precision.AUTO
+    recipe_budget_s: RecipeBudgetS = 30.0
     bound: AccuracyBound = 0.01
     threads: Threads = 1
     tail_threads: TailThreads = 1
@@ -149,6 +151,7 @@ class PlanFlags:
             target=target,
             search=self.search(),
             precision=self.precision.value,
+            recipe_budget_s=self.recipe_budget_s,
             bound=self.bound,
             threads=self.threads,
             tail_threads=self.tail_threads,

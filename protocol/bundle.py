@@ -153,6 +153,34 @@ class Measured(msgspec.Struct, frozen=True):
     kept_as: str = ""  # placement family in the bundle; "" if it was not kept
 
 
+class TriedRecipe(msgspec.Struct, frozen=True):
+    """One way to make the whole model INT8, judged on calibration samples; `ratio` is its time over fp32's.
+
+    `held_out` is the metric on held-out samples, for those few that were shown to them. None: not measured.
+    """
+
+    recipe: str
+    metric: float | None
+    holds: bool
+    ratio: float | None
+    held_out: float | None
+    chosen: bool
+    problem: str = ""
+
+
+class LayerLoss(msgspec.Struct, frozen=True):
+    """What one layer costs in eight bits: signal over noise in dB, of its own values and of the model's outputs when it
+    alone is quantised; `saved` is the estimated share of fp32's time that its eight bits save.
+    """
+
+    layer: str
+    op: str
+    own_db: float | None
+    outputs_db: float | None
+    saved: float
+    left_float: bool
+
+
 class Manifest(msgspec.Struct, frozen=True):
     schema_version: int
     model: ModelInfo
@@ -163,6 +191,8 @@ class Manifest(msgspec.Struct, frozen=True):
     plan: tuple[tuple[str, float, float], ...] = ()
     notes: tuple[str, ...] = ()
     measured: tuple[Measured, ...] = ()
+    recipes: tuple[TriedRecipe, ...] = ()
+    layers: tuple[LayerLoss, ...] = ()
 
     def placement(self, kind: PlacementKind) -> PlacementEntry | None:
         return next((p for p in self.placements if p.kind == kind), None)

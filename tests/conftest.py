@@ -41,6 +41,7 @@ def toy_bundle(toy_model: Path, toy_samples: npt.NDArray[Any]) -> Path:
         cuts=(("r1",), ("r3",)),
         calibration=data,
         search=Search(memory=False),
+        recipe_budget_s=0.0,
         bound=0.2,
     )
     return build(order, Silent()).target
@@ -62,7 +63,15 @@ def wide_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         net.add("MatMul", [f"h{layer}" if layer else "x", net.weight(f"w{layer}", inputs, outputs)], f"h{layer + 1}")
     model = net.model({"x": (onnx.TensorProto.FLOAT, ["N", 64])}, {"h4": ["N", 10]})
     path = models.write(model, folder)
-    order = Order(model=path, target=folder / "bundle", cuts=(("h1",),), precision="fp32", search=Search(memory=False), bound=0.5)
+    order = Order(
+        model=path,
+        target=folder / "bundle",
+        cuts=(("h1",),),
+        precision="fp32",
+        search=Search(memory=False),
+        recipe_budget_s=0.0,
+        bound=0.5,
+    )
     return build(order, Silent()).target
 
 

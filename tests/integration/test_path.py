@@ -143,7 +143,14 @@ def test_a_gateway_with_another_build_of_the_model_serves_it_whole(
     from partitioner.explore import Search
     from partitioner.report import Silent
 
-    order = Order(model=toy_model, target=tmp_path / "other", cuts=(("r2", "r1"),), search=Search(memory=False), bound=1.0)
+    order = Order(
+        model=toy_model,
+        target=tmp_path / "other",
+        cuts=(("r2", "r1"),),
+        search=Search(memory=False),
+        recipe_budget_s=0.0,
+        bound=1.0,
+    )
     other = build(order, Silent()).target
     with Gateway(GatewayConfig(bundles=[other], bind="tcp://127.0.0.1:0")) as gateway:
         agent = agent_for(str(gateway.endpoint), placements=("cut-1", "full-cloud"))
@@ -333,7 +340,14 @@ def test_a_request_that_only_its_own_values_fail_does_not_disable_the_head(tmp_p
     from tests import models
 
     model = models.write(models.tokens(), tmp_path)
-    order = Order(model=model, target=tmp_path / "bundle", cuts=(("masked",),), search=Search(memory=False), bound=1.0)
+    order = Order(
+        model=model,
+        target=tmp_path / "bundle",
+        cuts=(("masked",),),
+        search=Search(memory=False),
+        recipe_budget_s=0.0,
+        bound=1.0,
+    )
     data = tmp_path / "data.npz"
     rng = np.random.default_rng(1)
     ids, mask = rng.integers(0, 50, (32, 7)), np.ones((32, 7), np.int64)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -67,6 +68,8 @@ class Sweep:
 
 def run(options: Options) -> list[Result]:
     """The suite `cuts`."""
+    if len(exports.exported()) < len(exports.NAMES):
+        print("`python -m benchmarks.exports` makes the torch exports; not all are here", file=sys.stderr)
     asked = [n for n in options.settings.get("models", "").split(",") if n]
     most = int(options.settings.get("most", QUICK if options.quick else 100_000))
     multi = int(options.settings.get("multi", QUICK if options.quick else 40))
@@ -75,7 +78,9 @@ def run(options: Options) -> list[Result]:
         for name, path in sources(Path(folder), asked):
             model, feed = prepared(path())
             chosen = choose(model.topology, most=most, multi=multi)
-            results += _results(sweep(name, model, feed, chosen))
+            found = sweep(name, model, feed, chosen)
+            print(f"{name}: {found.exact} of {found.tried} cuts exact, {found.worst:.1e}", file=sys.stderr, flush=True)
+            results += _results(found)
     return results
 
 

@@ -4,7 +4,8 @@
 
 Law: weights are random and real (no holes in the file, no two equal), and the peak is the process's own as the kernel
 counts it, so the suite runs alone in its process. It needs three times the model's size in the temporary folder and
-twice in memory (ours, and the copy that ONNX Runtime makes). A protocol buffer of this size cannot be written at all; graphs here stay below a megabyte.
+three times in memory: ours, the copy that ONNX Runtime makes, and the bundle read back. A protocol buffer of this size
+cannot be written at all; graphs here stay below a megabyte.
 """
 
 from __future__ import annotations

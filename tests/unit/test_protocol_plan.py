@@ -7,7 +7,7 @@ import random
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol.errors import InputError
@@ -65,6 +65,7 @@ def test_stretches_run_from_the_fastest_link_to_the_slowest_and_switch_where_lat
     assert latencies["cut-1"] == pytest.approx(latencies["edge-only"])
 
 
+@settings(deadline=None)
 @given(st.lists(costs, min_size=1, max_size=8), conditions, st.floats(-2, 3), times_s, times_s, st.booleans())
 def test_the_best_row_has_the_least_latency(
     drawn: list[PlacementCost], given_: PlanConditions, log_mbit: float, rtt_s: float, queue_s: float, same: bool
@@ -145,6 +146,7 @@ def test_flip_points_are_where_another_placement_takes_over() -> None:
     assert cloud.above == "edge-only"
 
 
+@settings(deadline=None)
 @given(st.lists(costs, min_size=2, max_size=6), st.floats(-1, 2), times_s, st.integers(0, 5))
 def test_a_placement_is_best_inside_its_ranges_and_not_outside(
     drawn: list[PlacementCost], log_mbit: float, rtt_s: float, index: int

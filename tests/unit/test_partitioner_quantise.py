@@ -92,27 +92,30 @@ def test_a_recipe_that_leaves_nothing_to_quantise_is_refused(tmp_path: Path) -> 
         quantise(model.graph, seen, Recipe(name="none", excluded=everything))
 
 
+def _with_a_large_idle_weight() -> onnx.ModelProto:
+    """One weight of c2 is a hundred times larger than the others but meets only zeros: one scale for all is ruin."""
+
+    def changed(name: str, array: Array) -> Array:
+        if name in ("c1.w", "c1.b"):
+            array[0] = 0.0 if name == "c1.w" else -1.0
+        if name == "c2.w":
+            array[0, 0] = 100.0
+        return array
+
+    proto = models.residual()
+    for i, old in enumerate(proto.graph.initializer):
+        array = changed(old.name, onnx.numpy_helper.to_array(old).copy())
+        proto.graph.initializer[i].CopyFrom(onnx.numpy_helper.from_array(array, old.name))
+    return proto
+
+
 def test_a_convolution_left_float_is_not_rounded_by_the_engine_either(tmp_path: Path) -> None:
-    model, samples, seen = prepared(models.residual(), tmp_path)
-    heavy = np.array([1e-4, 1.0] * 4, np.float32)  # every other channel small: one scale for all loses it
-    for node in model.graph.graph:
-        if node.name == "node_c2":
-            weight = node.inputs[1]
-            assert weight is not None
-            assert weight.const_value is not None
-            weight.const_value = ir.tensor(weight.const_value.numpy() * heavy[:, None, None, None], name=weight.name)
-    graph = quantise(model.graph, seen, Recipe(name="r", float_first=False, excluded=("node_c2",)))
-    small = "r2"
-    shown = with_outputs(graph, [n for n in (small, f"{small}_QuantizeLinear_Output") if n in _names(graph)][:1])
-    exact, optimised = (answers(shown, samples, optimise=o).astype(np.float64)[:, ::2] for o in (False, True))
-    assert np.abs(exact).max() > 0
-    whole = [answers(graph, samples, optimise=o) for o in (False, True)]
-    np.testing.assert_allclose(whole[0], whole[1], atol=0.02 * float(np.abs(whole[0]).max()))
-    np.testing.assert_allclose(exact, optimised, atol=0.02 * float(np.abs(exact).max()))
-
-
-def _names(graph: ir.Model) -> set[str]:
-    return {o.name or "" for n in graph.graph for o in n.outputs}
+    model, samples, seen = prepared(_with_a_large_idle_weight(), tmp_path)
+    graph = quantise(model.graph, seen, Recipe(name="r", float_first=False, excluded=("node_c2", "node_r2")))
+    exact = answers(model.graph, samples)
+    for optimise in (False, True):
+        error = np.abs(answers(graph, samples, optimise=optimise) - exact).max()
+        assert error < 0.05 * np.abs(exact).max()
 
 
 # ---- weights and biases ---------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 Law: a held-out cut is measured with an anchor's effort, in the same session, and never shown to the predictor.
 Beside each error stands the machine's own repeatability, the difference when the same cut is measured twice: no
 prediction can be better than that. `--set models=a,b` restricts the run, `--set budget=30` gives seconds for anchors,
-`--set held_out=6` measures fewer cuts.
+`--set held_out=6` measures fewer cuts, `--set sides=head` only heads.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ def run(options: Options) -> list[Result]:
             path = find(name, Path(folder))
             if path is not None:
                 held_out = 4 if options.quick else int(options.settings.get("held_out", HELD_OUT))
-                results += _results(name, *check(path, budget_s, held_out=held_out))
+                sides = options.settings.get("sides", ",".join(_ROLES)).split(",")
+                results += _results(name, *check(path, budget_s, held_out=held_out, sides=sides))
     return results
 
 
@@ -74,14 +75,16 @@ def find(name: str, folder: Path) -> Path | None:
     return path if path.is_file() else None
 
 
-def check(path: Path, budget_s: float, *, held_out: int = HELD_OUT) -> tuple[list[Checked], list[float], int]:
+def check(
+    path: Path, budget_s: float, *, held_out: int = HELD_OUT, sides: Iterable[str] = tuple(_ROLES)
+) -> tuple[list[Checked], list[float], int]:
     """Held-out segments, relative differences of those measured twice (in per cent), and the number of anchors."""
     model, samples = load_for(ProfileOrder(path, "edge"), Silent())
     topology = model.topology
     checked: list[Checked] = []
     twice: list[float] = []
     anchors = 0
-    for side, role in _ROLES.items():
+    for side, role in ((s, r) for s, r in _ROLES.items() if s in sides):
         with Survey(model, samples, ProfileOrder(path, role, budget_s=budget_s), Silent()) as survey:
             taken = survey.grow()
             anchors = max(anchors, len(taken))
@@ -94,8 +97,8 @@ def check(path: Path, budget_s: float, *, held_out: int = HELD_OUT) -> tuple[lis
             whole_s = survey.bench.whole.median_s
             pace = predictor.whole_s().seconds / whole_s
             for job in jobs:
-                sides = separate(topology, job.cut)
-                predicted = predictor.head_s(sides) if side == "head" else predictor.tail_s(sides)
+                halves = separate(topology, job.cut)
+                predicted = predictor.head_s(halves) if side == "head" else predictor.tail_s(halves)
                 checked.append(Checked(job.cut, side, predicted, survey.bench.timing(job).median_s * pace, whole_s))
             twice += [
                 100.0 * abs(survey.bench.timing(a).median_s / survey.bench.timing(b).median_s - 1.0)
@@ -105,7 +108,7 @@ def check(path: Path, budget_s: float, *, held_out: int = HELD_OUT) -> tuple[lis
 
 
 def _results(name: str, checked: list[Checked], twice: list[float], anchors: int) -> Iterable[Result]:
-    for side in _ROLES:
+    for side in dict.fromkeys(c.side for c in checked):
         mine = [c for c in checked if c.side == side]
         errors = [c.percent for c in mine]
         worst = max(mine, key=lambda c: c.percent)

@@ -166,4 +166,4 @@ def _named_cuts(
     reporter.stage("timing all placements")
     clock = Clock(shop, ends, order.search.machines, reporter)
     costs = finish(shop, ends, segments, clock, order.search, reporter)
-    return findings({n: s for n, s in segments.items() if costs[n]}, costs, (), (), order.search.scope)
+    return findings({n: s for n, s in segments.items() if costs[n]}, costs, (), (), order.search.scope, clock.slowdown)

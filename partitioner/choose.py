@@ -32,6 +32,7 @@ class Findings:
     costs: dict[str, PlacementCost]
     measured: tuple[Measured, ...]
     notes: tuple[str, ...]
+    slowdown: float  # of the device against this machine: declared, or as its profile shows
 
 
 def explore(shop: Workshop, ends: Ends, search: Search, reporter: Reporter) -> Findings:
@@ -44,7 +45,7 @@ def explore(shop: Workshop, ends: Ends, search: Search, reporter: Reporter) -> F
     if not explorer.segments:
         why = "every cut failed" if explorer.problems else "the model has no cut"
         costs = finish(shop, ends, {}, explorer.clock, search, reporter)
-        return findings({}, costs, (), (*notes, f"do not split: {why}"), search.scope)
+        return findings({}, costs, (), (*notes, f"do not split: {why}"), search.scope, explorer.clock.slowdown)
     return _choose(explorer, search, notes, reporter)
 
 
@@ -64,7 +65,9 @@ def _choose(explorer: Explorer, search: Search, notes: list[str], reporter: Repo
         for n, segment in sorted(((n, explorer.segments[cuts[n]]) for n in cuts), key=lambda pair: share[pair[0]])
         for variant, (id_, cost) in zip(segment.variants, rough[n].items(), strict=True)
     )
-    return findings({ids[n]: last[n] for n in ids}, final, measured, (*notes, *why), search.scope)
+    return findings(
+        {ids[n]: last[n] for n in ids}, final, measured, (*notes, *why), search.scope, explorer.clock.slowdown
+    )
 
 
 def finish(
@@ -97,13 +100,14 @@ def findings(
     measured: tuple[Measured, ...],
     notes: tuple[str, ...],
     scope: PlanConditions,
+    slowdown: float,
 ) -> Findings:
     """What is kept; of each family the lossless coding, and those that are its best somewhere."""
     flat: dict[str, PlacementCost] = {}
     for name, family in costs.items():
         useful = select.useful(family, scope) if family else set()
         flat |= {id_: cost for id_, cost in family.items() if id_ in useful or id_ == name}
-    return Findings(kept, flat, measured, notes)
+    return Findings(kept, flat, measured, notes, slowdown)
 
 
 def _within(ends: Ends, segments: Mapping[str, Segment], costs: Families, search: Search) -> Families:

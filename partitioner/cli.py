@@ -10,14 +10,13 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from partitioner.options import BundlePath, Json, ModelPath, PlanFlags, Role, with_plan_flags
+from partitioner.options import BundlePath, Inputs, Json, ModelPath, PlanFlags, Role, with_plan_flags
 from protocol.errors import IsthmusError
 
 app = typer.Typer(
@@ -123,13 +122,13 @@ def verify(
 
 
 @app.command()
-def inspect(model: ModelPath, as_json: Json = False) -> None:
+def inspect(model: ModelPath, inputs: Inputs = None, as_json: Json = False) -> None:
     """List MODEL's inputs, outputs and possible cuts."""
     with _guarded():
         from partitioner.inspection import inspect as look
         from partitioner.report import print_inspection
 
-        seen = look(model)
+        seen = look(model, inputs or ())
         if as_json:
             _print_json(seen)
         else:
@@ -240,6 +239,7 @@ def profile(
     calibration: Annotated[
         Path | None, typer.Option(metavar="DATA.npz", help="Samples to run on (default: random).")
     ] = None,
+    inputs: Inputs = None,
     as_json: Json = False,
 ) -> None:
     """Measure MODEL on this machine: whole, and cut at a few places from which all others are predicted."""
@@ -258,6 +258,7 @@ def profile(
             precisions=("fp32", "int8") if int8 else ("fp32",),
             calibration=calibration,
             memory=memory,
+            inputs=tuple(inputs or ()),
         )
         with contextlib.nullcontext(Silent()) if as_json else Bar() as reporter:
             if kit:

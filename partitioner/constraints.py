@@ -87,6 +87,16 @@ BOUNDS: Mapping[str, Bound] = {
 }
 
 
+def described(constraints: Constraints) -> tuple[str, ...]:
+    """Each constraint that is asked, in words: `energy_j <= 0.4`."""
+    found = [
+        f"{name} {'>=' if bound.at_least else '<='} {getattr(constraints, name):.6g}"
+        for name, bound in BOUNDS.items()
+        if getattr(constraints, name) is not None
+    ]
+    return (*found, *(f"{name} stays on the device" for name in constraints.on_device))
+
+
 class Relaxation(NamedTuple):
     """To what a constraint would have to give way if the other ones of its conflict are kept; None for pins, which
     would have to go, and where nothing helps."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from partitioner import select
 from partitioner.assemble import Segment, Variant, Workshop
+from partitioner.constraints import described
 from partitioner.costs import EDGE_ONLY, FULL_CLOUD, id_of
 from partitioner.eight_bits import RecipeBook
 from partitioner.ends import Ends
@@ -56,7 +57,7 @@ def compose(order: Order, shop: Workshop, ends: Ends, findings: Findings) -> tup
         ),
         files=entries,
         placements=tuple(placements),
-        conditions=_conditions(order, shop),
+        conditions=_conditions(order, shop, findings.slowdown),
         plan=tuple((s.id, s.from_mbit, s.to_mbit) for s in select.plan(costs, order.search.scope)),
         notes=(*shop.model.notes, *_data_notes(shop), *findings.notes),
         measured=findings.measured,
@@ -164,10 +165,10 @@ def _edge_entry(ends: Ends, costs: Mapping[str, PlacementCost]) -> PlacementEntr
     )
 
 
-def _conditions(order: Order, shop: Workshop) -> Conditions:
+def _conditions(order: Order, shop: Workshop, slowdown: float) -> Conditions:
     return Conditions(
         machine=f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
-        edge_slowdown=order.search.machines.slowdown,
+        edge_slowdown=slowdown,
         threads=order.threads,
         tail_threads=order.tail_threads,
         rtt_s=order.search.scope.rtt_s,
@@ -180,6 +181,10 @@ def _conditions(order: Order, shop: Workshop) -> Conditions:
         calibration_digest=shop.samples.digest,
         calibration_samples=len(shop.samples.calibration),
         created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+        label_offset=order.label_offset,
+        declared_inputs=order.inputs,
+        planned=order.search.scope,
+        constraints=described(order.search.constraints),
     )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 
-from partitioner import data
+from partitioner import data, inputs
 from partitioner.cuts import prefix_candidates
 from partitioner.model import LoadedModel, load
 from partitioner.observe import observed_topology
@@ -34,9 +35,9 @@ class Inspection(msgspec.Struct, frozen=True):
     notes: tuple[str, ...]
 
 
-def inspect(path: Path) -> Inspection:
-    """Load a model and list its candidate cuts. Raises InputError or ModelError like `load`."""
-    model = load(path)
+def inspect(path: Path, declared: Sequence[str] = ()) -> Inspection:
+    """Load a model, with its `declared` image inputs, and list its candidate cuts. Raises InputError or ModelError."""
+    model = load(path, inputs=inputs.parse(declared))
     try:
         samples = data.random(model.inputs, count=1)
         model = replace(model, topology=observed_topology(model, samples))

@@ -16,7 +16,7 @@ from typing import Self
 
 import onnx_ir as ir
 
-from partitioner import batch, data
+from partitioner import batch, data, inputs
 from partitioner.anchors import FIRST_ANCHORS, GOOD_ERROR, MOST_ANCHORS, Predictor, choose, plain_steps
 from partitioner.assemble import proven_batch
 from partitioner.cuts import Sides, separate
@@ -47,6 +47,7 @@ class ProfileOrder:
     memory: bool = True
     batches: bool = True
     most_anchors: int = MOST_ANCHORS
+    inputs: tuple[str, ...] = ()  # declared images, in the grammar of docs/inputs.md
 
 
 def profile(order: ProfileOrder, reporter: Reporter) -> Profile:
@@ -57,7 +58,7 @@ def profile(order: ProfileOrder, reporter: Reporter) -> Profile:
 def load_for(order: ProfileOrder, reporter: Reporter) -> tuple[LoadedModel, Samples]:
     """The model, with the shapes that a sample shows, and the samples. Raises InputError or ModelError."""
     reporter.stage("loading the model")
-    model = load(order.model)
+    model = load(order.model, inputs=inputs.parse(order.inputs))
     samples = data.random(model.inputs) if order.calibration is None else data.load(order.calibration, model.inputs)
     return replace(model, topology=observed_topology(model, samples)), samples
 

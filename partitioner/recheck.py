@@ -10,6 +10,9 @@ import msgspec
 
 from partitioner import data, verify
 from partitioner.boundary import decodes_first
+from partitioner.codings import Way, received
+from partitioner.entries import FULL
+from protocol import images
 from protocol.bundle import Bundle, Manifest, PlacementEntry
 from protocol.engines.ort import OrtEngine
 from protocol.errors import AccuracyRefusedError, BundleError
@@ -48,15 +51,13 @@ def recheck(path: Path, data_path: Path | None) -> Verified:
     manifest = opened.manifest
     samples = _samples(manifest, data_path)
     indices = samples.held_out
-    full_entry = manifest.placement(PlacementKind.FULL_CLOUD)
-    if full_entry is None or full_entry.tail is None:
-        raise BundleError(f"{path} holds no full-cloud placement", "rebuild it")
-    expected = verify.run_all(opened.graph(full_entry.tail), samples, indices)
+    # The whole model is in every bundle, even where constraints forbid to send it what the application hands in.
+    expected = verify.run_all(opened.graph(FULL), samples, indices)
     stick = verify.yardstick(expected, samples, manifest.model.outputs[0].name, 0.0)
     results = tuple(
         _recheck_one(opened, entry, samples, indices, stick, judge=data_path is not None)
         for entry in manifest.placements
-        if entry.kind != PlacementKind.FULL_CLOUD
+        if entry.kind != PlacementKind.FULL_CLOUD or _is_lossy(entry)
     )
     return Verified(str(path), count, data_path is None, results)
 
@@ -64,7 +65,12 @@ def recheck(path: Path, data_path: Path | None) -> Verified:
 def _samples(manifest: Manifest, data_path: Path | None) -> data.Samples:
     if data_path is None:
         return data.random(manifest.model.inputs, count=data.RANDOM_SAMPLES)
-    samples = data.load(data_path, manifest.model.inputs)
+    samples = data.load(
+        data_path,
+        manifest.model.inputs,
+        label_offset=manifest.conditions.label_offset,
+        classes=data.classes_of(manifest.model.outputs),
+    )
     # What the bundle was calibrated on must not judge it; other data judges with all of its samples.
     return replace(samples, calibrates=samples.digest == manifest.conditions.calibration_digest)
 
@@ -98,21 +104,33 @@ def _recheck_one(
 
 
 def _claims_no_loss(entry: PlacementEntry) -> bool:
-    return entry.precision == "fp32" and all(t.scale is None for t in entry.boundary)
+    exact = all(t.scale is None and t.spec.dtype != "float16" for t in entry.boundary)
+    return entry.precision == "fp32" and exact and not _is_lossy(entry)
+
+
+def _is_lossy(entry: PlacementEntry) -> bool:
+    return any(t.levels is not None or images.is_lossy(t.codec) for t in entry.boundary)
 
 
 def _answers(
     opened: Bundle, entry: PlacementEntry, samples: data.Samples, indices: Sequence[int]
 ) -> list[verify.Outputs]:
+    ways = {t.spec.name: Way(t.codec, t.levels) for t in entry.boundary}
+    if entry.head is None and entry.tail is not None:
+        with OrtEngine(opened.graph(entry.tail), label=f"{entry.id}/tail", threads=verify.JUDGING_THREADS) as engine:
+            return [engine.infer(received(feed, ways)) for feed in samples.feeds(indices)]
     if entry.head is None:
-        raise BundleError(f"placement {entry.id} names no head", "rebuild the bundle")
+        raise BundleError(f"placement {entry.id} names neither head nor tail", "rebuild the bundle")
     head = opened.graph(entry.head)
     if entry.tail is None:
         return verify.run_all(head, samples, indices)
     tail = opened.graph(entry.tail)
     _check_fit(entry, head, tail)
     with verify.SplitPair(head, tail, [t.spec.name for t in entry.boundary], entry.head_outputs) as pair:
-        return [pair.infer(feed) for feed in samples.feeds(indices)]
+        runs = (pair.run(feed) for feed in samples.feeds(indices))
+        if not _is_lossy(entry):
+            return [answer for _, answer in runs]
+        return [answer | pair.tail.infer(received(crossing, ways)) for crossing, answer in runs]
 
 
 def _check_fit(entry: PlacementEntry, head: bytes, tail: bytes) -> None:

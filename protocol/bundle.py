@@ -29,6 +29,7 @@ from protocol.graphs import Graph
 from protocol.latency import PlacementCost
 from protocol.messages import PlacementKind
 from protocol.onnx_scan import external_references
+from protocol.plan import PlanConditions
 from protocol.tensors import TensorSpec
 
 SCHEMA_VERSION = 1
@@ -140,6 +141,10 @@ class Conditions(msgspec.Struct, frozen=True):
     calibration_digest: HexDigest
     calibration_samples: int
     created_utc: str
+    label_offset: int = 0  # added to the labels of the data
+    declared_inputs: tuple[str, ...] = ()  # image inputs and their pre-processing, as they were declared
+    planned: PlanConditions | None = None
+    constraints: tuple[str, ...] = ()  # what every placement keeps, in words
 
 
 class Measured(msgspec.Struct, frozen=True):

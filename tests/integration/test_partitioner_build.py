@@ -55,7 +55,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The residual net cut in two places, the second with two tensors; INT8 heads."""
     folder = tmp_path_factory.mktemp("residual")
     cuts = (("r3",), ("r1", "c3"))
-    return Bundle.open(built(folder, cuts=cuts, precision="int8", bound=0.5).target)
+    return Bundle.open(built(folder, cuts=cuts, precision="int8", bound=0.25).target)
 
 
 def test_a_bundle_opens_and_holds_every_placement(bundle: Bundle) -> None:
@@ -349,3 +349,11 @@ def test_a_crossing_tensor_that_the_head_itself_goes_on_using_keeps_its_float_va
     assert out["a"].dtype == np.uint8
     assert np.array_equal(out["b"], -np.maximum(x, 0))
     assert codes["a"].zero_point == 0
+
+
+def test_verify_sends_what_crosses_through_its_codec(bundle: Bundle, tmp_path: Path) -> None:
+    np.savez(tmp_path / "other.npz", x=models.image_samples(20, seed=5))
+    seen = {p.id: p for p in recheck(bundle.root, None).placements}
+    lossy = [p.id for p in bundle.manifest.placements if p.id.startswith("cut-1.")]
+    assert lossy
+    assert all(seen[id_].max_abs_difference != seen["cut-1"].max_abs_difference for id_ in lossy)

@@ -15,7 +15,7 @@ from protocol.errors import InputError
 from protocol.latency import PlacementCost, adjusted, bottleneck_s, latency_s, line_of
 from tests.problems import NS, placements, random_problem
 
-PROBLEMS = 60
+PROBLEMS = 75
 RTT_S = 20 * NS
 
 
@@ -51,14 +51,14 @@ def random_constraints(chance: random.Random, problem: Problem) -> Constraints:
         "min_per_s": 1 / (chance.randint(50, 400) * NS),
         "max_latency_s": chance.randint(100, 900) * NS,
     }
-    asked = {name: limit for name, limit in limits.items() if chance.random() < 0.35}
+    # Throughput rarely: mending it takes a bisection, and with it a second of the test.
+    asked = {name: limit for name, limit in limits.items() if chance.random() < (0.1 if name == "min_per_s" else 0.35)}
     return Constraints(**asked, at_mbit=8e3 / chance.randint(1, 20), quantile=chance.choice((0.5, 0.95)))
 
 
-@pytest.mark.parametrize("chunk", range(3))
-def test_plans_within_constraints_equal_brute_force(chunk: int) -> None:
+def test_plans_within_constraints_equal_brute_force() -> None:
     plans = conflicts = 0
-    for seed in range(chunk * PROBLEMS // 3, (chunk + 1) * PROBLEMS // 3):
+    for seed in range(PROBLEMS):
         chance = random.Random(seed)
         problem = random_problem(chance, chance.randint(2, 7))
         constraints = random_constraints(chance, problem)
@@ -81,8 +81,8 @@ def test_plans_within_constraints_equal_brute_force(chunk: int) -> None:
                 mine = line_of(plan.cost, rtt_s=setting.rtt_s).at(float(x))
                 assert mine == pytest.approx(min(line.at(float(x)) for line in lines), rel=1e-9), f"seed {seed}"
         plans += 1
-    assert plans > 5
-    assert conflicts > 1
+    assert plans > 20
+    assert conflicts > 5
 
 
 def check_conflict(found: Conflict, constraints: Constraints, solutions: list[Solution], setting: Setting) -> None:

@@ -88,7 +88,7 @@ def decide(order: Order, reporter: Reporter) -> Decided:
         separate(model.topology, cut)
     _check_search(order.search, model)
     samples = _samples(order, model)
-    shop = _workshop(order, model, samples, reporter)
+    shop = workshop(order, model, samples, reporter)
     reporter.stage("judging full-cloud and edge-only")
     ends = make_ends(shop)
     found = _named_cuts(order, shop, ends, cuts, reporter) if cuts else explore(shop, ends, order.search, reporter)
@@ -119,7 +119,8 @@ def _samples(order: Order, model: LoadedModel) -> data.Samples:
     )
 
 
-def _workshop(order: Order, model: LoadedModel, samples: data.Samples, reporter: Reporter) -> Workshop:
+def workshop(order: Order, model: LoadedModel, samples: data.Samples, reporter: Reporter) -> Workshop:
+    """What all cuts of one build share: ranges, yardstick, INT8 recipe. Raises ModelError and EngineError."""
     reporter.stage("observing the model on calibration data")
     model = replace(model, topology=observed_topology(model, samples))
     seen = ranges(model, samples, threads=verify.JUDGING_THREADS, progress=reporter.progress)
@@ -135,7 +136,26 @@ def _workshop(order: Order, model: LoadedModel, samples: data.Samples, reporter:
         most = math.inf if order.precision == "int8" else SLOWER  # asked for is asked for, however slow
         budget_s = order.recipe_budget_s
         book = find_recipe(model, samples, seen, stick, threads=order.threads, budget_s=budget_s, max_ratio=most)
-    return Workshop(model, samples, seen, stick, tuple(exact), book, order.precision, order.threads, order.tail_threads)
+    return Workshop(
+        model,
+        samples,
+        seen,
+        stick,
+        _calibrated(model, samples, stick),
+        tuple(exact),
+        book,
+        order.precision,
+        order.threads,
+        order.tail_threads,
+    )
+
+
+def _calibrated(model: LoadedModel, samples: data.Samples, stick: verify.Yardstick) -> verify.Yardstick | None:
+    indices = samples.calibration
+    if not len(indices):
+        return None
+    labels = None if samples.labels is None else samples.labels[list(indices)]
+    return stick.like(verify.run_all(model.data, samples, indices), labels)
 
 
 def _check_normal_form(model: LoadedModel, samples: data.Samples, exact: Sequence[verify.Outputs]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
 
@@ -72,12 +72,12 @@ class ModelKitchen:
         indices = self._samples.calibration
         expected = tuple(verify.run_all(self.model.data, self._samples, indices))
         labels = None if self._samples.labels is None else self._samples.labels[list(indices)]
-        return _like(self._stick, expected, labels)
+        return self._stick.like(expected, labels)
 
     @cached_property
     def _few(self) -> Yardstick:
         labels = self._calibrated.labels
-        return _like(self._stick, self._calibrated.expected[:SENSED], None if labels is None else labels[:SENSED])
+        return self._stick.like(self._calibrated.expected[:SENSED], None if labels is None else labels[:SENSED])
 
     def layers(self) -> Sequence[Layer]:
         return self._layers
@@ -207,10 +207,3 @@ def _evened(array: Array) -> Array:
     logs: Array = np.log(np.maximum(exact, 1e-9))
     centred: Array = logs - logs.mean(axis=1, keepdims=True)
     return centred
-
-
-def _like(stick: Yardstick, expected: Sequence[Outputs], labels: Array | None) -> Yardstick:
-    """The same metric and the same loss allowed, on other samples."""
-    draft = replace(stick, reference=0.0, bound=0.0, expected=tuple(expected), labels=labels)
-    reference = draft.score(expected)
-    return replace(draft, reference=reference, bound=reference - (stick.reference - stick.bound))

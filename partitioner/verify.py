@@ -152,6 +152,12 @@ class Yardstick:
         wanted = self.labels if self.labels is not None else np.array([_top1(e[self.first]) for e in self.expected])
         return float(np.mean(answers == wanted))
 
+    def like(self, expected: Sequence[Outputs], labels: Array | None) -> Yardstick:
+        """The same metric and the same loss allowed, on other samples."""
+        draft = replace(self, reference=0.0, bound=0.0, expected=tuple(expected), labels=labels)
+        reference = draft.score(expected)
+        return replace(draft, reference=reference, bound=reference - (self.reference - self.bound))
+
     def judge(self, got: Sequence[Outputs]) -> tuple[float, bool]:
         value = self.score(got)
         return value, value >= self.bound - 1e-9

@@ -31,6 +31,7 @@ SUITES: dict[str, Suite] = {
         "run",
         "what full-cloud would send: bytes, times and accuracy of input codecs (~1 min)",
     ),
+    "int8": Suite("benchmarks.int8", "run", "INT8 recipes: speed, accuracy, the search, layer by layer (~10 min)"),
     "cuts": Suite(
         "benchmarks.cuts", "run", "head and tail equal the whole model at every cut: light, shared, exported (~30 min)"
     ),

@@ -199,9 +199,9 @@ def tile(feed: Tensors, axes: dict[str, int], batch: int) -> dict[str, Array]:
 
 
 def kernels(model: bytes, feed: Tensors, *, threads: int, optimise: bool) -> list[Kernel]:
-    """Lower-quartile seconds of every kernel of the model, in order of execution, as ONNX Runtime's profiler saw them.
+    """Least seconds of every kernel of the model, in order of execution, as ONNX Runtime's profiler saw them.
 
-    The profiler reads the wall's clock, so that the quartile stands for runs that nothing disturbed.
+    The profiler reads the wall's clock: the least stands for a run that nothing disturbed, and only proportions count.
     """
     with tempfile.TemporaryDirectory(prefix="isthmus-") as folder:
         engine = _Profiled(model, folder, threads=threads, optimise=optimise)
@@ -240,7 +240,7 @@ def _kernels_in(events: list[dict[str, object]]) -> list[Kernel]:
         name = str(event.get("name", ""))
         if event.get("cat") == "Node" and name.endswith("_kernel_time"):
             seen.setdefault(name.removesuffix("_kernel_time"), []).append(float(str(event["dur"])) * 1e-6)
-    return [Kernel(name, float(np.quantile(times[1:] or times, 0.25))) for name, times in seen.items()]
+    return [Kernel(name, min(times)) for name, times in seen.items()]
 
 
 def _key(job: Job) -> _Key:

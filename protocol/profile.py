@@ -175,7 +175,7 @@ def check(profile: Profile, *, name: str, role: Role, model_digest: str, machine
 
 
 class Kernel(NamedTuple):
-    """One kernel of a profiled run, in order of execution, with its median seconds."""
+    """One kernel of a profiled run, in order of execution, with its seconds."""
 
     name: str
     seconds: float

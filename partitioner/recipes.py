@@ -172,9 +172,14 @@ class Refusal:
     trials: tuple[Trial, ...]
     closest: tuple[Recipe, ...]
 
+    @property
+    def offer(self) -> str:
+        return "the head stays fp32 and its boundary crosses as 8-bit codes, float16 or float32, the first that holds"
+
     def __str__(self) -> str:
         names = ", ".join(cost.layer.name for cost in self.layers[:5])
-        return f"{self.reason}; {names} prevent it" if names else self.reason
+        culprits = f"; most of the noise comes from {names}" if names else ""
+        return f"{self.reason}{culprits}; {self.offer}"
 
 
 def excluding(recipe: Recipe, nodes: Iterable[str]) -> Recipe:

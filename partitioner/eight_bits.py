@@ -6,6 +6,7 @@ ones as far as the head holds them; each head is then judged on its own, the rec
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -20,10 +21,9 @@ from partitioner import verify
 from partitioner.bias import dequantised_weights, mean_shifts
 from partitioner.calibration import Histogram, collect, ranges_for
 from partitioner.data import Samples
-from partitioner.measure import interleaved_medians
 from partitioner.model import LoadedModel, serialise
 from partitioner.observe import Ranges
-from partitioner.quantise import quantise
+from partitioner.quantise import first_convolutions, quantise
 from partitioner.recipe_search import MAX_RATIO, search
 from partitioner.recipes import Layer, Recipe, RecipeResult, Refusal, Score, distinct, restrict
 from partitioner.rounding import rounded
@@ -32,6 +32,7 @@ from partitioner.verify import Outputs, Yardstick
 from protocol.engines.ort import OrtEngine
 from protocol.errors import ModelError
 from protocol.tensors import Array
+from protocol.timing import MAX_VISITS, Ratios, visit
 
 BUDGET_S = 60.0
 SENSED = 16  # samples that a single layer's effect is measured on
@@ -87,7 +88,9 @@ class ModelKitchen:
         return layers_of(self.model.topology)
 
     def own_noise(self) -> dict[str, float]:
-        return own_noise(self.model.graph, self.histograms)
+        """Without the first convolutions: they stay float in nearly every recipe, and have no part in a stretch."""
+        first = set(first_convolutions(self.model.graph))
+        return {n: db for n, db in own_noise(self.model.graph, self.histograms).items() if n not in first}
 
     def ranges(self, recipe: Recipe) -> Ranges:
         return self._extremes if recipe.calibration == "minmax" else ranges_for(recipe, self._extremes, self.histograms)
@@ -119,11 +122,15 @@ class ModelKitchen:
         return self._judge(graph, self._stick, self._samples.held_out)
 
     def ratio(self, graph: ir.Model) -> float:
+        """Median of the INT8 graph's time over the fp32 model's just before it, until its interval is narrow."""
         feed = self._samples.feed(self._samples.calibration[0])
+        seen = Ratios()
         with OrtEngine(serialise(graph), label="int8", threads=self._threads) as eight:
-            works = {"int8": lambda: eight.infer(feed), "fp32": lambda: self._fp32.infer(feed)}
-            times = interleaved_medians(works)
-        return times["int8"] / times["fp32"]
+            for _ in range(MAX_VISITS):
+                visit(lambda: eight.infer(feed), lambda: self._fp32.infer(feed), seen, [], threads=self._threads)
+                if seen.is_narrow:
+                    break
+        return statistics.median(seen.ratios)
 
     def _judge(self, graph: ir.Model, stick: Yardstick, indices: Sequence[int]) -> Score:
         got = verify.run_all(serialise(graph), self._samples, indices)

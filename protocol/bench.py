@@ -8,6 +8,7 @@ loaded: it is the yardstick of every visit.
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import tempfile
 import time
@@ -23,11 +24,12 @@ from protocol.engines.ort import OrtEngine
 from protocol.errors import EngineError
 from protocol.profile import Anchor, Energy, Kernel, Side, Timing
 from protocol.tensors import Array, Tensors
-from protocol.timing import MAX_VISITS, MIN_REPEATS, ROUNDS, Ratios, clock_for, summary, timed, visit
+from protocol.timing import MIN_REPEATS, ROUNDS, Ratios, clock_for, summary, timed, visit
 
 BATCHES = (1, 2, 4, 8, 16)
 LEAST_VISITS = 3
-ROUNDS_OF_SLOW = 3  # repeats of a model that takes this many seconds are fewer
+MAX_REPEATS = 40
+ENOUGH_FOR_SLOW = 9  # repeats of a model that takes this many seconds
 _SLOW_S = 0.1
 _KERNEL_RUNS = 12
 _KERNEL_BUDGET_S = 4.0
@@ -108,22 +110,25 @@ class Bench:
 
         Raises EngineError when a segment does not run.
         """
-        pace_s = self.whole.median_s
-        rounds = ROUNDS if pace_s < _SLOW_S else ROUNDS_OF_SLOW
-        least = LEAST_VISITS
         deadline = time.monotonic() + budget_s
-        open_jobs = list(jobs)
+        enough = MIN_REPEATS if self.whole.median_s < _SLOW_S else ENOUGH_FOR_SLOW
         self._jobs |= {_key(job): job for job in jobs}
-        for number in range(MAX_VISITS):
-            for done, job in enumerate(open_jobs):
-                if number >= least and time.monotonic() > deadline:
-                    return
-                reporter.stage(f"timing the {job}" if job.cut else f"timing {job}")
-                self._visit(job, rounds)
-                reporter.progress(number * len(jobs) + done + 1, least * len(jobs))
-            open_jobs = [job for job in open_jobs if not self._seen[_key(job)].is_narrow]
-            if not open_jobs:
-                return
+        open_jobs, done = list(jobs), 0
+        while open_jobs:
+            for job in open_jobs:
+                if self.repeats(job) < enough or time.monotonic() < deadline:
+                    reporter.stage(f"timing the {job}" if job.cut else f"timing {job}")
+                    self._visit(job, enough)
+                done += 1
+                reporter.progress(done, len(jobs) * LEAST_VISITS)
+            late = time.monotonic() >= deadline
+            open_jobs = [j for j in open_jobs if self.repeats(j) < enough or not (late or self._is_done(j))]
+
+    def repeats(self, job: Job) -> int:
+        return len(self._seen[_key(job)].ratios)
+
+    def _is_done(self, job: Job) -> bool:
+        return self._seen[_key(job)].is_narrow or self.repeats(job) >= MAX_REPEATS
 
     def measure_batches(self, jobs: Iterable[Job], *, reporter: Reporter) -> None:
         """Seconds by batch size of every job that takes batches, scaled to its own time at batch 1."""
@@ -168,10 +173,15 @@ class Bench:
     def _run_whole(self) -> None:
         self._whole.infer(self._feed)
 
-    def _visit(self, job: Job, rounds: int) -> None:
+    def _visit(self, job: Job, enough: int) -> None:
+        """A few rounds; more at once where loading takes longer than they do (AlexNet's weights: seconds)."""
+        started = time.monotonic()
         data, feed = job.load()
         with OrtEngine(data, label=str(job), threads=self.threads) as engine:
-            ratios = self._seen[_key(job)]
+            engine.infer(feed)
+            loading_s, ratios = time.monotonic() - started, self._seen[_key(job)]
+            least = -(-enough // LEAST_VISITS)
+            rounds = min(max(math.ceil(loading_s / (2.0 * self.whole.median_s)), least), enough)
             visit(lambda: engine.infer(feed), self._run_whole, ratios, self._paces, threads=self.threads, rounds=rounds)
 
     def _curve(self, job: Job) -> tuple[tuple[int, float], ...]:

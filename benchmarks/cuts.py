@@ -91,7 +91,11 @@ def sources(folder: Path, asked: Sequence[str] = ()) -> Iterator[tuple[str, Call
         f"light_{n}": lambda n=n: _before_softmax(light_models.load_light(n), folder / f"{n}.onnx")  # type: ignore[misc]
         for n in light_models.NAMES
     }
-    made |= {n: lambda n=n: shared / f"{n}.onnx" for n in SHARED if (shared / f"{n}.onnx").is_file()}  # type: ignore[misc]
+    made |= {
+        n: lambda n=n: _before_softmax(onnx.load(shared / f"{n}.onnx"), folder / f"{n}.onnx")  # type: ignore[misc]
+        for n in SHARED
+        if (shared / f"{n}.onnx").is_file()
+    }
     made |= {n: lambda path=path: path for n, path in exports.exported().items()}  # type: ignore[misc]
     made["control_flow"] = lambda: _before_softmax(control_flow(), folder / "control_flow.onnx")
     unknown = [n for n in asked if n not in made]
@@ -231,12 +235,15 @@ def _kind(error: ModelError) -> str:
 
 
 def _before_softmax(proto: onnx.ModelProto, path: Path) -> Path:
-    """Write the model with the last Softmax left out of each output."""
+    """Write the model with a last Softmax left out of each output, also where only a reshaping follows it."""
     made_by = {n.output[0]: n for n in proto.graph.node}
+    known = {v.name: v for v in onnx.shape_inference.infer_shapes(proto).graph.value_info}
     for output in proto.graph.output:
         node = made_by.get(output.name)
-        if node is not None and node.op_type == "Softmax":
-            output.name = node.input[0]
+        while node is not None and node.op_type in ("Reshape", "Flatten", "Squeeze"):
+            node = made_by.get(node.input[0])
+        if node is not None and node.op_type == "Softmax" and node.input[0] in known:
+            output.CopyFrom(known[node.input[0]])
     path.write_bytes(proto.SerializeToString())
     return path
 

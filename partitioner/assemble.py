@@ -74,6 +74,7 @@ class Workshop:
     precision: str  # "auto", "int8" or "fp32", as asked
     threads: int  # of heads, as on the device
     tail_threads: int  # of tails, as at the gateway
+    notes: tuple[str, ...] = ()
 
     @property
     def free_batch(self) -> bool:

@@ -130,12 +130,17 @@ def workshop(order: Order, model: LoadedModel, samples: data.Samples, reporter: 
     reporter.stage("running the whole model on the held-out samples")
     expected = verify.run_all(model.data, samples, samples.held_out)
     stick = verify.yardstick(expected, samples, model.topology.outputs[0], order.bound)
-    book = None
-    if order.precision != "fp32":
+    precision, book, notes = order.precision, None, tuple[str, ...]()
+    if precision != "fp32":
         reporter.stage("searching the fastest INT8 recipe that keeps the bound")
-        most = math.inf if order.precision == "int8" else SLOWER  # asked for is asked for, however slow
+        most = math.inf if precision == "int8" else SLOWER  # asked for is asked for, however slow
         budget_s = order.recipe_budget_s
-        book = find_recipe(model, samples, seen, stick, threads=order.threads, budget_s=budget_s, max_ratio=most)
+        try:
+            book = find_recipe(model, samples, seen, stick, threads=order.threads, budget_s=budget_s, max_ratio=most)
+        except InputError as error:  # NaN inside the model, for example
+            if precision == "int8":
+                raise
+            precision, notes = "fp32", (f"no INT8: {error.fact}",)
     return Workshop(
         model,
         samples,
@@ -144,9 +149,10 @@ def workshop(order: Order, model: LoadedModel, samples: data.Samples, reporter: 
         _calibrated(model, samples, stick),
         tuple(exact),
         book,
-        order.precision,
+        precision,
         order.threads,
         order.tail_threads,
+        notes,
     )
 
 

@@ -197,9 +197,11 @@ def _processor() -> str:
 
 
 def _data_notes(shop: Workshop) -> tuple[str, ...]:
+    given = (*shop.samples.notes, *shop.notes)
     if not shop.samples.is_random:
-        return ()
+        return given
     return (
+        *given,
         f"inputs were random: {shop.yardstick.metric} is with the whole model, not with truth; "
         "give real samples with --calibration DATA.npz",
     )

@@ -87,7 +87,7 @@ class Agent:
         self._started_in: int | None = None
         self.fatal: BaseException | None = None
         rows = [Row(e.id, e.kind, _segment(e), e.head, e.tail) for e in self._entries.values()]
-        self.planner = Planner([Candidate(e.id, e.cost) for e in self._entries.values()])
+        self.planner = Planner([Candidate(e.id, e.cost, e.head or "", e.tail or "") for e in self._entries.values()])
         self._ladder = Ladder(rows, self.planner, expects_gateway=self._endpoint is not None)
         self.uplink = Uplink(
             endpoint=self._endpoint,

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from protocol.control.planner import ASSUMED_LINK, HYSTERESIS, Candidate, Planner
+from protocol.control.planner import ASSUMED_LINK, HYSTERESIS, STALE_AFTER, Candidate, Planner
 from protocol.latency import LinkState, PlacementCost, latency_s
 
 EDGE = Candidate("edge-only", PlacementCost(edge_s=0.100))
@@ -177,3 +177,85 @@ def test_what_never_ran_or_was_planned_at_nothing_changes_nothing() -> None:
     planner.observe_edge("free", 1.0)
     planner.observe_tail("free", 1.0)
     assert planner.predict(link(10)) == before
+
+
+# ---- families: the same head and tail under several codecs ----------------------------------------------------------
+
+
+def family(name: str, sizes: list[int], **cost: float) -> list[Candidate]:
+    """The same cut under as many codecs as there are sizes on the wire."""
+    return [
+        Candidate(f"{name}.{i}", PlacementCost(up_nbytes=n, **cost), f"{name}/head.onnx", f"{name}/tail.onnx")
+        for i, n in enumerate(sizes)
+    ]
+
+
+def test_what_one_codec_teaches_of_head_and_tail_holds_for_its_siblings_and_nobody_else() -> None:
+    siblings = family("cut-1", [9_000, 6_000, 3_000], edge_s=0.030, encode_s=0.002, tail_s=0.010)
+    other = family("cut-2", [9_000], edge_s=0.050, tail_s=0.008)
+    planner = Planner([*siblings, *other])
+    planner.observe_edge("cut-2.0", 0.050)
+    planner.observe_edge("cut-1.0", 2 * 0.032)
+    planner.observe_tail("cut-1.0", 3 * 0.010)
+    for sibling in siblings:
+        assert predicted_edge_s(planner, sibling.id) == pytest.approx(2 * 0.032 + 3 * 0.010)
+    assert predicted_edge_s(planner, "cut-2.0") == pytest.approx(0.058)
+
+
+def test_a_family_of_codecs_that_were_all_in_use_once_costs_no_detour_while_one_of_them_is() -> None:
+    planner = Planner(family("cut-1", [1_000 + i for i in range(20)], edge_s=0.030, encode_s=0.002, tail_s=0.010))
+    everything = {f"cut-1.{i}": "used already" for i in range(20)}
+    for id_ in everything:  # each was in use for a moment
+        decision = planner.decide(link(10), {k: v for k, v in everything.items() if k != id_})
+        assert decision is not None
+        assert decision.id == id_
+    assert {chosen(planner, 10) for _ in range(3 * STALE_AFTER)} == {planner.current}
+
+
+def test_codecs_of_the_input_share_what_encoding_costs_on_this_device() -> None:
+    raw = Candidate("cloud", PlacementCost(encode_s=2e-6, up_nbytes=150_000, tail_s=0.015), "", "full.onnx")
+    png, jpeg = (
+        Candidate(id_, PlacementCost(encode_s=s, up_nbytes=n, tail_s=0.015), "", "full.onnx")
+        for id_, s, n in (("cloud.png", 0.008, 80_000), ("cloud.jpeg90", 0.002, 20_000))
+    )
+    planner = Planner([raw, png, jpeg])
+    planner.observe_edge("cloud", 40e-6)  # nothing but overhead: twenty times as planned
+    assert predicted_edge_s(planner, "cloud.jpeg90") == pytest.approx(0.017)
+    planner.observe_edge("cloud.png", 0.024)
+    assert predicted_edge_s(planner, "cloud.jpeg90") == pytest.approx(0.006 + 0.015)
+    assert predicted_edge_s(planner, "cloud") == pytest.approx(40e-6 + 0.015)
+
+
+def test_an_input_sent_as_it_is_keeps_nothing_that_grows_stale_but_its_tail() -> None:
+    raw = Candidate("cloud", PlacementCost(encode_s=2e-6, up_nbytes=11_000, tail_s=0.015), "", "full.onnx")
+    jpeg = Candidate("cloud.jpeg90", PlacementCost(encode_s=0.0005, up_nbytes=10_000, tail_s=0.015), "", "full.onnx")
+    planner = Planner([raw, jpeg])
+    assert planner.decide(link(10), {"cloud.jpeg90": "for a moment"}) is not None
+    assert {chosen(planner, 10) for _ in range(3 * STALE_AFTER)} == {"cloud.jpeg90"}
+    assert planner.decide(link(10), {"cloud.jpeg90": "for a while"}) is not None
+
+
+def test_a_family_that_was_not_in_use_for_long_is_tried_once_under_its_best_codec() -> None:
+    near = family("cut-1", [5_000, 4_900], edge_s=0.030, tail_s=0.010)
+    planner = Planner([*near, *family("cut-2", [3_000], edge_s=0.030, tail_s=0.010)])
+    for id_ in ("cut-1.0", "cut-1.1"):
+        assert planner.decide(link(10), {c: "" for c in ("cut-1.0", "cut-1.1", "cut-2.0") if c != id_}) is not None
+    later = [chosen(planner, 1) for _ in range(2 * STALE_AFTER - 5)]
+    assert later.count("cut-1.1") == 1
+    assert "cut-1.0" not in later
+
+
+def test_predictions_are_kept_until_link_or_knowledge_changes_and_never_longer() -> None:
+    chance = random.Random(3)
+    candidates = [*family("cut-1", [9_000, 3_000], edge_s=0.03, tail_s=0.01), *ALL]
+    planner = Planner(candidates)
+    for _ in range(300):
+        one = chance.choice(candidates).id
+        act = chance.choice([planner.observe_edge, planner.observe_tail])
+        act(one, chance.uniform(0.001, 0.1))
+        here = link(chance.choice([1, 10]))
+        kept = planner.predict(here)
+        assert kept is planner.predict(link(here.uplink_bytes_per_s * 8 / 1e6))
+        fresh = Planner(candidates)
+        vars(fresh).update({k: v for k, v in vars(planner).items() if k.endswith(("_factor", "_factors"))})
+        assert fresh.predict(here) == kept

@@ -29,6 +29,7 @@ HELD_OUT = 12
 TWICE = 4  # held-out cuts that are measured a second time
 BUDGET_S = 20.0
 SEED = 7
+LEAST_SHARE = 0.02  # shorter segments decide nothing; they count, but are told apart
 DEFAULT = (
     "squeezenet", "shufflenet", "bvlc_alexnet", "inception_v1", "inception_v2", "resnet50", "densenet121", "zfnet512",
     "mobilenet_v2_224", "resnet8l_cifar10", "yunet_face_640", "digits",
@@ -113,9 +114,10 @@ def _results(name: str, checked: list[Checked], twice: list[float], anchors: int
         errors = [c.percent for c in mine]
         worst = max(mine, key=lambda c: c.percent)
         covered = sum(c.predicted.low <= c.measured_s <= c.predicted.high for c in mine)
+        long = [c.percent for c in mine if c.measured_s >= LEAST_SHARE * c.whole_s]
         note = (
-            f"{anchors} anchors; in interval {covered}/{len(mine)}; worst {worst.percent:.0f} % at "
-            f"{worst.measured_s / worst.whole_s:.3f} of the whole"
+            f"{anchors} anchors; {statistics.fmean(long):.1f} % over those above {LEAST_SHARE:.0%} of the whole; "
+            f"worst {worst.percent:.0f} % at {worst.measured_s / worst.whole_s:.3f}; in interval {covered}/{len(mine)}"
         )
         mape = statistics.fmean(errors)
         yield Result(

@@ -1,10 +1,17 @@
 """The ladder at a boundary: what may happen to 8-bit codes on the wire, from exact to less than a bit an element.
 
 Every rung is a lossy map of the 256 codes onto N levels that only the wire sees; head and tail are the same for all of
-them. A map is the entropy-constrained scalar quantiser of the calibration codes: among all partitions of 0..255 into
-intervals, the one that minimises distortion + slope * entropy, found exactly by dynamic programming (Chou, Lookabaugh
-and Gray 1989 give the criterion; with 256 bins no iteration is needed). Dead zone, clipping and unequal steps come out
-of it by themselves. Pure: codes in, rungs out.
+them. Two kinds of tensors need two kinds of maps (both measured against the other):
+
+one-sided   (ReLU outputs) The entropy-constrained scalar quantiser of the calibration codes: of all partitions of
+            0..255 into intervals the one that minimises noise + slope * bits, found exactly by dynamic programming
+            (criterion: Chou, Lookabaugh, Gray 1989). Dead zone, clipping and unequal steps come out of it by
+            themselves. Levels are then spread about the mean until they have the variance of what they stand for.
+two-sided   (projections, sums, decorrelated planes) Equal steps about the commonest code, no dead zone, every level in
+            the middle of its interval. The least noise would pull levels towards zero, all alike; the tail minds such a
+            loss of contrast more than noise of its size: equal steps need 30 % fewer bits for equal outputs.
+
+Pure: codes in, rungs out.
 """
 
 from __future__ import annotations
@@ -23,6 +30,7 @@ from protocol.tensors import Array
 LADDER_BITS = (3.0, 2.2, 1.6, 1.2, 0.9, 0.7, 0.5)
 _SLOPES = np.geomspace(1e-5, 3.0, 60)  # of distortion over bits, as shares of the codes' variance
 _LEVEL_BITS = 12.0  # what a level costs a message: its value, and its place in the Huffman code
+_TWO_SIDED = 0.1  # share of the codes that must lie on either side of the commonest
 
 
 class Rung(NamedTuple):
@@ -59,17 +67,23 @@ def outer_share(codes: Sequence[Array]) -> float:
 def design(codes: Sequence[Array], *, ladder_bits: Sequence[float] = LADDER_BITS) -> list[Rung]:
     """A ladder for one tensor from its calibration codes (uint8, one array a message): exact first, then fewer bits.
 
-    Each rung is the quantiser with the least noise among those whose entropy and levels cost at most so many bits an
-    element. Names ("q1.2") and order are the same for every tensor, so that ladders of several tensors descend
-    together. Raises InputError without codes.
+    Each rung is the best quantiser whose entropy and levels cost at most so many bits an element. Names ("q1.2") and
+    order are the same for every tensor, so that ladders of several tensors descend together. Raises InputError without
+    codes.
     """
     counts = histogram(codes)
     share = counts / counts.sum()
-    variance = _variance(share)
     level_bits = _LEVEL_BITS * len(codes) / counts.sum()
-    drawn = _quantisers(_Cells(share, level_bits), _SLOPES * max(variance, 1e-9))
-    drawn.append(_single(share))
-    return [EXACT, *(_rung(drawn, variance, bits, level_bits) for bits in sorted(ladder_bits, reverse=True))]
+    drawn = (
+        [*_equal_steps(share), _single(share)] if two_sided(share) else [*_unequal(share, level_bits), _single(share)]
+    )
+    return [EXACT, *(_rung(drawn, _variance(share), bits, level_bits) for bits in sorted(ladder_bits, reverse=True))]
+
+
+def two_sided(share: Array) -> bool:
+    """Whether the codes spread to both sides of the commonest one. `share` [256] sums to 1."""
+    zero = int(np.argmax(share))
+    return bool(min(share[:zero].sum(), share[zero + 1 :].sum()) >= _TWO_SIDED)
 
 
 def _rung(drawn: Sequence[_Quantiser], variance: float, bits: float, level_bits: float) -> Rung:
@@ -85,9 +99,43 @@ class _Quantiser(NamedTuple):
     noise: float  # mean squared error, in squared codes
 
 
+def _made(share: Array, thresholds: Array, values: Array) -> _Quantiser:
+    """A quantiser with its figures; `values` are rounded to codes."""
+    whole = np.clip(np.rint(values), 0, 255)
+    level = np.searchsorted(thresholds, np.arange(256), side="right")
+    mass = np.bincount(level, weights=share, minlength=len(whole))
+    some = mass[mass > 0]
+    noise = float(share @ (np.arange(256.0) - whole[level]) ** 2)
+    levels = Levels(tuple(thresholds.tolist()), tuple(whole.astype(int).tolist()))
+    return _Quantiser(levels, float(-some @ np.log2(some)), noise)
+
+
+def _single(share: Array) -> _Quantiser:
+    """One level for all codes: what fits any budget."""
+    return _made(share, np.zeros(0, np.intp), np.array([share @ np.arange(256.0)]))
+
+
+# ---- two-sided ------------------------------------------------------------------------------------------------------
+
+
+def _equal_steps(share: Array) -> list[_Quantiser]:
+    """Steps of 1, 2, ... codes about the commonest."""
+    zero = int(np.argmax(share))
+    used = np.flatnonzero(share)
+    from_zero = np.clip(np.arange(256), used[0], used[-1]) - zero  # codes that never occurred share the outer levels
+    made = []
+    for step in range(1, 2 * int(np.abs(from_zero).max()) + 1):
+        level = np.sign(from_zero) * ((2 * np.abs(from_zero) + step) // (2 * step))
+        thresholds = np.flatnonzero(np.diff(level)) + 1
+        made.append(_made(share, thresholds, zero + step * level[np.r_[0, thresholds]]))
+    return made
+
+
+# ---- one-sided ------------------------------------------------------------------------------------------------------
+
+
 class _Cells:
-    """For every interval of codes [i, j): its share of squared error and of entropy, what it costs to send,
-    and its centroid."""
+    """For every interval of codes [i, j): its share of squared error, what it costs to send, its centroid."""
 
     def __init__(self, share: Array, level_bits: float) -> None:
         code = np.arange(256.0)
@@ -96,8 +144,7 @@ class _Cells:
         some = np.maximum(mass, 1e-300)
         self.centroid = np.where(mass > 0, first / some, middle)
         self.noise = np.maximum(second - first**2 / some, 0.0)
-        self.bits = np.where(mass > 0, -mass * np.log2(some), 0.0)
-        self.cost = self.bits + level_bits
+        self.cost = np.where(mass > 0, -mass * np.log2(some), 0.0) + level_bits
 
 
 def _interval_sums(values: Array) -> Array:
@@ -107,32 +154,42 @@ def _interval_sums(values: Array) -> Array:
     return sums
 
 
-def _quantisers(cells: _Cells, slopes: Array) -> list[_Quantiser]:
-    """For each slope the partition of 0..255 with the least noise + slope * bits: a shortest path over 257 borders."""
+def _unequal(share: Array, level_bits: float) -> list[_Quantiser]:
+    """The entropy-constrained quantisers of many slopes, each spread to the variance of the codes."""
+    cells = _Cells(share, level_bits)
+    variance = _variance(share)
+    found = {}
+    for borders in _partitions(cells, _SLOPES * max(variance, 1e-9)):
+        found[borders] = _spread(share, cells, np.array(borders), variance)
+    return list(found.values())
+
+
+def _partitions(cells: _Cells, slopes: Array) -> list[tuple[int, ...]]:
+    """For each slope the borders 0..256 with the least noise + slope * cost: a shortest path over 257 borders."""
     best = np.zeros((len(slopes), 257))
     came_from = np.zeros((len(slopes), 257), np.intp)
     for border in range(1, 257):
         ways = best[:, :border] + cells.noise[:border, border] + slopes[:, None] * cells.cost[:border, border]
         came_from[:, border] = np.argmin(ways, axis=1)
         best[:, border] = np.min(ways, axis=1)
-    return [_read_off(cells, back) for back in came_from]
+    return [_read_off(back) for back in came_from]
 
 
-def _read_off(cells: _Cells, came_from: Array) -> _Quantiser:
+def _read_off(came_from: Array) -> tuple[int, ...]:
     borders = [256]
     while borders[-1] > 0:
         borders.append(int(came_from[borders[-1]]))
-    borders.reverse()
-    starts, ends = np.array(borders[:-1]), np.array(borders[1:])
-    values = np.clip(np.rint(cells.centroid[starts, ends]), 0, 255).astype(int).tolist()
-    levels = Levels(tuple(borders[1:-1]), tuple(values))
-    return _Quantiser(levels, float(cells.bits[starts, ends].sum()), float(cells.noise[starts, ends].sum()))
+    return tuple(reversed(borders))
 
 
-def _single(share: Array) -> _Quantiser:
-    """One level for all codes: what fits any budget."""
-    mean = int(np.rint(share @ np.arange(256.0)))
-    return _Quantiser(Levels((), (mean,)), 0.0, float(share @ (np.arange(256.0) - mean) ** 2))
+def _spread(share: Array, cells: _Cells, borders: Array, variance: float) -> _Quantiser:
+    """Levels at mean + a * (centroid - mean), a such that they have the codes' variance. Costs no bit."""
+    centroids = cells.centroid[borders[:-1], borders[1:]]
+    mass = np.add.reduceat(share, borders[:-1])
+    mean = float(mass @ centroids)
+    spread = float(mass @ (centroids - mean) ** 2)
+    gain = np.sqrt(variance / spread) if spread > 0.0 else 1.0
+    return _made(share, borders[1:-1], mean + gain * (centroids - mean))
 
 
 def _variance(share: Array) -> float:

@@ -41,7 +41,8 @@ MAKERS = {"laplacian": laplacian, "rectified": rectified}
 def test_the_ladder_begins_exact_and_descends(kind: str) -> None:
     ladder = rungs.design([MAKERS[kind]()])
     assert ladder[0] == rungs.EXACT
-    assert all(a.bits >= b.bits and a.snr_db > b.snr_db for a, b in pairwise(ladder))
+    assert all(a.bits >= b.bits and a.snr_db >= b.snr_db for a, b in pairwise(ladder))
+    assert len({rung.bits for rung in ladder}) >= 7
 
 
 def test_ladders_of_different_tensors_have_the_same_rungs() -> None:
@@ -58,7 +59,7 @@ def test_a_rung_keeps_the_promise_of_its_noise_and_its_bits_on_fresh_data(kind: 
     fresh = make(seed=7)
     for rung in rungs.design([make(seed=1), make(seed=2)])[2:]:
         after, bits = through(fresh, rung)
-        assert snr_db(fresh, after) == pytest.approx(rung.snr_db, abs=0.6)  # drawn anew
+        assert snr_db(fresh, after) == pytest.approx(rung.snr_db, abs=0.8)  # drawn anew
         assert rung.bits <= float(rung.name.removeprefix("q"))
         assert bits <= rung.bits * 1.15 + 0.3  # a Huffman code spends whole bits
 
@@ -71,20 +72,42 @@ def test_levels_cost_something_so_short_messages_have_fewer() -> None:
     assert len(many.levels.values) < len(one.levels.values)
 
 
-def test_the_quantiser_is_the_best_of_all_partitions() -> None:
+def test_the_one_sided_quantiser_is_the_best_of_all_partitions() -> None:
     counts = np.zeros(256)
     counts[[3, 4, 5, 9, 10, 11, 30, 31, 80]] = (40, 9, 12, 3, 30, 4, 8, 7, 2)
     share = counts / counts.sum()
     cells, used = rungs._Cells(share, 0.01), np.flatnonzero(share)
     slopes = (0.5, 5.0, 50.0)
-    for slope, found in zip(slopes, rungs._quantisers(cells, np.array(slopes)), strict=True):
-        costs = []
-        for size in range(len(used)):
-            for borders in combinations(used[1:], size):
-                edges = [0, *borders, 256]
-                costs.append(sum(cells.noise[a, b] + slope * cells.cost[a, b] for a, b in pairwise(edges)))
-        spent = found.bits + 0.01 * len(found.levels.values)
-        assert found.noise + slope * spent == pytest.approx(min(costs))
+
+    def cost(borders: tuple[int, ...], slope: float) -> float:
+        return float(sum(cells.noise[a, b] + slope * cells.cost[a, b] for a, b in pairwise(borders)))
+
+    for slope, found in zip(slopes, rungs._partitions(cells, np.array(slopes)), strict=True):
+        all_ways = (c for size in range(len(used)) for c in combinations(used[1:].tolist(), size))
+        assert cost(found, slope) == pytest.approx(min(cost((0, *way, 256), slope) for way in all_ways))
+
+
+def test_levels_of_one_sided_codes_keep_their_mean_and_their_variance() -> None:
+    codes = rectified(100_000)
+    for rung in rungs.design([codes])[2:]:
+        after, _ = through(codes, rung)
+        assert after.mean() == pytest.approx(codes.mean(), abs=1.0)
+        assert after.astype(float).std() == pytest.approx(codes.astype(float).std(), rel=0.03)
+
+
+def test_levels_of_two_sided_codes_stand_in_equal_steps_about_the_commonest() -> None:
+    codes = laplacian(100_000)
+    zero = int(np.bincount(codes).argmax())
+    for rung in rungs.design([codes])[1:]:
+        assert rung.levels is not None
+        inner = [v for v in rung.levels.values if 0 < v < 255]
+        assert zero in inner
+        assert len(set(np.diff(inner))) == 1
+
+
+def test_one_sided_and_two_sided_codes_are_told_apart() -> None:
+    assert rungs.two_sided(rungs.histogram([laplacian()]) / 20_000)
+    assert not rungs.two_sided(rungs.histogram([rectified()]) / 20_000)
 
 
 def test_a_tensor_that_never_changes_costs_next_to_nothing() -> None:

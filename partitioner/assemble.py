@@ -75,6 +75,7 @@ class Workshop:
     threads: int  # of heads, as on the device
     tail_threads: int  # of tails, as at the gateway
     notes: tuple[str, ...] = ()
+    on_device: frozenset[int] = frozenset()  # steps that may not leave the device
 
     @property
     def free_batch(self) -> bool:
@@ -129,7 +130,7 @@ def assemble(shop: Workshop, cut: tuple[str, ...]) -> Segment:
 
     Raises ModelError for a cut that does not separate and AccuracyRefusedError when the ladder ends above the ground.
     """
-    sides = cuts.separate(shop.model.topology, cut)
+    sides = cuts.separate(shop.model.topology, cut, on_device=shop.on_device)
     halves = split(shop.model, sides)
     exact = verify.prove_equal(
         serialise(halves.head), serialise(halves.tail), sides.cut, sides.head_outputs, shop.samples, shop.exact

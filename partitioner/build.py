@@ -153,6 +153,7 @@ def workshop(order: Order, model: LoadedModel, samples: data.Samples, reporter: 
         order.threads,
         order.tail_threads,
         notes,
+        frozenset(i for i, step in enumerate(model.topology.steps) if step.name in order.search.constraints.on_device),
     )
 
 

@@ -102,7 +102,7 @@ class Clock:
         if "cloud" in profiles:
             found[FULL_CLOUD] = Seconds(0.0, self._side("cloud").predictor.whole_s().seconds)
         for name, segment in segments.items():
-            sides = separate(self._shop.model.topology, segment.cut)
+            sides = separate(self._shop.model.topology, segment.cut, on_device=self._shop.on_device)
             head_s, tail_s = found[name]
             head_s = self._side("edge").predictor.head_s(sides).seconds if "edge" in profiles else head_s
             tail_s = self._side("cloud").predictor.tail_s(sides).seconds if "cloud" in profiles else tail_s

@@ -32,6 +32,11 @@ SUITES: dict[str, Suite] = {
         "what full-cloud would send: bytes, times and accuracy of input codecs (~1 min)",
     ),
     "int8": Suite("benchmarks.int8", "run", "INT8 recipes: speed, accuracy, the search, layer by layer (~10 min)"),
+    "splitting": Suite(
+        "benchmarks.splitting",
+        "run",
+        "does splitting win: 80 situations, latency and gateway seconds, against INT8 edge-only and JPEG (~9 min)",
+    ),
     "cuts": Suite(
         "benchmarks.cuts", "run", "head and tail equal the whole model at every cut: light, shared, exported (~30 min)"
     ),

@@ -1,0 +1,241 @@
+"""Suite `splitting`: does a split ever beat "do not split", in how many situations, by how much, and who wins the rest?
+
+Law: every model is measured once, on one machine and in one session: both ends, all codings of the input, and every cut
+that the exact solver puts forward for any of the situations. The situations (how many times slower the device, which
+uplink) are then composed by the latency formula (splitting_cells.py). Baselines are as strong as they can be had: the
+faster of INT8 and fp32 edge-only, the smaller form of JPEG q90 whatever its accuracy. Ours must keep the bound.
+
+The first block is what was built here. The second is for a device whose processor gains nothing from INT8: edge-only
+and all heads in fp32 (what crosses is coded the same), measured in the same session.
+
+    --set models=digits,resnet8   which      --set rtt_ms=20      --set budget_s=50   seconds for the cuts of a model
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from benchmarks.results import Options, Result
+from benchmarks.splitting_cells import LOSSLESS, WORLD, Candidate, grid, smaller
+from benchmarks.splitting_models import SUBJECTS, Subject
+from benchmarks.splitting_report import Block, print_blocks, results
+from partitioner import verify
+from partitioner.assemble import Segment, Workshop, assemble, certificate_of
+from partitioner.build import Order, workshop
+from partitioner.clock import Clock, Machines
+from partitioner.codings import Way, measure_coding, received
+from partitioner.constraints import Constraints
+from partitioner.costs import EDGE_ONLY, FULL_CLOUD, Seconds, costs_of, id_of
+from partitioner.ends import Ends, make_ends
+from partitioner.explore import Cut, Explorer, Search
+from partitioner.measure import interleaved_medians
+from protocol import images
+from protocol.bench import Silent
+from protocol.bundle import ParityCertificate
+from protocol.engines.ort import OrtEngine
+from protocol.errors import AccuracyRefusedError, EngineError, ModelError
+from protocol.latency import PlacementCost
+from protocol.plan import PlanConditions
+from protocol.tensors import Array
+
+BUDGET_S = 50.0  # for the cuts of one model, both blocks together
+PROFILE_S = 4.0
+RECIPE_S = 6.0
+FP32_SHARE = 0.4  # of the budget
+MAX_CUTS = 12
+# A device in fp32 is slower by what INT8 gains: the slowest search is for its sake, and slow devices come first since
+# the budget may end.
+SEARCHED = (30.0, 100.0, 10.0, 3.0, 1.0)
+BOUND = 0.01
+JPEG_FORMS = ("jpeg90", "jpeg90-420")
+BUILT, PLAIN = "INT8 device", "fp32 device"
+
+
+class Device(NamedTuple):
+    """How the device's side is made, and the clock that times it."""
+
+    shop: Workshop
+    ends: Ends
+    clock: Clock
+
+
+class Session(NamedTuple):
+    """What one model's two blocks share. Seconds are this machine's."""
+
+    subject: Subject
+    cloud: tuple[Candidate, ...]  # without the gateway's own seconds
+    full_s: float
+    rtt_s: float
+
+
+def run(options: Options) -> list[Result]:
+    """Print both blocks' tables; return a row for each model and slowness, and the counts. `repeats` is not used:
+    medians are repeated until they are known (partitioner/measure.py)."""
+    asked = options.settings.get("models", ",".join(s.name for s in SUBJECTS)).split(",")
+    budget_s = 8.0 if options.quick else float(options.settings.get("budget_s", BUDGET_S))
+    rtt_s = float(options.settings.get("rtt_ms", 20.0)) / 1e3
+    blocks: list[Block] = []
+    for subject in (s for s in SUBJECTS if s.name in asked):
+        if subject.absent:
+            print(f"{subject.name}: skipped, {subject.absent}", flush=True)
+            continue
+        blocks += _measure(subject, budget_s, rtt_s)
+    print_blocks(blocks, rtt_s)
+    return results(blocks)
+
+
+def _measure(subject: Subject, budget_s: float, rtt_s: float) -> Iterator[Block]:
+    started = time.monotonic()
+    model, samples = subject.load()
+    order = Order(subject.model, Path(), recipe_budget_s=RECIPE_S, bound=BOUND)
+    shop = workshop(order, model, samples, Silent())
+    ends = make_ends(shop)
+    explorer = Explorer.open(shop, ends, Machines(budget_s=PROFILE_S), Silent())
+    full_s = explorer.clock.whole()[FULL_CLOUD].tail_s
+    session = Session(subject, tuple(_cloud(shop, ends)), full_s, rtt_s)
+    searched = _explore(explorer, budget_s * (1.0 - FP32_SHARE), rtt_s)
+    yield _block(session, BUILT, Device(shop, ends, explorer.clock), explorer.segments, searched)
+    plain = _without_int8(shop, ends)
+    segments = _rebuilt(plain.shop, list(explorer.segments), budget_s * FP32_SHARE)
+    yield _block(session, PLAIN, plain, segments, f"{len(segments)} of the {len(explorer.segments)} cuts above")
+    print(f"{subject.name}: {time.monotonic() - started:.0f} s", flush=True)
+
+
+def _explore(explorer: Explorer, budget_s: float, rtt_s: float) -> str:
+    """Every cut that can be best on a device of any of the slownesses: of all placements, then of those that keep the
+    first step (and so the input) on the device. All share what was measured. Says how far it came."""
+    until, topology = time.monotonic() + budget_s, explorer.shop.model.topology
+    first = next((topology.steps[i].name for i in topology.live_steps if i not in topology.recomputed), None)
+    pins: list[tuple[str, ...]] = [(), (first,)] if first else [()]
+    ended = []
+    for pin, slowdown in product(pins, SEARCHED):
+        scope = PlanConditions(rtt_s=rtt_s, edge_factor=slowdown, fastest_mbit=200.0, slowest_mbit=0.125)
+        left = MAX_CUTS - len(explorer.segments) - len(explorer.problems)
+        search = Search(Machines(), scope, Constraints(on_device=pin), max_cuts=left, memory=False)
+        explorer.run(search, Silent(), until=until)
+        ended.append(explorer.stable)
+    return f"{len(explorer.problems)} failed; {sum(ended)} of {len(ended)} searches ended by themselves"
+
+
+def _without_int8(shop: Workshop, ends: Ends) -> Device:
+    """The same model in fp32; what crosses and how it is coded stay as they are."""
+    shop = replace(shop, precision="fp32", book=None)
+    exact = certificate_of(shop, list(shop.yardstick.expected), verify.EXACT)
+    ends = replace(ends, edge=shop.model.data, edge_precision="fp32", edge_certificate=exact, edge_notes=())
+    return Device(shop, ends, Clock(shop, ends, Machines(), Silent()))
+
+
+def _rebuilt(shop: Workshop, cuts: Sequence[Cut], budget_s: float) -> dict[Cut, Segment]:
+    """The same cuts for another device, while the budget lasts."""
+    until, found = time.monotonic() + budget_s, {}
+    for cut in cuts:
+        if time.monotonic() < until:
+            with suppress(AccuracyRefusedError, EngineError, ModelError):
+                found[cut] = assemble(shop, cut)
+    return found
+
+
+def _block(session: Session, title: str, device: Device, built: Mapping[Cut, Segment], searched: str) -> Block:
+    """All that was built, timed side by side, as candidates of the cells."""
+    segments = {",".join(cut): segment for cut, segment in built.items()}
+    seconds = device.clock.time(segments)
+    seconds[EDGE_ONLY] = Seconds(_fastest_edge_s(device, seconds), 0.0)
+    # Both blocks have the same gateway: what it takes for the whole model is the yardstick of either.
+    pace = session.full_s / seconds[FULL_CLOUD].tail_s
+    seconds = {name: Seconds(s.head_s * pace, s.tail_s * pace) for name, s in seconds.items()}
+    costs = costs_of(device.ends, segments, seconds, slowdown=1.0)
+    edge = device.ends.edge_certificate
+    candidates = [Candidate(EDGE_ONLY, "edge", "", costs[EDGE_ONLY][EDGE_ONLY], edge.achieved, keeps=True)]
+    candidates += [c._replace(cost=_with_tail(c.cost, session.full_s)) for c in session.cloud]
+    for name, segment in segments.items():
+        candidates += _splits(name, segment, costs[name], device.shop.yardstick)
+    heads = Counter(segment.precision for segment in segments.values())
+    searched = ", ".join(f"{n} {precision}" for precision, n in heads.items()) + f"; {searched}"
+    cells = grid(candidates, rtt_s=session.rtt_s)
+    return Block(session.subject.name, title, tuple(candidates), cells, _notes(device, candidates, searched))
+
+
+def _fastest_edge_s(device: Device, seconds: Mapping[str, Seconds]) -> float:
+    """INT8 that is shipped may be a little slower than fp32; the baseline is whichever is faster."""
+    shop, ends = device.shop, device.ends
+    if ends.edge_precision == "fp32":
+        return seconds[EDGE_ONLY].head_s
+    feed = shop.samples.feed(shop.samples.held_out[0])
+    with (
+        OrtEngine(ends.edge, label="built", threads=shop.threads) as built,
+        OrtEngine(shop.model.data, label="fp32", threads=shop.threads) as plain,
+    ):
+        times = interleaved_medians({"built": partial(built.infer, feed), "fp32": partial(plain.infer, feed)})
+    return seconds[EDGE_ONLY].head_s * min(1.0, times["fp32"] / times["built"])
+
+
+def _splits(
+    name: str, segment: Segment, costs: dict[str, PlacementCost], stick: verify.Yardstick
+) -> Iterator[Candidate]:
+    for variant in segment.variants:
+        id_, achieved = id_of(name, variant.rung), variant.certificate.achieved
+        yield Candidate(id_, "split", variant.rung, costs[id_], achieved, achieved >= stick.bound - 1e-9)
+
+
+def _cloud(shop: Workshop, ends: Ends) -> Iterator[Candidate]:
+    """Full-cloud in every coding: what the world sends, and what our own planner offers. Tail times come later."""
+    feeds, name = list(shop.samples.feeds(shop.samples.held_out)), shop.model.inputs[0].name
+    ours = {v.coding.ways[name].codec: v for v in ends.full_variants}
+
+    def candidate(codec: str, label: str, achieved: float, keeps: bool) -> Candidate:
+        coding = ours[codec].coding if codec in ours else measure_coding(feeds, {name: Way(codec)})
+        cost = PlacementCost(
+            encode_s=coding.encode_s, up_nbytes=coding.nbytes, decode_s=coding.decode_s, down_nbytes=ends.down_nbytes
+        )
+        return Candidate(f"{FULL_CLOUD}.{label}", "cloud", label, cost, achieved, keeps)
+
+    for codec in LOSSLESS:
+        yield candidate(codec, codec, shop.yardstick.reference, keeps=True)
+    forms = [candidate(codec, WORLD, *shop.yardstick.judge(_answers(shop, feeds, name, codec))) for codec in JPEG_FORMS]
+    yield smaller(forms, f"{FULL_CLOUD}.{WORLD}")
+    for codec, variant in ours.items():
+        if images.is_lossy(codec):  # JPEG q90 in full colour may be among them: it has a name of its own
+            label = f"{codec}-444" if codec == WORLD else codec
+            yield candidate(codec, label, variant.certificate.achieved, keeps=True)
+
+
+def _answers(shop: Workshop, feeds: Sequence[dict[str, Array]], name: str, codec: str) -> list[verify.Outputs]:
+    """Of the whole model, to what arrives."""
+    with OrtEngine(shop.model.data, label="full", threads=verify.JUDGING_THREADS) as engine:
+        return [engine.infer(received(feed, {name: Way(codec)})) for feed in feeds]
+
+
+def _with_tail(cost: PlacementCost, tail_s: float) -> PlacementCost:
+    """The cost with the time of the whole model at the gateway."""
+    return msgspec.structs.replace(cost, tail_s=tail_s)
+
+
+def _exact(shop: Workshop) -> ParityCertificate:
+    return certificate_of(shop, list(shop.yardstick.expected), verify.EXACT)
+
+
+def _notes(device: Device, candidates: Sequence[Candidate], searched: str) -> tuple[str, ...]:
+    stick, ends = device.shop.yardstick, device.ends
+    by_name = {c.name: c for c in candidates}
+    edge, world = by_name[EDGE_ONLY], by_name[f"{FULL_CLOUD}.{WORLD}"]
+    lossless = min(by_name[f"{FULL_CLOUD}.{codec}"].cost.up_nbytes for codec in LOSSLESS)
+    return (
+        f"{stick.metric} {stick.reference:.4f} on {len(stick.expected)} held-out samples, bound {stick.bound:.4f}; "
+        f"edge-only {ends.edge_precision} {edge.achieved:.4f} in {edge.cost.edge_s * 1e3:.2f} ms on this machine, "
+        f"full {world.cost.tail_s * 1e3:.2f} ms; answer {ends.down_nbytes} B",
+        f"JPEG q90 {world.cost.up_nbytes:.0f} B, {stick.metric} {world.achieved:.4f} "
+        f"({'keeps' if world.keeps else 'misses'} the bound), encode {world.cost.encode_s * 1e3:.2f} ms, decode "
+        f"{world.cost.decode_s * 1e3:.2f} ms; lossless at least {lossless:.0f} B",
+        f"cuts by their heads: {searched}",
+        *ends.edge_notes,
+    )

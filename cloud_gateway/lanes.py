@@ -153,7 +153,8 @@ class LaneTable:
                 )
             lane = self._lane(bundle, entry, entry.tail)
             segment = Segment(lane, entry.boundary, bundle.digest, entry.precision, entry.id)
-            self.segments[bytes.fromhex(entry.segment)] = segment
+            # Full-cloud under several codecs is one segment: the codec stands in every request.
+            self.segments.setdefault(bytes.fromhex(entry.segment), segment)
             if entry.kind is PlacementKind.FULL_CLOUD:
                 self.models.add(bytes.fromhex(bundle.manifest.model.digest))
             found = True

@@ -1,6 +1,7 @@
 """The device's share of every placement: run a head, encode what crosses. All heads of the bundle are held ready.
 
-A head that cannot be loaded, or that fails, costs its own placement only. The declared slow-down (for demos and drills:
+A head that cannot be loaded, or that fails, costs the placements that share it and no other; a codec that this device
+cannot write (Pillow is missing, say) costs its own. The declared slow-down (for demos and drills:
 "a device 8 times slower than this machine") stretches every preparation by sleeping, so that the processor time it does
 not use stays free for others, as it would on another machine.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +21,9 @@ from protocol.bundle import Bundle, PlacementEntry
 from protocol.codecs import encode
 from protocol.engines.base import Engine
 from protocol.engines.ort import OrtEngine
-from protocol.errors import EngineError
+from protocol.errors import EngineError, WireError
 from protocol.messages import PlacementKind
-from protocol.tensors import Array, TensorHeader, Tensors
+from protocol.tensors import Array, TensorHeader, Tensors, TensorSpec
 from protocol.wire import Buffer, checksum
 
 
@@ -75,6 +77,9 @@ class Heads:
                     continue
             self._engines[file] = engine
         self.failed = {e.id: broken[e.head] for e in self._entries.values() if e.head in broken}
+        for entry in self._entries.values():
+            if entry.id not in self.failed and (why := _cannot_encode(entry)):
+                self.failed[entry.id] = why
 
     def deactivate(self) -> None:
         for engine in self._engines.values():
@@ -87,7 +92,7 @@ class Heads:
         start = time.perf_counter()
         values = self._run(entry, inputs)
         ran = time.perf_counter()
-        encoded = [encode(b.spec.name, values[b.spec.name], b.codec, b.levels) for b in entry.boundary]
+        encoded = _encode(entry, values)
         done = time.perf_counter()
         if self._slowdown > 1.0:
             time.sleep((done - start) * (self._slowdown - 1.0))
@@ -120,6 +125,28 @@ class Heads:
             raise ValuesError(error.fact, error.remedy) from error
 
 
+def _encode(entry: PlacementEntry, values: Mapping[str, Array]) -> list[tuple[TensorHeader, Buffer]]:
+    """Raises ValuesError: the codecs were tried at the start, so only these values (their shape) can be at fault."""
+    try:
+        return [encode(b.spec.name, values[b.spec.name], b.codec, b.levels) for b in entry.boundary]
+    except WireError as error:
+        raise ValuesError(error.fact, error.remedy) from error
+
+
+def _cannot_encode(entry: PlacementEntry) -> str:
+    """Why this device cannot write the placement's codecs, or "". The trial also loads what a codec needs."""
+    try:
+        _encode(entry, {b.spec.name: _zeros(b.spec) for b in entry.boundary})
+    except ValuesError as error:
+        return str(error)
+    return ""
+
+
+def _zeros(spec: TensorSpec) -> Array:
+    """A tensor that fits; a free dimension is 1."""
+    return np.zeros([d if isinstance(d, int) else 1 for d in spec.shape], spec.numpy_dtype)
+
+
 def _free_to_vary(engine: Engine) -> bool:
     """Whether the head takes sizes that the warm-up had to guess: failing on the guess says nothing then."""
     return any(not isinstance(d, int) for spec in engine.inputs for d in spec.shape[1:])
@@ -127,5 +154,4 @@ def _free_to_vary(engine: Engine) -> bool:
 
 def _warm_up(engine: Engine) -> None:
     """The first run of a session allocates and is several times slower: not in a caller's budget."""
-    shapes = {spec: tuple(d if isinstance(d, int) else 1 for d in spec.shape) for spec in engine.inputs}
-    engine.infer({spec.name: np.zeros(shape, spec.numpy_dtype) for spec, shape in shapes.items()})
+    engine.infer({spec.name: _zeros(spec) for spec in engine.inputs})

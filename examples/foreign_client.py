@@ -28,6 +28,7 @@ import zmq
 
 VERSION = 1
 PART_NBYTES = 128 * 1024
+EXACT = ("raw", "zstd")
 MISMATCH, HELLO, WELCOME, NEED_HELLO, INFER, RESULT, REJECT = range(7)
 
 Array = npt.NDArray[Any]
@@ -124,10 +125,12 @@ def full_cloud(bundle: Path) -> tuple[dict[str, Any], bytes]:
     """The full-cloud placement and the model's digest, from plain JSON."""
     try:
         manifest = json.loads((bundle / "manifest.json").read_bytes())
-        placement = next(p for p in manifest["placements"] if p["kind"] == "full-cloud")
+        entries = [p for p in manifest["placements"] if p["kind"] == "full-cloud"]
+        if not entries:
+            raise Trouble(4, f"{bundle} has no full-cloud placement")
+        # Entries for PNG or JPEG name the same work under another codec; this client sends raw.
+        placement = min(entries, key=lambda p: any(t.get("codec", "raw") not in EXACT for t in p["boundary"]))
         return placement, bytes.fromhex(manifest["model"]["digest"])
-    except StopIteration:
-        raise Trouble(4, f"{bundle} has no full-cloud placement") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Trouble(4, f"{bundle} is no bundle with a readable manifest.json ({error!r})") from None
 

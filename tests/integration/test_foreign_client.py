@@ -155,6 +155,26 @@ def test_after_a_restart_of_the_gateway_it_greets_again_and_repeats_the_request_
     assert seen[1][1] == seen[3][1]
 
 
+def test_of_several_full_cloud_entries_it_takes_the_one_that_is_sent_as_it_is(
+    run: Run, arguments: list[str], tmp_path: Path
+) -> None:
+    document = json.loads((tmp_path / "manifest.json").read_bytes())
+    _, plain = document["placements"]
+    plain["boundary"][0]["codec"] = "zstd"
+    jpeg = {**plain, "id": "full-cloud.jpeg90", "segment": "ff" * 32, "boundary": [{**plain["boundary"][0]}]}
+    jpeg["boundary"][0]["codec"] = "jpeg90"
+    document["placements"] = [jpeg, plain]
+    (tmp_path / "manifest.json").write_text(json.dumps(document))
+    with gateway(well) as endpoint:
+        code, stdout, stderr = run("--gateway", endpoint, *arguments)
+    assert (code, stdout.count("argmax 7"), stderr) == (0, 1, "")
+
+
+def test_a_bundle_without_a_full_cloud_placement_is_told_so(run: Run, arguments: list[str], tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(json.dumps({"model": {"digest": "00"}, "placements": []}))
+    assert_refused(run(*arguments), 4, "no full-cloud placement")
+
+
 def test_a_refusal_is_told_with_code_reason_and_when_to_come_back(run: Run, arguments: list[str]) -> None:
     def busy(kind: int, fields: list[Any], parts: Frames) -> list[Frames]:
         if kind == 1:

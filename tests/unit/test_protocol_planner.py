@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
@@ -182,7 +183,7 @@ def test_what_never_ran_or_was_planned_at_nothing_changes_nothing() -> None:
 # ---- families: the same head and tail under several codecs ----------------------------------------------------------
 
 
-def family(name: str, sizes: list[int], **cost: float) -> list[Candidate]:
+def family(name: str, sizes: list[int], **cost: Any) -> list[Candidate]:
     """The same cut under as many codecs as there are sizes on the wire."""
     return [
         Candidate(f"{name}.{i}", PlacementCost(up_nbytes=n, **cost), f"{name}/head.onnx", f"{name}/tail.onnx")

@@ -12,12 +12,13 @@ from typing import Any
 
 import msgpack
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from protocol import codecs, drift, images, levels, sockets, wire
 from protocol import messages as m
-from protocol import sockets, wire
 from protocol.errors import WireError
 from protocol.tensors import DTYPES, MAX_RANK, MAX_TENSORS, TensorHeader
 
@@ -441,6 +442,44 @@ def test_the_infer_in_the_documentation_is_what_the_code_writes_and_reads() -> N
     )
     assert [documented_hex("infer"), documented_hex("infer-payload")] == [bytes(f) for f in wire.pack(infer, [payload])]
     assert wire.unpack_header(documented_hex("infer")) == infer
+
+
+@pytest.mark.parametrize("form", ["packed", "sparse"])
+def test_the_levels_in_the_documentation_are_what_the_code_reads(form: str) -> None:
+    payload = documented_hex(f"levels-{form}")
+    read = codecs.decode(TensorHeader("x", "uint8", (1, 5), "levels", len(payload)), payload)
+    assert read.tolist() == [[3, 50, 140, 140, 3]]
+
+
+def test_the_documentation_packs_levels_to_each_base_as_the_code_does() -> None:
+    rows = re.findall(r"^\| (\d+) to (\d+) \| (\d) \|$", WIRE_PAGE.read_text("utf-8"), re.MULTILINE)
+    documented = {base: int(k) for first, last, k in rows for base in range(int(first), int(last) + 1)}
+    assert documented == {base: levels.per_byte(base) for base in range(1, 257)}
+    assert levels.pack(np.array([1, 0, 0], np.uint8), 5).tolist() == [1, 0], "the first is the least significant"
+
+
+def test_the_documentation_names_every_codec_and_what_bounds_a_picture_and_drift() -> None:
+    page = WIRE_PAGE.read_text("utf-8")
+    table = page.partition("### Codecs")[2].partition("\n\n**raw**")[0]
+    named = re.findall(r"`([^`]+)`", "".join(row.split("|")[1] for row in table.splitlines() if row.startswith("| `")))
+    assert set(codecs.CODECS) | {"png", "jpeg", "jpeg1", "jpeg100", "-420"} == set(named)
+    stated = [
+        f"{images.MAX_SIDE:,} a side",
+        f"{images.MAX_FILE_NBYTES_OVER:,} more",
+        f"at most {images.MAX_SCANS} scans",
+        f"(`jpeg` is {images.JPEG_QUALITY})",
+        *(f"`{chunk.decode()}`" for chunk in images._PNG_REFUSED),
+        f"above {drift.FACTOR:g} times the largest of them (in ppm) and above {drift.FLOOR_PPM:,}",
+    ]
+    assert [text for text in stated if text not in page] == []
+    grey = np.arange(12, dtype=np.uint8).reshape(2, 2, 3, 1)
+    header, data = codecs.encode("x", grey, "png")
+    first = int.from_bytes(data[:4], "little")
+    assert bytes(data[4 : 4 + first]) == codecs.encode("x", grey[:1], "png")[1]
+    jpeg, file = codecs.encode("x", grey[:1], "jpeg")
+    ignored = codecs.decode(jpeg, bytes(file) + b"what a camera appends")
+    assert np.array_equal(ignored, codecs.decode(jpeg, file))
+    assert np.array_equal(codecs.decode(header, data), grey)
 
 
 def test_the_documentation_lists_every_message_with_its_number_and_every_field_in_order() -> None:

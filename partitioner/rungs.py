@@ -119,12 +119,14 @@ def _single(share: Array) -> _Quantiser:
 
 
 def _equal_steps(share: Array) -> list[_Quantiser]:
-    """Steps of 1, 2, ... codes about the commonest."""
+    """Steps of 1, 3, 5, ... codes about the commonest. Levels are whole codes, so an even step would put all of
+    them off the middle of their intervals, and steps of 2 and 4 did more harm than one of 5 (measured).
+    """
     zero = int(np.argmax(share))
     used = np.flatnonzero(share)
     from_zero = np.clip(np.arange(256), used[0], used[-1]) - zero  # codes that never occurred share the outer levels
     made = []
-    for step in range(1, 2 * int(np.abs(from_zero).max()) + 1):
+    for step in range(1, 2 * int(np.abs(from_zero).max()) + 2, 2):
         level = np.sign(from_zero) * ((2 * np.abs(from_zero) + step) // (2 * step))
         thresholds = np.flatnonzero(np.diff(level)) + 1
         made.append(_made(share, thresholds, zero + step * level[np.r_[0, thresholds]]))

@@ -141,13 +141,13 @@ def _rebuilt(shop: Workshop, cuts: Sequence[Cut], budget_s: float) -> dict[Cut, 
     for cut in cuts:
         if time.monotonic() < until:
             with suppress(AccuracyRefusedError, EngineError, ModelError):
-                found[cut] = assemble(shop, cut)
+                found[cut] = assemble(shop, cut.tensors, decorrelated=cut.decorrelated)
     return found
 
 
 def _block(session: Session, title: str, device: Device, built: Mapping[Cut, Segment], searched: str) -> Block:
     """All that was built, timed side by side, as candidates of the cells."""
-    segments = {",".join(cut): segment for cut, segment in built.items()}
+    segments = {cut.name: segment for cut, segment in built.items()}
     seconds = device.clock.time(segments)
     seconds[EDGE_ONLY] = Seconds(_fastest_edge_s(device, seconds), 0.0)
     # Both blocks have the same gateway: what it takes for the whole model is the yardstick of either.

@@ -12,12 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numpy as np
 import onnx_ir as ir
 
-from partitioner import batch, cuts, rungs, verify
+from partitioner import batch, cuts, decorrelate, rungs, verify
 from partitioner.boundary import Codes, emit_codes, take_codes
 from partitioner.codings import MIN_SAVING, Coding, Way, lossless, measure_coding, received
 from partitioner.data import Samples
+from partitioner.decorrelate import Transform, begin_tail, end_head
 from partitioner.eight_bits import RecipeBook
 from partitioner.halves import emit_halves, take_halves
 from partitioner.measure import interleaved_medians
@@ -38,6 +40,9 @@ from protocol.tensors import Array, TensorSpec
 SLOWER = 1.25
 # The rungs of few levels are designed on this many calibration samples: their histograms hardly change with more.
 DESIGN_SAMPLES = 32
+
+
+Transforms = Mapping[str, Transform]
 
 
 class Rung(NamedTuple):
@@ -109,6 +114,7 @@ class Segment:
     head_outputs: tuple[str, ...]
     batch: BatchProof
     recipe: str  # of an INT8 head
+    decorrelated: bool
     down_nbytes: int
     notes: tuple[str, ...]
 
@@ -123,21 +129,27 @@ class _Attempt(NamedTuple):
     head: bytes
     codes: dict[str, Codes]
     halves: tuple[str, ...]  # what crosses as float16
+    transforms: Transforms
 
 
-def assemble(shop: Workshop, cut: tuple[str, ...]) -> Segment:
+def assemble(shop: Workshop, cut: tuple[str, ...], *, decorrelated: bool = False) -> Segment:
     """Split at `cut`, prove it, and climb down the ladder until the bound is met.
 
-    Raises ModelError for a cut that does not separate and AccuracyRefusedError when the ladder ends above the ground.
+    With `decorrelated` head and tail get the two convolutions of `decorrelate` between them.
+    Raises ModelError for a cut that does not separate, or that does not suit them, and AccuracyRefusedError when the
+    ladder ends above the ground.
     """
     sides = cuts.separate(shop.model.topology, cut, on_device=shop.on_device)
     halves = split(shop.model, sides)
     exact = verify.prove_equal(
         serialise(halves.head), serialise(halves.tail), sides.cut, sides.head_outputs, shop.samples, shop.exact
     )
-    notes: list[str] = []
+    transforms = _transforms(shop, sides, halves) if decorrelated else {}
+    notes = ["what crosses is decorrelated by two small convolutions"] if transforms else []
     for rung in _ladder(shop, sides):
-        segment, reason = _try(shop, sides, halves, rung, exact)
+        if transforms and rung.boundary != CODES:
+            break  # without codes there is nothing to gain
+        segment, reason = _try(shop, sides, halves, rung, exact, transforms)
         if segment is not None:
             return replace(segment, notes=tuple(notes))
         notes.append(f"{rung} not shipped: {reason}")
@@ -145,15 +157,20 @@ def assemble(shop: Workshop, cut: tuple[str, ...]) -> Segment:
 
 
 def _try(
-    shop: Workshop, sides: cuts.Sides, halves: Halves, rung: Rung, exact: verify.Difference
+    shop: Workshop,
+    sides: cuts.Sides,
+    halves: Halves,
+    rung: Rung,
+    exact: verify.Difference,
+    transforms: Transforms,
 ) -> tuple[Segment | None, str]:
     """One rung: the segment, or why it does not ship. Only the last rung's own trouble is an error."""
     reason = ""
     try:
-        for attempt in _attempts(shop, sides, halves, rung):
+        for attempt in _attempts(shop, sides, halves, rung, transforms):
             if shop.precision == "auto" and rung.precision == "int8":
                 # Speed first: it takes a tenth of the time that judging takes.
-                plain = serialise(emit_codes(halves.head, attempt.codes, shop.ranges)[0])
+                plain = serialise(_coding_head(shop, halves.head, list(attempt.codes), transforms)[0])
                 reason = slower_than_fp32(shop, attempt.head, plain)
                 if reason:
                     return None, reason
@@ -245,17 +262,45 @@ def _ladder(shop: Workshop, sides: cuts.Sides) -> Iterator[Rung]:
             yield rung
 
 
-def _attempts(shop: Workshop, sides: cuts.Sides, halves: Halves, rung: Rung) -> Iterator[_Attempt]:
+def _attempts(
+    shop: Workshop, sides: cuts.Sides, halves: Halves, rung: Rung, transforms: Transforms
+) -> Iterator[_Attempt]:
     """The head under this rung: once in fp32, in INT8 once for every recipe that is worth trying."""
     floats = [n for n in sides.cut if shop.model.topology.crosses_as_codes(n)]
     for recipe, head in _heads(shop, halves.head, rung):
         codes: dict[str, Codes] = {}
         if rung.boundary == CODES:
-            head, codes = emit_codes(head, floats, shop.ranges)
+            head, codes = _coding_head(shop, head, floats, transforms)
         elif rung.boundary == "fp16":
             head = emit_halves(head, floats, shop.ranges)
         named = recipe.title if recipe else ""
-        yield _Attempt(rung, named, serialise(head), codes, tuple(floats) if rung.boundary == "fp16" else ())
+        half = tuple(floats) if rung.boundary == "fp16" else ()
+        yield _Attempt(rung, named, serialise(head), codes, half, transforms)
+
+
+def _coding_head(
+    shop: Workshop, head: ir.Model, names: Sequence[str], transforms: Transforms
+) -> tuple[ir.Model, dict[str, Codes]]:
+    """The head as it emits codes: of the tensors themselves, or of their decorrelated planes."""
+    if not transforms:
+        return emit_codes(head, names, shop.ranges)
+    ranges = dict(shop.ranges) | {name: (t.low, t.high) for name, t in transforms.items()}
+    return emit_codes(end_head(head, transforms), names, ranges)
+
+
+def _transforms(shop: Workshop, sides: cuts.Sides, halves: Halves) -> Transforms:
+    """What decorrelates the one tensor that crosses, as the tail hears it. Raises ModelError where it does not suit."""
+    (name, *others) = sides.cut
+    indices = shop.samples.calibration[:DESIGN_SAMPLES]
+    if not others and shop.model.topology.crosses_as_codes(name) and len(indices):
+        with SplitPair(serialise(halves.head), serialise(halves.tail), sides.cut, sides.head_outputs) as pair:
+            seen = [pair.head.infer(feed)[name] for feed in shop.samples.feeds(indices)]
+            alike = [array for array in seen if array.shape == seen[0].shape]
+            values = np.concatenate(alike)
+            if decorrelate.suits(values):
+                respond = decorrelate.listen(pair.tail, name, batched=shop.free_batch)
+                return {name: decorrelate.design(values, respond)}
+    raise ModelError(f"{', '.join(sides.cut)} does not suit a transform", "send it as it is")
 
 
 def _judge(
@@ -296,6 +341,7 @@ def _judge(
         head_outputs=sides.head_outputs,
         batch=proof,
         recipe=attempt.recipe,
+        decorrelated=bool(attempt.transforms),
         down_nbytes=sum(answers[0][n].nbytes for n in sides.tail_outputs),
         notes=(),
     )
@@ -315,7 +361,9 @@ def _through(pair: SplitPair, runs: Sequence[tuple[Outputs, Outputs]], ways: Map
 
 
 def _taking(tail: ir.Model, attempt: _Attempt) -> ir.Model:
-    return take_halves(tail, attempt.halves) if attempt.halves else take_codes(tail, attempt.codes)
+    if attempt.halves:
+        return take_halves(tail, attempt.halves)
+    return take_codes(begin_tail(tail, attempt.transforms) if attempt.transforms else tail, attempt.codes)
 
 
 def _ladders(codes: Mapping[str, Codes], some: Sequence[Outputs]) -> Iterator[tuple[str, dict[str, Way]]]:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import msgspec
 
 from partitioner import select
-from partitioner.assemble import Segment, Workshop
+from partitioner.assemble import Segment, Variant, Workshop
 from partitioner.clock import Clock
 from partitioner.constraints import Conflict, admit
 from partitioner.costs import EDGE_ONLY, FULL_CLOUD, Families, costs_of, id_of, with_memory
 from partitioner.ends import Ends
-from partitioner.explore import Explorer, Power, Search
+from partitioner.explore import Cut, Explorer, Power, Search
 from protocol.bench import Reporter
 from protocol.bundle import Measured
 from protocol.errors import InputError
@@ -41,7 +41,7 @@ def explore(shop: Workshop, ends: Ends, search: Search, reporter: Reporter) -> F
     explorer = Explorer.open(shop, ends, search.machines, reporter)
     explorer.run(search, reporter, until=started + search.budget_s)
     notes = [_summary(explorer, time.monotonic() - started, search)]
-    notes += [f"cut {', '.join(cut)} left out: {why}" for cut, why in explorer.problems.items()]
+    notes += [f"cut {cut.name} left out: {why}" for cut, why in explorer.problems.items()]
     if not explorer.segments:
         why = "every cut failed" if explorer.problems else "the model has no cut"
         costs = finish(shop, ends, {}, explorer.clock, search, reporter)
@@ -52,7 +52,7 @@ def explore(shop: Workshop, ends: Ends, search: Search, reporter: Reporter) -> F
 def _choose(explorer: Explorer, search: Search, notes: list[str], reporter: Reporter) -> Findings:
     """Time the finalists side by side, keep those that win somewhere, and say what became of all others."""
     reporter.stage("timing the finalists side by side")
-    cuts = {",".join(cut): cut for cut in explorer.segments}
+    cuts = {cut.name: cut for cut in explorer.segments}
     rough = explorer.costs()
     last = {n: explorer.segments[cuts[n]] for n in select.finalists(*_apart(rough), search.scope)}
     costs = finish(explorer.shop, explorer.ends, last, explorer.clock, search, reporter)
@@ -60,14 +60,24 @@ def _choose(explorer: Explorer, search: Search, notes: list[str], reporter: Repo
     share = {n: explorer.share(cut) for n, cut in cuts.items()}
     ids = {n: f"cut-{i}" for i, n in enumerate(sorted(kept, key=lambda n: share[n]), 1)}
     final = {ids.get(n, n): _renamed(family, n, ids) for n, family in costs.items() if n in ids or n not in cuts}
+    by_depth = sorted(cuts, key=lambda n: share[n])
+    all_costs = rough | costs
     measured = tuple(
-        Measured(cuts[n], share[n], segment.precision, variant.rung, (rough | costs)[n].get(id_, cost), ids.get(n, ""))
-        for n, segment in sorted(((n, explorer.segments[cuts[n]]) for n in cuts), key=lambda pair: share[pair[0]])
+        _as_measured(cuts[n], share[n], segment, variant, all_costs[n].get(id_, cost), ids.get(n, ""))
+        for n in by_depth
+        for segment in (explorer.segments[cuts[n]],)
         for variant, (id_, cost) in zip(segment.variants, rough[n].items(), strict=True)
     )
     return findings(
         {ids[n]: last[n] for n in ids}, final, measured, (*notes, *why), search.scope, explorer.clock.slowdown
     )
+
+
+def _as_measured(
+    cut: Cut, share: float, segment: Segment, variant: Variant, cost: PlacementCost, kept_as: str
+) -> Measured:
+    rung = " ".join(filter(None, ("decorrelated" if cut.decorrelated else "", variant.rung)))
+    return Measured(cut.tensors, share, segment.precision, rung, cost, kept_as)
 
 
 def finish(

@@ -11,8 +11,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from partitioner.assemble import Segment, Workshop, assemble
 from partitioner.budgets import Setting, plans_within
@@ -22,8 +23,8 @@ from partitioner.costs import Families, Seconds, costs_of
 from partitioner.cuts import separate
 from partitioner.ends import Ends
 from partitioner.parametric import Plans
-from partitioner.problem import Problem, Side, problem_of
-from partitioner.sizes import Sizes, measure_sizes, milder
+from partitioner.problem import Problem, Side, Size, problem_of
+from partitioner.sizes import DECORRELATED, Sizes, measure_sizes, milder
 from partitioner.topology import Topology
 from protocol.bench import Reporter
 from protocol.errors import AccuracyRefusedError, EngineError, InputError, ModelError
@@ -33,7 +34,16 @@ from protocol.tensors import DTYPES
 MAX_ROUNDS = 6
 MAX_CUTS = 16
 
-Cut = tuple[str, ...]
+
+class Cut(NamedTuple):
+    """A cut to build: the tensors that cross, and whether they are decorrelated on the way."""
+
+    tensors: tuple[str, ...]
+    decorrelated: bool = False
+
+    @property
+    def name(self) -> str:
+        return ",".join(self.tensors) + (" decorrelated" if self.decorrelated else "")
 
 
 @dataclass(frozen=True)
@@ -102,20 +112,21 @@ class Explorer:
                 tried = len(self.segments) + len(self.problems)
                 if tried >= budget or (time.monotonic() > until and self.segments):
                     return
-                reporter.stage(f"round {number}: measuring {', '.join(cut)}")
+                reporter.stage(f"round {number}: measuring {cut.name}")
                 reporter.progress(done, len(fresh))
                 self._try(cut)
 
     def costs(self) -> Families:
         """Every line that was measured, each cut under its tensors joined with commas."""
-        segments = {",".join(cut): segment for cut, segment in self.segments.items()}
-        seconds = self.clock.whole() | {",".join(cut): s for cut, s in self.seconds.items()}
+        segments = {cut.name: segment for cut, segment in self.segments.items()}
+        seconds = self.clock.whole() | {cut.name: s for cut, s in self.seconds.items()}
         return costs_of(self.ends, segments, seconds, slowdown=self.clock.slowdown)
 
     def share(self, cut: Cut) -> float:
         """Of the estimated compute, how much the head does."""
         topology = self.shop.model.topology
-        return sum(topology.work[i] for i in _steps_before(topology, cut)) / (sum(topology.work) or 1.0)
+        head_steps = separate(topology, cut.tensors, on_device=self.shop.on_device).head_steps
+        return sum(topology.work[i] for i in head_steps) / (sum(topology.work) or 1.0)
 
     def _wanted(self, search: Search) -> list[Cut]:
         wanted = self._solve(search, {})
@@ -140,7 +151,22 @@ class Explorer:
             raise InputError(str(solved), "loosen one of them")
         self.min_cuts += solved.min_cuts
         self.gap = max(self.gap, solved.gap)
-        return [cut for cut in _by_rank(solved) if cut and not set(cut) <= inputs]
+        return [cut for cut in self._by_rank(solved) if cut.tensors and not set(cut.tensors) <= inputs]
+
+    def _by_rank(self, solved: Plans) -> list[Cut]:
+        """Distinct cuts: what wins when all rungs compete first, since the budget may end."""
+        on_top = {s.plan for s in solved.stretches}
+        order = sorted(range(len(solved.plans)), key=lambda i: i not in on_top)
+        plans = (solved.plans[i] for i in order)
+        return list(dict.fromkeys(self._cut(plan.rung, plan.solution.crossing) for plan in plans))
+
+    def _cut(self, rung: str, tensors: tuple[str, ...]) -> Cut:
+        """Under the rung of transforms a cut is decorrelated if its one tensor has a size of its own there."""
+        alone = rung == DECORRELATED and len(tensors) == 1 and tensors[0] in self.sizes[rung]
+        return Cut(tensors, alone and self.sizes[rung][tensors[0]] not in self._plain_sizes(tensors[0]))
+
+    def _plain_sizes(self, name: str) -> list[Size]:
+        return [sizes[name] for rung, sizes in self.sizes.items() if rung != DECORRELATED]
 
     def _setting(self, scope: PlanConditions) -> Setting:
         # What a rung loses depends on the cut: cuts that lose too much are refused when they were built and judged.
@@ -170,21 +196,33 @@ class Explorer:
     def _try(self, cut: Cut) -> None:
         """Build and time one cut; what it shows about time and accuracy corrects the next round."""
         try:
-            segment = assemble(self.shop, cut)
+            segment = assemble(self.shop, cut.tensors, decorrelated=cut.decorrelated)
             seconds = self.clock.time({"cut": segment})["cut"]
         except (ModelError, EngineError, AccuracyRefusedError) as error:
             self.problems[cut] = error.fact
-            for tensors in self.sizes.values():
-                for name in cut:
-                    tensors.pop(name, None)  # it never crosses again: the solver finds what is best without it
+            self._give_up(cut)
             return
         self.segments[cut], self.seconds[cut] = segment, seconds
+        if cut.decorrelated:
+            least = min((v.coding for v in segment.variants), key=lambda coding: coding.nbytes)
+            self.sizes[DECORRELATED][cut.tensors[0]] = Size(least.nbytes, least.encode_s, least.decode_s)
+            return
         self.clock.learn(segment, seconds)
         kept = {variant.rung for variant in segment.variants}
         for rung in self.sizes:
-            if rung and rung not in kept:
-                for name in cut:
+            if rung and rung != DECORRELATED and rung not in kept:
+                for name in cut.tensors:
                     self.sizes[rung][name] = self.sizes[milder(self.sizes, rung)][name]
+
+    def _give_up(self, cut: Cut) -> None:
+        """What could not be built never crosses again that way: the solver finds what is best without it."""
+        if cut.decorrelated:
+            name = cut.tensors[0]
+            self.sizes[DECORRELATED][name] = self._plain_sizes(name)[-1]
+            return
+        for tensors in self.sizes.values():
+            for name in cut.tensors:
+                tensors.pop(name, None)
 
 
 def weights_nbytes(topology: Topology) -> list[int]:
@@ -203,17 +241,6 @@ def _nbytes(topology: Topology, name: str) -> int:
     if info is None or info.elements is None or info.dtype is None:
         return 0
     return info.elements * DTYPES[info.dtype].itemsize
-
-
-def _steps_before(topology: Topology, cut: Cut) -> frozenset[int]:
-    return separate(topology, cut).head_steps
-
-
-def _by_rank(solved: Plans) -> Sequence[Cut]:
-    """Distinct crossings: what wins when all rungs compete first, since the budget may end."""
-    on_top = {s.plan for s in solved.stretches}
-    order = sorted(range(len(solved.plans)), key=lambda i: i not in on_top)
-    return list(dict.fromkeys(solved.plans[i].solution.crossing for i in order))
 
 
 def _ends_apart(topology: Topology) -> dict[str, Side]:

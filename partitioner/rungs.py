@@ -28,7 +28,7 @@ from protocol.tensors import Array
 # Bits an element, a factor of 1.35 apart. Where they stop being acceptable is a matter of the tensor (0.5 to 3 bits on
 # the networks measured), so every ladder reaches further down than most tensors bear.
 LADDER_BITS = (3.0, 2.2, 1.6, 1.2, 0.9, 0.7, 0.5)
-_SLOPES = np.geomspace(1e-5, 3.0, 60)  # of distortion over bits, as shares of the codes' variance
+_SLOPES = np.geomspace(1e-4, 3.0, 120)  # of distortion over bits, as shares of the codes' variance
 _LEVEL_BITS = 12.0  # what a level costs a message: its value, and its place in the Huffman code
 _TWO_SIDED = 0.1  # share of the codes that must lie on either side of the commonest
 

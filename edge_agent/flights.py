@@ -81,3 +81,9 @@ class Flight:
     local_hopeless: bool = False  # edge-only had to start but could not
     degraded: list[str] = field(default_factory=list)
     avoided: dict[str, str] = field(default_factory=dict)
+
+    def note(self, why: str) -> None:
+        """Reasons hold figures that differ each time: one of a kind is enough."""
+        kind = why.split(":")[0]
+        if all(noted.split(":")[0] != kind for noted in self.degraded):
+            self.degraded.append(why)

@@ -40,6 +40,7 @@ SHORTEST_PAUSE_S = 0.01  # between two attempts of one request, whatever the gat
 TRAVEL_MARGIN = 1.25
 LONGEST_DEVICE_WAIT_S = 3.0  # trying a head again costs one local failure and no round trip
 MOST_PENDING = 256
+CODEC_REFUSED = f"gateway {RejectCode.BAD_REQUEST}:"
 
 
 class Ladder:
@@ -103,7 +104,10 @@ class Ladder:
             self._device[flight.placement].released()
         else:
             self._device[flight.placement].failed(reason, now=now)
-        prefer = self._best_full_cloud(now=now) if self._rows[flight.placement].kind is PlacementKind.CUT else None
+        flight.avoided |= dict.fromkeys(self._sharing(flight.placement, head=True), reason)
+        prefer = (
+            self._best_full_cloud(flight, now=now) if self._rows[flight.placement].kind is PlacementKind.CUT else None
+        )
         return self._step_down(flight, f"{flight.placement}: {reason}", prefer=prefer, now=now)
 
     def answered(self, seq: int, attempt: int, compute_s: float, *, now: float) -> list[Instruction]:
@@ -114,6 +118,9 @@ class Ladder:
             return []  # answered late or twice; the request has ended already
         flight.placement = flight.sent_as[attempt - 1]
         self._tails[flight.placement].succeeded()
+        # What one codec of the same work was refused for and another was not is that gateway's want of the codec.
+        same = self._sharing(flight.placement)
+        self._broken |= {i: why for i, why in flight.avoided.items() if i in same and CODEC_REFUSED in why}
         self.planner.observe_tail(flight.placement, compute_s)
         if now >= flight.deadline:
             return [self._late(flight), *self._send_ready(now=now)]
@@ -135,16 +142,20 @@ class Ladder:
         if code is RejectCode.UNKNOWN_SEGMENT:
             unknown = self._rows[placement].segment
             self._broken |= {row.id: why for row in self._rows.values() if row.segment == unknown}
-            prefer = self._best_full_cloud(now=now)
+            prefer = self._best_full_cloud(flight, now=now)
         elif code is RejectCode.INTERNAL:
+            flight.avoided |= dict.fromkeys(self._sharing(placement), why)
             self._tails[placement].failed(why, now=now)
         elif code in (RejectCode.BUSY, RejectCode.DRAINING):
             # Full-cloud would add load: everything behind this gateway has to wait as long as it asked.
             pause_s = max(min(retry_after_s, LONGEST_PAUSE_S), SHORTEST_PAUSE_S)
             self._gateway.hold_off(why, pause_s, now=now)
-        elif code in (RejectCode.BAD_REQUEST, RejectCode.TOO_LARGE) and self._local is None:
+        elif code is RejectCode.BAD_REQUEST and self._rows[placement].kind is PlacementKind.FULL_CLOUD:
+            flight.avoided[placement] = why  # perhaps it only lacks the codec
+            prefer = self._best_full_cloud(flight, now=now)
+        if code in (RejectCode.BAD_REQUEST, RejectCode.TOO_LARGE) and prefer is None and self._local is None:
             return [self._refuse(flight, RefusalCode.BAD_REQUEST, reason), *self._send_ready(now=now)]
-        elif code is RejectCode.DEADLINE and flight.refusals > 1 and self._local_start(flight) == flight.deadline:
+        if code is RejectCode.DEADLINE and flight.refusals > 1 and self._local_start(flight) == flight.deadline:
             # Asking again would upload everything again, and the gateway has said twice that it cannot be in time.
             return [self._refuse(flight, RefusalCode.DEADLINE, why), *self._send_ready(now=now)]
         flight.not_before = now + max(min(retry_after_s, LONGEST_PAUSE_S), SHORTEST_PAUSE_S)
@@ -164,20 +175,16 @@ class Ladder:
     def link_lost(self, reason: str, *, now: float) -> list[Instruction]:
         """The gateway is gone or no longer takes requests. What was in flight goes local, or waits for its return."""
         self._link_reason = reason
-        out: list[Instruction] = []
-        for flight in list(self.flights.values()):
-            if flight.phase in (Phase.SENT, Phase.READY):
-                out += self._step_down(flight, reason, now=now)
-        return out
+        return self._all_step_down((Phase.SENT, Phase.READY), reason, now=now)
 
     def draining(self, reason: str, *, now: float) -> list[Instruction]:
         """The gateway takes nothing new; what it holds it still answers."""
         self._link_reason = reason
-        out: list[Instruction] = []
-        for flight in list(self.flights.values()):
-            if flight.phase is Phase.READY:
-                out += self._step_down(flight, reason, now=now)
-        return out
+        return self._all_step_down((Phase.READY,), reason, now=now)
+
+    def _all_step_down(self, phases: tuple[Phase, ...], why: str, *, now: float) -> list[Instruction]:
+        flights = [f for f in self.flights.values() if f.phase in phases]
+        return [instruction for f in flights for instruction in self._step_down(f, why, now=now)]
 
     def disable(self, id_: str, reason: str) -> None:
         """This placement's head could not be loaded: it is never used."""
@@ -255,12 +262,8 @@ class Ladder:
 
     def unavailable(self, *, now: float) -> dict[str, str]:
         """For every placement that cannot be used now, why."""
-        reasons: dict[str, str] = {}
-        for row in self._rows.values():
-            reason = self._unusable(row, now=now)
-            if reason is not None:
-                reasons[row.id] = reason
-        return reasons
+        reasons = ((row.id, self._unusable(row, now=now)) for row in self._rows.values())
+        return {id_: why for id_, why in reasons if why is not None}
 
     def validate(self) -> None:
         """Raise InvariantViolation if a promise of this room is broken (called after every test)."""
@@ -295,10 +298,15 @@ class Ladder:
                 return breaker.reason
         return None
 
-    def _best_full_cloud(self, *, now: float) -> str | None:
+    def _sharing(self, id_: str, *, head: bool = False) -> set[str]:
+        """Placements with the same tail, or the same head, under whatever codec."""
+        own = self._rows[id_].head if head else self._rows[id_].tail
+        return {r.id for r in self._rows.values() if own is not None and own == (r.head if head else r.tail)}
+
+    def _best_full_cloud(self, flight: Flight, *, now: float) -> str | None:
         """The codec of the whole model's input that is predicted best now, if the gateway can be used at all."""
         rows = [r for r in self._rows.values() if r.kind is PlacementKind.FULL_CLOUD]
-        usable = [r.id for r in rows if self._unusable(r, now=now) is None]
+        usable = [r.id for r in rows if r.id not in flight.avoided and self._unusable(r, now=now) is None]
         predicted = self.planner.predict(self._link) if len(usable) > 1 else {}
         return min(usable, key=lambda id_: predicted.get(id_, 0.0), default=None)
 
@@ -309,17 +317,17 @@ class Ladder:
         if decision is None:
             return self._wait_or_refuse(flight, unavailable, now=now)
         if self._expects_gateway and self._link is None and self._link_reason is not None:
-            self._note(flight, self._link_reason)  # without a link the plan is a guess, but this much is known
+            flight.note(self._link_reason)  # without a link the plan is a guess, but this much is known
         elif decision.because_of is not None:
             wanted, why = decision.because_of
-            self._note(flight, why if wanted in why else f"{wanted}: {why}")
+            flight.note(why if wanted in why else f"{wanted}: {why}")
         return self._prepare(flight, decision.id, now=now)
 
     def _step_down(
         self, flight: Flight, why: str, *, prefer: str | None = None, again: bool = True, now: float
     ) -> list[Instruction]:
         """The current placement failed this request; take the next-best one. `again`: the same one may work later."""
-        self._note(flight, why)
+        flight.note(why)
         was_sent = flight.phase is Phase.SENT
         if was_sent:
             self._tails[flight.placement].released()
@@ -351,7 +359,7 @@ class Ladder:
         if waiting and (self._link_reason is not None or self._gateway.refuses(now=now)):
             predicted = self.planner.predict(self._link)
             for why in dict.fromkeys(unavailable[id_] for id_ in waiting):
-                self._note(flight, why)
+                flight.note(why)
             return self._prepare(flight, min(waiting, key=lambda id_: predicted[id_]), now=now)
         reason = "; ".join(dict.fromkeys(unavailable.values())) or "the bundle has no placement"
         return [self._refuse(flight, RefusalCode.NO_PLACEMENT, reason)]
@@ -432,12 +440,6 @@ class Ladder:
 
     def _local_must_start(self, flight: Flight, *, now: float) -> bool:
         return now >= self._remote_too_late_at(flight)
-
-    def _note(self, flight: Flight, why: str) -> None:
-        # Reasons hold figures that differ each time: one of a kind is enough.
-        kind = why.split(":")[0]
-        if all(noted.split(":")[0] != kind for noted in flight.degraded):
-            flight.degraded.append(why)
 
     def _finish(self, flight: Flight) -> Finish:
         del self.flights[flight.seq]

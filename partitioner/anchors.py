@@ -30,8 +30,8 @@ from protocol.errors import InputError, ModelError
 from protocol.profile import Anchor, PlainStep, Profile, Side, StepCost, is_carrier
 from protocol.tensors import DTYPES
 
-FIRST_ANCHORS = 5
-MOST_ANCHORS = 24
+FIRST_ANCHORS = 7
+MOST_ANCHORS = 28
 # An error of prediction, each anchor from the others, below which more anchors gain nothing over their noise.
 GOOD_ERROR = 0.03
 _LEAST_NOISE = 0.01  # relative; no median repeats better than this (measured: 2-8 % on a shared machine)
@@ -285,9 +285,11 @@ def choose(
 
 
 def _targets(count: int) -> list[float]:
-    """Shares of the time, spread evenly on a logistic scale from 3 % to 97 %."""
-    reach = 3.5
-    return [1.0 / (1.0 + math.exp(reach - 2.0 * reach * (k + 0.5) / count)) for k in range(count)]
+    """Shares of the time, spread evenly on a logistic scale from 0.7 % to 99.3 %: errors are relative, and the shortest
+    tail (a Softmax) tells the overhead.
+    """
+    reach = 5.0 if count > 1 else 0.0
+    return [1.0 / (1.0 + math.exp(reach - 2.0 * reach * k / max(count - 1, 1))) for k in range(count)]
 
 
 def plain_steps(topology: Topology) -> tuple[PlainStep, ...]:

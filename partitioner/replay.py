@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -92,7 +92,8 @@ def simulate_bundle(path: Path, order: Drive) -> Simulated:
     """`simulate` with the placements of the bundle at `path`. Raises BundleError too."""
     manifest = Bundle.open(path).manifest
     costs = {p.id: p.cost for p in manifest.placements}
-    return simulate(manifest.model.name, costs, manifest.conditions.rtt_s, order)
+    files = {p.id: (p.head or "", p.tail or "") for p in manifest.placements}
+    return simulate(manifest.model.name, costs, manifest.conditions.rtt_s, order, files=files)
 
 
 def load_trace(name: str, chance: np.random.Generator) -> Trace:
@@ -112,14 +113,24 @@ def load_trace(name: str, chance: np.random.Generator) -> Trace:
     return traces.parse(path.name, text)
 
 
-def simulate(model: str, costs: dict[str, PlacementCost], rtt_s: float, order: Drive) -> Simulated:
-    """Replay `order.trace` over the placements in `costs`. Deterministic by seed. Raises InputError."""
+def simulate(
+    model: str,
+    costs: dict[str, PlacementCost],
+    rtt_s: float,
+    order: Drive,
+    *,
+    files: Mapping[str, tuple[str, str]] | None = None,
+) -> Simulated:
+    """Replay `order.trace` over the placements in `costs`. Deterministic by seed. Raises InputError.
+
+    `files` names each placement's head and tail: codings of one cut share them, and what is learned about them.
+    """
     if order.seed < 0:
         raise InputError(f"the seed {order.seed} is negative", "give 0 or more")
     # Two streams, so that another number of requests does not give another trace.
     of_trace, of_requests = (np.random.default_rng(seed) for seed in np.random.SeedSequence(order.seed).spawn(2))
     trace = load_trace(order.trace, of_trace)
-    candidates = tuple(Candidate(id_, cost) for id_, cost in costs.items())
+    candidates = tuple(Candidate(id_, cost, *(files or {}).get(id_, ("", ""))) for id_, cost in costs.items())
     rtt_s = rtt_s if order.rtt_s is None else order.rtt_s
     scene = Scene(trace, candidates, rtt_s, order.requests_per_s, order.deadline_s)
     asked = requests(scene, of_requests)

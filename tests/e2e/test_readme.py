@@ -112,15 +112,26 @@ def test_the_foreign_client_answers(gateway: str, checkout: Path) -> None:
 
 
 def test_the_partitioners_commands_run(gateway: str, checkout: Path) -> None:
-    inspect, auto, _, verify = commands(blocks("Finding the cut", "sh")[0])
+    inspect, auto, _, verify, *more = commands(blocks("Finding the cut", "sh")[0])
     names = {
         "MODEL": "examples/digits/digits.onnx",
         "DATA.npz": "digits-data/calibration.npz",
         "BUNDLE": "auto-bundle",
     }
-    for command in (inspect, f"{auto} --budget-s 2 --edge-slowdown 8", verify):
+    quickly = "--budget-s 2 --recipe-budget-s 0 --edge-slowdown 8 --no-memory"
+    for command in (inspect, f"{auto} {quickly}", verify, *more):
         for word, name in names.items():
             command = re.sub(rf"(?<=\s){re.escape(word)}(?=\s|$)", name, command)
+        done = shell(command, checkout)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+
+
+def test_the_commands_of_the_planning_page_run(gateway: str, checkout: Path) -> None:
+    page = (ROOT / "docs" / "planning.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```sh\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    for command in commands(block):
+        if command.startswith("partitioner plan"):
+            command += " --budget-s 2 --recipe-budget-s 0 --no-memory"
         done = shell(command, checkout)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
 

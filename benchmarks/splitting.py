@@ -18,9 +18,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from itertools import product
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 import msgspec
@@ -32,13 +32,12 @@ from benchmarks.splitting_report import Block, print_blocks, results
 from partitioner import verify
 from partitioner.assemble import Segment, Workshop, assemble, certificate_of
 from partitioner.build import Order, workshop
-from partitioner.clock import Clock, Machines
+from partitioner.clock import Machines
 from partitioner.codings import Way, measure_coding, received
 from partitioner.constraints import Constraints
-from partitioner.costs import EDGE_ONLY, FULL_CLOUD, Seconds, costs_of, id_of
+from partitioner.costs import EDGE_ONLY, FULL_CLOUD, Seconds, costs_of, id_of, time_graphs
 from partitioner.ends import Ends, make_ends
 from partitioner.explore import Cut, Explorer, Search
-from partitioner.measure import interleaved_medians
 from protocol import images
 from protocol.bench import Silent
 from protocol.bundle import ParityCertificate
@@ -53,6 +52,7 @@ PROFILE_S = 4.0
 RECIPE_S = 6.0
 FP32_SHARE = 0.4  # of the budget
 MAX_CUTS = 12
+SESSIONS = 3
 # A device in fp32 is slower by what INT8 gains: the slowest search is for its sake, and slow devices come first since
 # the budget may end.
 SEARCHED = (30.0, 100.0, 10.0, 3.0, 1.0)
@@ -62,11 +62,10 @@ BUILT, PLAIN = "INT8 device", "fp32 device"
 
 
 class Device(NamedTuple):
-    """How the device's side is made, and the clock that times it."""
+    """How the device's side is made."""
 
     shop: Workshop
     ends: Ends
-    clock: Clock
 
 
 class Session(NamedTuple):
@@ -74,7 +73,6 @@ class Session(NamedTuple):
 
     subject: Subject
     cloud: tuple[Candidate, ...]  # without the gateway's own seconds
-    full_s: float
     rtt_s: float
 
 
@@ -85,12 +83,14 @@ def run(options: Options) -> list[Result]:
     budget_s = 8.0 if options.quick else float(options.settings.get("budget_s", BUDGET_S))
     rtt_s = float(options.settings.get("rtt_ms", 20.0)) / 1e3
     blocks: list[Block] = []
+    started = time.monotonic()
     for subject in (s for s in SUBJECTS if s.name in asked):
         if subject.absent:
             print(f"{subject.name}: skipped, {subject.absent}", flush=True)
             continue
         blocks += _measure(subject, budget_s, rtt_s)
     print_blocks(blocks, rtt_s)
+    print(f"{time.monotonic() - started:.0f} s in all")
     return results(blocks)
 
 
@@ -101,14 +101,36 @@ def _measure(subject: Subject, budget_s: float, rtt_s: float) -> Iterator[Block]
     shop = workshop(order, model, samples, Silent())
     ends = make_ends(shop)
     explorer = Explorer.open(shop, ends, Machines(budget_s=PROFILE_S), Silent())
-    full_s = explorer.clock.whole()[FULL_CLOUD].tail_s
-    session = Session(subject, tuple(_cloud(shop, ends)), full_s, rtt_s)
+    session = Session(subject, tuple(_cloud(shop, ends)), rtt_s)
     searched = _explore(explorer, budget_s * (1.0 - FP32_SHARE), rtt_s)
-    yield _block(session, BUILT, Device(shop, ends, explorer.clock), explorer.segments, searched)
     plain = _without_int8(shop, ends)
-    segments = _rebuilt(plain.shop, list(explorer.segments), budget_s * FP32_SHARE)
-    yield _block(session, PLAIN, plain, segments, f"{len(segments)} of the {len(explorer.segments)} cuts above")
+    built = {BUILT: explorer.segments, PLAIN: _rebuilt(plain.shop, list(explorer.segments), budget_s * FP32_SHARE)}
+    seconds = _side_by_side(shop, ends, built)
+    yield _block(session, BUILT, Device(shop, ends), built[BUILT], seconds, searched)
+    repeated = f"{len(built[PLAIN])} of the {len(explorer.segments)} cuts above"
+    yield _block(session, PLAIN, plain, built[PLAIN], seconds, repeated)
     print(f"{subject.name}: {time.monotonic() - started:.0f} s", flush=True)
+
+
+def _side_by_side(
+    shop: Workshop, ends: Ends, built: Mapping[str, Mapping[Cut, Segment]]
+) -> dict[tuple[str, str], Seconds]:
+    """Seconds of all graphs of both devices by title and cut, timed in turn; medians of SESSIONS such sessions, each
+    with engines of its own. Edge-only in fp32 is the graph of full-cloud, on one thread like it."""
+    graphs = {f"{title}: {cut.name}": s for title, segments in built.items() for cut, s in segments.items()}
+    sessions = [time_graphs(shop, ends, graphs) for _ in range(SESSIONS)]
+    medians = {
+        name: Seconds(median(s[name].head_s for s in sessions), median(s[name].tail_s for s in sessions))
+        for name in sessions[0]
+    }
+    full_s = medians[FULL_CLOUD].tail_s
+    # INT8 that is shipped may be a little slower than fp32: the baseline is whichever is faster.
+    found = {(BUILT, EDGE_ONLY): Seconds(min(full_s, medians[EDGE_ONLY].head_s), 0.0)}
+    found[PLAIN, EDGE_ONLY] = Seconds(full_s, 0.0)
+    for title, segments in built.items():
+        found[title, FULL_CLOUD] = medians[FULL_CLOUD]
+        found |= {(title, cut.name): medians[f"{title}: {cut.name}"] for cut in segments}
+    return found
 
 
 def _explore(explorer: Explorer, budget_s: float, rtt_s: float) -> str:
@@ -131,8 +153,9 @@ def _without_int8(shop: Workshop, ends: Ends) -> Device:
     """The same model in fp32; what crosses and how it is coded stay as they are."""
     shop = replace(shop, precision="fp32", book=None)
     exact = certificate_of(shop, list(shop.yardstick.expected), verify.EXACT)
-    ends = replace(ends, edge=shop.model.data, edge_precision="fp32", edge_certificate=exact, edge_notes=())
-    return Device(shop, ends, Clock(shop, ends, Machines(), Silent()))
+    return Device(
+        shop, replace(ends, edge=shop.model.data, edge_precision="fp32", edge_certificate=exact, edge_notes=())
+    )
 
 
 def _rebuilt(shop: Workshop, cuts: Sequence[Cut], budget_s: float) -> dict[Cut, Segment]:
@@ -145,18 +168,21 @@ def _rebuilt(shop: Workshop, cuts: Sequence[Cut], budget_s: float) -> dict[Cut, 
     return found
 
 
-def _block(session: Session, title: str, device: Device, built: Mapping[Cut, Segment], searched: str) -> Block:
-    """All that was built, timed side by side, as candidates of the cells."""
+def _block(
+    session: Session,
+    title: str,
+    device: Device,
+    built: Mapping[Cut, Segment],
+    timed: Mapping[tuple[str, str], Seconds],
+    searched: str,
+) -> Block:
+    """All that was built for one device, as candidates of the cells."""
     segments = {cut.name: segment for cut, segment in built.items()}
-    seconds = device.clock.time(segments)
-    seconds[EDGE_ONLY] = Seconds(_fastest_edge_s(device, seconds), 0.0)
-    # Both blocks have the same gateway: what it takes for the whole model is the yardstick of either.
-    pace = session.full_s / seconds[FULL_CLOUD].tail_s
-    seconds = {name: Seconds(s.head_s * pace, s.tail_s * pace) for name, s in seconds.items()}
+    seconds = {name: s for (whose, name), s in timed.items() if whose == title}
     costs = costs_of(device.ends, segments, seconds, slowdown=1.0)
     edge = device.ends.edge_certificate
     candidates = [Candidate(EDGE_ONLY, "edge", "", costs[EDGE_ONLY][EDGE_ONLY], edge.achieved, keeps=True)]
-    candidates += [c._replace(cost=_with_tail(c.cost, session.full_s)) for c in session.cloud]
+    candidates += [c._replace(cost=_with_tail(c.cost, seconds[FULL_CLOUD].tail_s)) for c in session.cloud]
     for name, segment in segments.items():
         candidates += _splits(name, segment, costs[name], device.shop.yardstick)
     heads = Counter(segment.precision for segment in segments.values())
@@ -165,26 +191,13 @@ def _block(session: Session, title: str, device: Device, built: Mapping[Cut, Seg
     return Block(session.subject.name, title, tuple(candidates), cells, _notes(device, candidates, searched))
 
 
-def _fastest_edge_s(device: Device, seconds: Mapping[str, Seconds]) -> float:
-    """INT8 that is shipped may be a little slower than fp32; the baseline is whichever is faster."""
-    shop, ends = device.shop, device.ends
-    if ends.edge_precision == "fp32":
-        return seconds[EDGE_ONLY].head_s
-    feed = shop.samples.feed(shop.samples.held_out[0])
-    with (
-        OrtEngine(ends.edge, label="built", threads=shop.threads) as built,
-        OrtEngine(shop.model.data, label="fp32", threads=shop.threads) as plain,
-    ):
-        times = interleaved_medians({"built": partial(built.infer, feed), "fp32": partial(plain.infer, feed)})
-    return seconds[EDGE_ONLY].head_s * min(1.0, times["fp32"] / times["built"])
-
-
 def _splits(
     name: str, segment: Segment, costs: dict[str, PlacementCost], stick: verify.Yardstick
 ) -> Iterator[Candidate]:
     for variant in segment.variants:
         id_, achieved = id_of(name, variant.rung), variant.certificate.achieved
-        yield Candidate(id_, "split", variant.rung, costs[id_], achieved, achieved >= stick.bound - 1e-9)
+        coding = f"dec.{variant.rung or 'q8'}" if segment.decorrelated else variant.rung
+        yield Candidate(id_, "split", coding, costs[id_], achieved, achieved >= stick.bound - 1e-9)
 
 
 def _cloud(shop: Workshop, ends: Ends) -> Iterator[Candidate]:

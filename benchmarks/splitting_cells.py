@@ -26,8 +26,9 @@ BITS_PER_MBIT = 1e6
 
 
 class Candidate(NamedTuple):
-    """One placement. `coding` names the codec of the input, or the rung of what crosses ("" the 8-bit codes, raw or
-    zstd); `cost` is that of a device as fast as this machine; `keeps` whether it keeps the accuracy bound.
+    """One placement. `coding` names the codec of the input, or the rung of what crosses: "" the 8-bit codes, raw or
+    zstd; "dec." stands before it where the planes are decorrelated. `cost` is that of a device as fast as this machine;
+    `keeps` tells whether it keeps the accuracy bound.
     """
 
     name: str
@@ -80,7 +81,7 @@ class Cell(NamedTuple):
         return [c for c in self.candidates.values() if c.kind == "edge" or (c.kind == "cloud" and contest.admits(c))]
 
     def splits(self, *, old: bool = False) -> list[Candidate]:
-        """Ours; with `old` those alone that need no codec of few levels."""
+        """Ours; with `old` those alone that send all 8 bits, and the planes as they are."""
         kept = (c for c in self.candidates.values() if c.kind == "split" and c.keeps)
         return [c for c in kept if not (old and c.coding)]
 
@@ -170,10 +171,10 @@ def count(cells: Sequence[Cell], contest: Contest, *, old: bool = False) -> Coun
 
 
 def winners(cells: Sequence[Cell], contest: Contest) -> dict[str, int]:
-    """How many cells each kind of placement wins, most first; splits by whether they need few levels."""
+    """How many cells each kind of placement wins, most first; splits by whether they need a codec of ours."""
     found: dict[str, int] = {}
     for cell in cells:
         winner = cell.winner(contest)
-        name = winner.label if winner.kind != "split" else "split q8" if not winner.coding else "split of few levels"
+        name = winner.label if winner.kind != "split" else "split q8" if not winner.coding else "split, new codecs"
         found[name] = found.get(name, 0) + 1
     return dict(sorted(found.items(), key=lambda pair: -pair[1]))

@@ -19,10 +19,11 @@ import numpy as np
 
 from benchmarks.results import Options, Result
 from benchmarks.splitting_models import CIFAR, SUBJECTS, Subject
-from partitioner import boundary, cuts, decorrelate, rungs
-from partitioner.data import Samples
-from partitioner.model import LoadedModel, serialise
-from partitioner.split import Halves, free_axes, split
+from partitioner.crossing import boundary, decorrelate, rungs
+from partitioner.graph import cuts
+from partitioner.graph.model import LoadedModel, serialise
+from partitioner.graph.split import Halves, free_axes, split
+from partitioner.judging.data import Samples
 from protocol import codecs
 from protocol.engines.ort import OrtEngine
 from protocol.tensors import Array

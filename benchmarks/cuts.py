@@ -27,13 +27,13 @@ import onnx
 from benchmarks import exports, light_models
 from benchmarks.control_flow import control_flow
 from benchmarks.results import Options, Result
-from partitioner import verify
-from partitioner.cuts import Sides, complete, separate
-from partitioner.data import Samples
-from partitioner.model import LoadedModel, load, serialise
-from partitioner.observe import observed_topology
-from partitioner.split import split
-from partitioner.topology import Topology
+from partitioner.graph.cuts import Sides, complete, separate
+from partitioner.graph.model import LoadedModel, load, serialise
+from partitioner.graph.split import split
+from partitioner.graph.topology import Topology
+from partitioner.judging import verify
+from partitioner.judging.data import Samples
+from partitioner.judging.observe import observed_topology
 from protocol.engines.ort import OrtEngine
 from protocol.errors import EngineError, ModelError
 from protocol.tensors import Array, TensorSpec

@@ -22,8 +22,8 @@ import zmq
 
 from benchmarks import tails
 from benchmarks.results import Options, Result
-from partitioner.build import Order, build
-from partitioner.report import Silent
+from partitioner.people.report import Silent
+from partitioner.planning.build import Order, build
 from protocol import codecs, sockets, wire
 from protocol import messages as m
 from protocol.bundle import Bundle

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.results import Options, Result
-from partitioner import data
-from partitioner.inputs import parse
-from partitioner.measure import interleaved_medians
-from partitioner.model import load
+from partitioner.graph.inputs import parse
+from partitioner.graph.model import load
+from partitioner.judging import data
+from partitioner.measuring.measure import interleaved_medians
 from protocol import codecs, images
 from protocol.engines.ort import OrtEngine
 from protocol.tensors import Array, TensorSpec

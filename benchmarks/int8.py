@@ -19,13 +19,13 @@ from PIL import Image
 
 from benchmarks.results import Options, Result
 from examples.digits import data as digits
-from partitioner import verify
-from partitioner.data import Samples
-from partitioner.eight_bits import ModelKitchen, RecipeBook, find_recipe
-from partitioner.model import load, serialise
-from partitioner.observe import observed_topology, ranges
-from partitioner.recipes import PLAIN, LayerCost, Recipe, RecipeResult
-from partitioner.verify import Yardstick
+from partitioner.graph.model import load, serialise
+from partitioner.int8.eight_bits import ModelKitchen, RecipeBook, find_recipe
+from partitioner.int8.recipes import PLAIN, LayerCost, Recipe, RecipeResult
+from partitioner.judging import verify
+from partitioner.judging.data import Samples
+from partitioner.judging.observe import observed_topology, ranges
+from partitioner.judging.verify import Yardstick
 from protocol.errors import EngineError, ModelError
 from protocol.tensors import Array
 

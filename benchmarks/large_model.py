@@ -20,11 +20,11 @@ import onnx
 from onnx import TensorProto, helper
 
 from benchmarks.results import Options, Result
-from partitioner import verify
-from partitioner.cuts import separate
-from partitioner.model import LoadedModel, load, serialise
-from partitioner.split import split
-from partitioner.write import with_weights, write_bundle
+from partitioner.graph.cuts import separate
+from partitioner.graph.model import LoadedModel, load, serialise
+from partitioner.graph.split import split
+from partitioner.judging import verify
+from partitioner.planning.write import with_weights, write_bundle
 from protocol import bundle
 from protocol.engines.ort import OrtEngine
 

@@ -17,9 +17,9 @@ from typing import NamedTuple
 
 from benchmarks.light_models import NAMES, write_light
 from benchmarks.results import Options, Result
-from partitioner.anchors import Estimate, Predictor
-from partitioner.cuts import prefix_candidates, separate
-from partitioner.profile import ProfileOrder, Survey, load_for
+from partitioner.graph.cuts import prefix_candidates, separate
+from partitioner.measuring.anchors import Estimate, Predictor
+from partitioner.measuring.profile import ProfileOrder, Survey, load_for
 from protocol.bench import Silent
 from protocol.profile import Role, Side
 

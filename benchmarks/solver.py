@@ -13,10 +13,10 @@ from typing import TypeVar
 
 from benchmarks.results import Options, Result
 from benchmarks.solver_graphs import problem
-from partitioner.bounded import Budget, minimise
-from partitioner.mincut import combine
-from partitioner.network import Network
-from partitioner.parametric import Envelope, enumerate_plans, envelope
+from partitioner.solver.bounded import Budget, minimise
+from partitioner.solver.mincut import combine
+from partitioner.solver.network import Network
+from partitioner.solver.parametric import Envelope, enumerate_plans, envelope
 from protocol.latency import LinkState
 from protocol.plan import PlanConditions, Row, plan_table, seconds_per_byte
 

@@ -11,7 +11,7 @@ import math
 import random
 from collections.abc import Callable
 
-from partitioner.problem import Flow, Problem, Unit
+from partitioner.solver.problem import Flow, Problem, Unit
 
 INPUT_NBYTES = 150_528.0  # 224 x 224 RGB, as uint8
 RESULT_NBYTES = 4000.0

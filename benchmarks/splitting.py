@@ -29,15 +29,15 @@ from benchmarks.results import Options, Result
 from benchmarks.splitting_cells import LOSSLESS, WORLD, Candidate, grid, smaller
 from benchmarks.splitting_models import SUBJECTS, Subject
 from benchmarks.splitting_report import Block, print_blocks, results
-from partitioner import verify
-from partitioner.assemble import Segment, Workshop, assemble, certificate_of
-from partitioner.build import Order, workshop
-from partitioner.clock import Machines
-from partitioner.codings import Way, measure_coding, received
-from partitioner.constraints import Constraints
-from partitioner.costs import EDGE_ONLY, FULL_CLOUD, Seconds, costs_of, id_of, time_graphs
-from partitioner.ends import Ends, make_ends
-from partitioner.explore import Cut, Explorer, Search
+from partitioner.crossing.codings import Way, measure_coding, received
+from partitioner.judging import verify
+from partitioner.planning.assemble import Segment, Workshop, assemble, certificate_of
+from partitioner.planning.build import Order, workshop
+from partitioner.planning.clock import Machines
+from partitioner.planning.costs import EDGE_ONLY, FULL_CLOUD, Seconds, costs_of, id_of, time_graphs
+from partitioner.planning.ends import Ends, make_ends
+from partitioner.planning.explore import Cut, Explorer, Search
+from partitioner.solver.constraints import Constraints
 from protocol import images
 from protocol.bench import Silent
 from protocol.bundle import ParityCertificate
@@ -78,7 +78,7 @@ class Session(NamedTuple):
 
 def run(options: Options) -> list[Result]:
     """Print both blocks' tables; return a row for each model and slowness, and the counts. `repeats` is not used:
-    medians are repeated until they are known (partitioner/measure.py)."""
+    medians are repeated until they are known (partitioner/measuring/measure.py)."""
     asked = options.settings.get("models", ",".join(s.name for s in SUBJECTS)).split(",")
     budget_s = 8.0 if options.quick else float(options.settings.get("budget_s", BUDGET_S))
     rtt_s = float(options.settings.get("rtt_ms", 20.0)) / 1e3

@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from partitioner import data
-from partitioner.data import Samples
-from partitioner.inputs import parse
-from partitioner.model import LoadedModel, load
+from partitioner.graph.inputs import parse
+from partitioner.graph.model import LoadedModel, load
+from partitioner.judging import data
+from partitioner.judging.data import Samples
 from protocol import images
 from protocol.bundle import sha256
 from protocol.tensors import Array

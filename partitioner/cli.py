@@ -42,9 +42,9 @@ def plan(
 ) -> None:
     """Find every placement of MODEL that is best at some bandwidth, within the constraints; write no bundle."""
     with _guarded():
-        from partitioner.plans import make_plan, write_plan
-        from partitioner.report import Bar, Silent
-        from partitioner.tables import print_plan
+        from partitioner.people.report import Bar, Silent
+        from partitioner.people.tables import print_plan
+        from partitioner.planning.plans import make_plan, write_plan
 
         order = flags.order(model, Path())
         objectives = tuple(o.strip() for o in pareto.split(",") if o.strip())
@@ -83,9 +83,9 @@ def split(
     if bool(cut) + auto + (planned is not None) != 1:
         raise typer.BadParameter("give one of --cut TENSOR[,...], --auto and --plan PLAN.json")
     with _guarded():
-        from partitioner.build import build
-        from partitioner.plans import to_build
-        from partitioner.report import Bar, Silent, print_built
+        from partitioner.people.report import Bar, Silent, print_built
+        from partitioner.planning.build import build
+        from partitioner.planning.plans import to_build
 
         order = replace(flags.order(model, output), force=force)
         if planned is None:
@@ -111,8 +111,8 @@ def verify(
 ) -> None:
     """Hash every file of BUNDLE again and compare every placement's answers with the full model's."""
     with _guarded():
-        from partitioner.recheck import recheck
-        from partitioner.report import print_verified
+        from partitioner.people.report import print_verified
+        from partitioner.planning.recheck import recheck
 
         verified = recheck(bundle, data)
         if as_json:
@@ -125,8 +125,8 @@ def verify(
 def inspect(model: ModelPath, inputs: Inputs = None, as_json: Json = False) -> None:
     """List MODEL's inputs, outputs and possible cuts."""
     with _guarded():
-        from partitioner.inspection import inspect as look
-        from partitioner.report import print_inspection
+        from partitioner.people.inspection import inspect as look
+        from partitioner.people.report import print_inspection
 
         seen = look(model, inputs or ())
         if as_json:
@@ -152,8 +152,8 @@ def explain(
 ) -> None:
     """Say in sentences why this placement, and what would have to change for another one."""
     with _guarded():
-        from partitioner.explain import Question
-        from partitioner.explain import explain as explained
+        from partitioner.people.explain import Question
+        from partitioner.people.explain import explain as explained
         from protocol.bundle import Bundle
 
         question = Question(mbit, None if rtt_ms is None else rtt_ms / 1e3, edge_slowdown, cloud_load, quantile)
@@ -161,7 +161,7 @@ def explain(
         if as_json:
             _print_json(seen)
         else:
-            from partitioner.tables import print_explained
+            from partitioner.people.tables import print_explained
 
             print_explained(seen, _console())
 
@@ -182,9 +182,9 @@ def report(
 ) -> None:
     """Write one self-contained HTML page about BUNDLE: where time goes, who wins where, what was proven."""
     with _guarded():
-        from partitioner.explain import Question
-        from partitioner.page.write import write_page
-        from partitioner.sentences import headline
+        from partitioner.people.explain import Question
+        from partitioner.people.page.write import write_page
+        from partitioner.people.sentences import headline
 
         question = Question(mbit, None if rtt_ms is None else rtt_ms / 1e3, edge_slowdown)
         seen = write_page(bundle, output, question)
@@ -210,8 +210,8 @@ def simulate(
 ) -> None:
     """Replay a bandwidth trace through the agent's own planner, beside an oracle and every fixed placement."""
     with _guarded():
-        from partitioner.replay import Drive, simulate_bundle
-        from partitioner.tables import print_simulated
+        from partitioner.people.replay import Drive, simulate_bundle
+        from partitioner.people.tables import print_simulated
 
         rtt_s = None if rtt_ms is None else rtt_ms / 1e3
         seen = simulate_bundle(bundle, Drive(trace, seed, rtt_s, requests_per_s, deadline_ms / 1e3))
@@ -246,9 +246,9 @@ def profile(
     if int8 and role is not Role.EDGE:
         raise typer.BadParameter("--int8 is for heads: use --role edge")
     with _guarded():
-        from partitioner import kit as kits
-        from partitioner import profile as profiling
-        from partitioner.report import Bar, Silent
+        from partitioner.measuring import kit as kits
+        from partitioner.measuring import profile as profiling
+        from partitioner.people.report import Bar, Silent
 
         order = profiling.ProfileOrder(
             model=model,

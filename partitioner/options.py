@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 if TYPE_CHECKING:
-    from partitioner.build import Order
-    from partitioner.constraints import Constraints
-    from partitioner.explore import Search
+    from partitioner.planning.build import Order
+    from partitioner.planning.explore import Search
+    from partitioner.solver.constraints import Constraints
     from protocol.profile import Profile
     from protocol.profile import Role as ProfileRole
 
@@ -144,7 +144,7 @@ class PlanFlags:
 
     def order(self, model: Path, target: Path) -> Order:
         """What these flags ask of the partitioner. Raises InputError for a profile that cannot be read."""
-        from partitioner.build import Order
+        from partitioner.planning.build import Order
 
         return Order(
             model=model,
@@ -162,9 +162,9 @@ class PlanFlags:
         )
 
     def search(self) -> Search:
-        from partitioner.clock import Machines
-        from partitioner.explore import Power, Search
-        from partitioner.profile import read
+        from partitioner.measuring.profile import read
+        from partitioner.planning.clock import Machines
+        from partitioner.planning.explore import Power, Search
         from protocol.plan import PlanConditions
 
         scope = PlanConditions(
@@ -191,7 +191,7 @@ class PlanFlags:
         )
 
     def constraints(self) -> Constraints:
-        from partitioner.constraints import Constraints
+        from partitioner.solver.constraints import Constraints
 
         return Constraints(
             edge_memory_nbytes=_times(self.max_edge_mb, 1e6),

@@ -12,9 +12,9 @@ import onnx
 import pytest
 
 from cloud_gateway.gateway import Gateway, GatewayConfig
-from partitioner.build import Order, build
-from partitioner.explore import Search
-from partitioner.report import Silent
+from partitioner.people.report import Silent
+from partitioner.planning.build import Order, build
+from partitioner.planning.explore import Search
 from protocol.engines.ort import OrtEngine
 from tests import models
 

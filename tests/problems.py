@@ -10,7 +10,7 @@ import math
 import random
 from collections.abc import Iterator
 
-from partitioner.problem import Flow, Problem, Side, Solution, Unit, evaluate
+from partitioner.solver.problem import Flow, Problem, Side, Solution, Unit, evaluate
 from protocol.errors import InputError
 from protocol.latency import PlacementCost
 

@@ -22,15 +22,15 @@ OURS = frozenset((*PRODUCT, *ABOVE))
 # One door per library: which files may import it. What is not listed here may not be imported by the product at all.
 DOORS: dict[str, tuple[str, ...]] = {
     "zmq": ("protocol/sockets.py", "edge_agent/connection.py", "cloud_gateway/frontend.py"),
-    "onnxruntime": ("protocol/engines/ort.py", "partitioner/quantise.py"),
+    "onnxruntime": ("protocol/engines/ort.py", "partitioner/int8/quantise.py"),
     "onnx": ("partitioner/*.py",),
     "onnx_ir": ("partitioner/*.py",),
-    "msgspec": ("protocol/*.py", "partitioner/*.py", "partitioner/page/*.py"),
+    "msgspec": ("protocol/*.py", "partitioner/*.py"),
     "typer": ("*/cli.py", "partitioner/options.py"),
-    "rich": ("*/cli.py", "partitioner/report.py", "partitioner/tables.py"),
+    "rich": ("*/cli.py", "partitioner/people/report.py", "partitioner/people/tables.py"),
     "backports": ("protocol/frames.py",),
     "compression": ("protocol/frames.py",),
-    "scipy": ("partitioner/bounded.py", "partitioner/mincut.py", "partitioner/network.py"),
+    "scipy": ("partitioner/solver/bounded.py", "partitioner/solver/mincut.py", "partitioner/solver/network.py"),
     "PIL": ("protocol/images.py",),
     "numpy": ("*",),
 }
@@ -71,26 +71,26 @@ PURE_ROOMS = (
     "cloud_gateway/batcher.py",
     "cloud_gateway/cost_curve.py",
     "cloud_gateway/dedup.py",
-    "partitioner/anchors.py",
-    "partitioner/bounded.py",
-    "partitioner/budgets.py",
-    "partitioner/constraints.py",
-    "partitioner/cuts.py",
-    "partitioner/recipes.py",
-    "partitioner/hull.py",
-    "partitioner/mincut.py",
-    "partitioner/network.py",
-    "partitioner/parametric.py",
-    "partitioner/problem.py",
-    "partitioner/neighbourhood.py",
-    "partitioner/page/markup.py",
-    "partitioner/page/scales.py",
-    "partitioner/page/style.py",
-    "partitioner/select.py",
-    "partitioner/simulate.py",
-    "partitioner/topology.py",
-    "partitioner/traces.py",
-    "partitioner/world.py",
+    "partitioner/measuring/anchors.py",
+    "partitioner/solver/bounded.py",
+    "partitioner/solver/budgets.py",
+    "partitioner/solver/constraints.py",
+    "partitioner/graph/cuts.py",
+    "partitioner/int8/recipes.py",
+    "partitioner/solver/hull.py",
+    "partitioner/solver/mincut.py",
+    "partitioner/solver/network.py",
+    "partitioner/solver/parametric.py",
+    "partitioner/solver/problem.py",
+    "partitioner/people/neighbourhood.py",
+    "partitioner/people/page/markup.py",
+    "partitioner/people/page/scales.py",
+    "partitioner/people/page/style.py",
+    "partitioner/planning/select.py",
+    "partitioner/people/simulate.py",
+    "partitioner/graph/topology.py",
+    "partitioner/people/traces.py",
+    "partitioner/people/world.py",
 )
 IMPURE = frozenset(
     {"time", "threading", "socket", "zmq", "random", "asyncio", "secrets", "datetime", "os", "pathlib", "io", "select",
@@ -182,6 +182,19 @@ def test_the_ground_floor_imports_none_of_the_rooms_above_it() -> None:
 def test_the_three_shores_never_import_each_other_or_what_is_built_on_them(shore: str) -> None:
     culprits = forbidden_imports((shore,), lambda _, i: i.package in OURS - {"protocol", shore})
     assert_none(culprits, f"{shore} may import nothing of ours but itself and protocol")
+
+
+# The partitioner's rooms, from the ground up: each may import those before it, and itself.
+ROOMS = ("graph", "solver", "judging", "int8", "measuring", "crossing", "planning", "people")
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_the_partitioners_rooms_look_down_only(room: str) -> None:
+    above = {f"partitioner.{name}" for name in ROOMS[ROOMS.index(room) + 1 :]}
+    culprits = forbidden_imports((f"partitioner/{room}",), lambda _, i: ".".join(i.module.split(".")[:2]) in above)
+    assert_none(
+        culprits, f"{room} may import only {', '.join(ROOMS[: ROOMS.index(room)]) or 'nothing of the partitioner'}"
+    )
 
 
 # ---- one door per library -------------------------------------------------------------------------------------------

@@ -18,9 +18,9 @@ from edge_agent.agent import Agent, AgentConfig
 from edge_agent.client import Client, unwrap
 from edge_agent.heads import Heads
 from edge_agent.outcomes import Answer
-from partitioner.build import Order, build
-from partitioner.explore import Search
-from partitioner.report import Silent
+from partitioner.people.report import Silent
+from partitioner.planning.build import Order, build
+from partitioner.planning.explore import Search
 from protocol import bundle, codecs, drift, wire
 from protocol import messages as m
 from protocol.bundle import Bundle, Levels, PlacementEntry

@@ -22,8 +22,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from partitioner.external import place_of, read_external
-from partitioner.model import load
+from partitioner.graph.external import place_of, read_external
+from partitioner.graph.model import load
 from protocol.engines.ort import OrtEngine
 from protocol.errors import EngineError, InputError, ModelError
 from tests import models
@@ -181,7 +181,7 @@ def test_our_own_gate_holds_without_the_checker(
 ) -> None:
     secret = folder.parent / "secret.bin"
     path = models.write(in_an_initializer(form(folder, secret)), folder)
-    monkeypatch.setattr("partitioner.external._check", lambda _: None)
+    monkeypatch.setattr("partitioner.graph.external._check", lambda _: None)
     with never_opened(secret), pytest.raises(ModelError):
         read_external(onnx.load(path, load_external_data=False), path)
 

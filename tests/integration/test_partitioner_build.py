@@ -12,17 +12,17 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from partitioner import assemble as assembling
-from partitioner import build as building
-from partitioner import write as writing
-from partitioner.boundary import Codes, decodes_first, emit_codes, take_codes
-from partitioner.build import Built, Order, build
-from partitioner.clock import Machines
-from partitioner.explore import Search
-from partitioner.model import load, serialise
-from partitioner.recheck import recheck
-from partitioner.report import Silent
-from partitioner.verify import SplitPair
+from partitioner.crossing.boundary import Codes, decodes_first, emit_codes, take_codes
+from partitioner.graph.model import load, serialise
+from partitioner.judging.verify import SplitPair
+from partitioner.people.report import Silent
+from partitioner.planning import assemble as assembling
+from partitioner.planning import build as building
+from partitioner.planning import write as writing
+from partitioner.planning.build import Built, Order, build
+from partitioner.planning.clock import Machines
+from partitioner.planning.explore import Search
+from partitioner.planning.recheck import recheck
 from protocol.bundle import MANIFEST, MANIFEST_DIGEST, Bundle, segment_digest, sha256
 from protocol.engines.ort import OrtEngine
 from protocol.errors import AccuracyRefusedError, BundleError, InputError, ModelError

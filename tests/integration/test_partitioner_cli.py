@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from partitioner import build as building
 from partitioner.cli import app
+from partitioner.planning import build as building
 from tests import models
 
 

@@ -18,15 +18,15 @@ from benchmarks import cuts as cuts_suite
 from benchmarks.control_flow import control_flow
 from cloud_gateway.lanes import LaneTable
 from edge_agent.heads import Heads
-from partitioner import verify
-from partitioner.build import Order, build
-from partitioner.cuts import complete, prefix_candidates, separate
-from partitioner.explore import Search
-from partitioner.model import LoadedModel, load, serialise
-from partitioner.recheck import recheck
-from partitioner.report import Silent
-from partitioner.split import split
-from partitioner.write import with_weights, write_bundle
+from partitioner.graph.cuts import complete, prefix_candidates, separate
+from partitioner.graph.model import LoadedModel, load, serialise
+from partitioner.graph.split import split
+from partitioner.judging import verify
+from partitioner.people.report import Silent
+from partitioner.planning.build import Order, build
+from partitioner.planning.explore import Search
+from partitioner.planning.recheck import recheck
+from partitioner.planning.write import with_weights, write_bundle
 from protocol import bundle as bundles
 from protocol.bundle import Bundle, FileEntry, Manifest
 from protocol.engines.ort import OrtEngine
@@ -387,7 +387,7 @@ def written(target: Path, files: dict[str, bytes], model: LoadedModel) -> Bundle
 def test_a_large_model_becomes_a_bundle_that_agent_and_gateway_load(
     precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("partitioner.large_weights.MOST_INLINE_NBYTES", 1000)
+    monkeypatch.setattr("partitioner.graph.large_weights.MOST_INLINE_NBYTES", 1000)
     np.savez(tmp_path / "data.npz", x=models.image_samples(24))
     order = Order(
         models.write(models.residual(), tmp_path),

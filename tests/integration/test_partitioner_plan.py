@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from partitioner.build import Order, build, decide
-from partitioner.clock import Machines
-from partitioner.constraints import Constraints
-from partitioner.explore import Power, Search
-from partitioner.plans import make_plan, read_plan, to_build, write_plan
-from partitioner.profile import ProfileOrder, profile, write
-from partitioner.report import Silent
+from partitioner.measuring.profile import ProfileOrder, profile, write
+from partitioner.people.report import Silent
+from partitioner.planning.build import Order, build, decide
+from partitioner.planning.clock import Machines
+from partitioner.planning.explore import Power, Search
+from partitioner.planning.plans import make_plan, read_plan, to_build, write_plan
+from partitioner.solver.constraints import Constraints
 from protocol.bundle import Manifest
 from protocol.errors import InputError
 from protocol.messages import PlacementKind

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from onnx import TensorProto
 
-from partitioner import batch, data, verify
-from partitioner.cuts import prefix_candidates, separate
-from partitioner.model import LoadedModel, load, serialise
-from partitioner.observe import observed_topology, ranges
-from partitioner.split import free_axes, split
+from partitioner.graph.cuts import prefix_candidates, separate
+from partitioner.graph.model import LoadedModel, load, serialise
+from partitioner.graph.split import free_axes, split
+from partitioner.judging import batch, data, verify
+from partitioner.judging.observe import observed_topology, ranges
 from protocol.engines.ort import OrtEngine
 from tests import models
 

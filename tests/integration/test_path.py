@@ -139,9 +139,9 @@ def test_a_failing_head_goes_full_cloud_and_comes_back(
 def test_a_gateway_with_another_build_of_the_model_serves_it_whole(
     toy_model: Path, toy_bundle: Path, toy_samples: Array, tmp_path: Path, agent_for: Callable[..., Agent]
 ) -> None:
-    from partitioner.build import Order, build
-    from partitioner.explore import Search
-    from partitioner.report import Silent
+    from partitioner.people.report import Silent
+    from partitioner.planning.build import Order, build
+    from partitioner.planning.explore import Search
 
     order = Order(
         model=toy_model,
@@ -334,9 +334,9 @@ def test_one_slow_spell_does_not_lock_a_lane_out_for_good(
 
 
 def test_a_request_that_only_its_own_values_fail_does_not_disable_the_head(tmp_path: Path) -> None:
-    from partitioner.build import Order, build
-    from partitioner.explore import Search
-    from partitioner.report import Silent
+    from partitioner.people.report import Silent
+    from partitioner.planning.build import Order, build
+    from partitioner.planning.explore import Search
     from tests import models
 
     model = models.write(models.tokens(), tmp_path)

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from partitioner import data, verify
-from partitioner.build import Order, build
-from partitioner.cuts import prefix_candidates, separate
-from partitioner.inputs import parse
-from partitioner.model import LoadedModel, load
-from partitioner.observe import observed_topology
-from partitioner.report import Silent
-from partitioner.split import split
-from partitioner.weights import serialise
+from partitioner.graph.cuts import prefix_candidates, separate
+from partitioner.graph.inputs import parse
+from partitioner.graph.model import LoadedModel, load
+from partitioner.graph.split import split
+from partitioner.graph.weights import serialise
+from partitioner.judging import data, verify
+from partitioner.judging.observe import observed_topology
+from partitioner.people.report import Silent
+from partitioner.planning.build import Order, build
 from protocol import codecs, images
 from protocol.bundle import Bundle
 from protocol.engines.ort import OrtEngine

@@ -14,10 +14,10 @@ import pytest
 from typer.testing import CliRunner
 
 from edge_agent.cli import app as agent
-from partitioner.anchors import Predictor
-from partitioner.cuts import prefix_candidates, separate
-from partitioner.kit import export
-from partitioner.profile import ProfileOrder, load_for, profile, read, write
+from partitioner.graph.cuts import prefix_candidates, separate
+from partitioner.measuring.anchors import Predictor
+from partitioner.measuring.kit import export
+from partitioner.measuring.profile import ProfileOrder, load_for, profile, read, write
 from protocol import terminal
 from protocol.bench import Silent
 from protocol.bundle import sha256

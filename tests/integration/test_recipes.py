@@ -10,16 +10,16 @@ import numpy as np
 import onnx
 import pytest
 
-from partitioner import verify
-from partitioner.boundary import emit_codes, take_codes
-from partitioner.cuts import separate
-from partitioner.data import Samples
-from partitioner.eight_bits import RecipeBook, find_recipe
-from partitioner.model import LoadedModel, load, serialise
-from partitioner.observe import Ranges, observed_topology, ranges
-from partitioner.recipes import RecipeResult, Refusal
-from partitioner.split import split
-from partitioner.verify import SplitPair, Yardstick
+from partitioner.crossing.boundary import emit_codes, take_codes
+from partitioner.graph.cuts import separate
+from partitioner.graph.model import LoadedModel, load, serialise
+from partitioner.graph.split import split
+from partitioner.int8.eight_bits import RecipeBook, find_recipe
+from partitioner.int8.recipes import RecipeResult, Refusal
+from partitioner.judging import verify
+from partitioner.judging.data import Samples
+from partitioner.judging.observe import Ranges, observed_topology, ranges
+from partitioner.judging.verify import SplitPair, Yardstick
 from protocol.tensors import Array
 from tests import models
 

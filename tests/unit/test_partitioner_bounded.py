@@ -7,10 +7,10 @@ from fractions import Fraction
 
 import numpy as np
 
-from partitioner.bounded import Bounded, Budget, items, least, minimise
-from partitioner.mincut import combine
-from partitioner.network import Network
-from partitioner.problem import Flow, Problem, Unit, evaluate
+from partitioner.solver.bounded import Bounded, Budget, items, least, minimise
+from partitioner.solver.mincut import combine
+from partitioner.solver.network import Network
+from partitioner.solver.problem import Flow, Problem, Unit, evaluate
 from tests.problems import NS, placements, random_problem
 
 PROBLEMS = 200

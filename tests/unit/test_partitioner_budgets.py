@@ -7,10 +7,10 @@ from fractions import Fraction
 
 import pytest
 
-from partitioner.budgets import Setting, plans_within
-from partitioner.constraints import BOUNDS, Conflict, Constraints
-from partitioner.parametric import Plans
-from partitioner.problem import Flow, Problem, Solution, Unit
+from partitioner.solver.budgets import Setting, plans_within
+from partitioner.solver.constraints import BOUNDS, Conflict, Constraints
+from partitioner.solver.parametric import Plans
+from partitioner.solver.problem import Flow, Problem, Solution, Unit
 from protocol.errors import InputError
 from protocol.latency import PlacementCost, adjusted, bottleneck_s, latency_s, line_of
 from tests.problems import NS, placements, random_problem

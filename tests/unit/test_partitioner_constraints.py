@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from partitioner.constraints import Admitted, Conflict, Constraints, Relaxation, admit, conflict
+from partitioner.solver.constraints import Admitted, Conflict, Constraints, Relaxation, admit, conflict
 from protocol.errors import InputError
 from protocol.latency import PlacementCost
 from protocol.plan import PlanConditions, PlanTable, Row, plan_table

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from partitioner.cuts import prefix_candidates, resolve, separate
-from partitioner.topology import Step, TensorInfo, Topology
+from partitioner.graph.cuts import prefix_candidates, resolve, separate
+from partitioner.graph.topology import Step, TensorInfo, Topology
 from protocol.errors import InputError, ModelError
 
 

@@ -14,9 +14,9 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
-from partitioner import data, pictures
-from partitioner.inputs import parse
-from partitioner.preprocess import front
+from partitioner.graph.inputs import parse
+from partitioner.graph.preprocess import front
+from partitioner.judging import data, pictures
 from protocol.errors import InputError
 from protocol.tensors import TensorSpec
 

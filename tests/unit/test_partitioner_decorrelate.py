@@ -8,8 +8,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from partitioner import boundary, decorrelate, rungs
-from partitioner.model import serialise
+from partitioner.crossing import boundary, decorrelate, rungs
+from partitioner.graph.model import serialise
 from protocol import codecs
 from protocol.engines.ort import OrtEngine
 from protocol.errors import ModelError

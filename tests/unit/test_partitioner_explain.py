@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from partitioner.explain import (
+from partitioner.people.explain import (
     LEAST_MBIT,
     MOST_MBIT,
     Explanation,
@@ -20,7 +20,7 @@ from partitioner.explain import (
     link_of,
     stages_of,
 )
-from partitioner.sentences import headline, number, sentences
+from partitioner.people.sentences import headline, number, sentences
 from protocol.bundle import Manifest, Measured
 from protocol.errors import InputError
 from protocol.latency import PlacementCost, adjusted, latency_s

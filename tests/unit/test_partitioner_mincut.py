@@ -14,11 +14,11 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_flow
 
 from benchmarks.solver_graphs import SHAPES, problem
-from partitioner.bounded import items, least
-from partitioner.mincut import combine, min_cut
-from partitioner.network import Arcs, Network
-from partitioner.parametric import envelope
-from partitioner.problem import Flow, Problem, Unit, evaluate
+from partitioner.solver.bounded import items, least
+from partitioner.solver.mincut import combine, min_cut
+from partitioner.solver.network import Arcs, Network
+from partitioner.solver.parametric import envelope
+from partitioner.solver.problem import Flow, Problem, Unit, evaluate
 from tests.problems import NS, line_ns, placements
 
 

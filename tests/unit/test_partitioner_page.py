@@ -11,17 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from partitioner.cuts import separate
-from partitioner.explain import Explanation, Question, explain
-from partitioner.model import load
-from partitioner.neighbourhood import MOST_NODES, Neighbourhood, around
-from partitioner.page import Sheet, pareto, render, sections
-from partitioner.page.bars import WIDTH, of_families, stage_bars
-from partitioner.page.envelope import envelope
-from partitioner.page.graph import picture
-from partitioner.page.markup import Markup, el, text
-from partitioner.page.scales import Linear, Logarithmic, log_ticks, round_ticks, short, size
-from partitioner.topology import Step, TensorInfo, Topology
+from partitioner.graph.cuts import separate
+from partitioner.graph.model import load
+from partitioner.graph.topology import Step, TensorInfo, Topology
+from partitioner.people.explain import Explanation, Question, explain
+from partitioner.people.neighbourhood import MOST_NODES, Neighbourhood, around
+from partitioner.people.page import Sheet, pareto, render, sections
+from partitioner.people.page.bars import WIDTH, of_families, stage_bars
+from partitioner.people.page.envelope import envelope
+from partitioner.people.page.graph import picture
+from partitioner.people.page.markup import Markup, el, text
+from partitioner.people.page.scales import Linear, Logarithmic, log_ticks, round_ticks, short, size
 from protocol.bundle import Manifest, Measured
 from protocol.latency import PlacementCost
 from tests import manifests, models

@@ -8,10 +8,10 @@ from fractions import Fraction
 
 import pytest
 
-from partitioner.hull import lower_hull
-from partitioner.network import Network
-from partitioner.parametric import enumerate_plans, envelope
-from partitioner.problem import Flow, Problem, Unit
+from partitioner.solver.hull import lower_hull
+from partitioner.solver.network import Network
+from partitioner.solver.parametric import enumerate_plans, envelope
+from partitioner.solver.problem import Flow, Problem, Unit
 from protocol.errors import InputError
 from tests.problems import NS, line_ns, placements, random_problem
 

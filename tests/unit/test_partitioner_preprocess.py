@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from PIL import Image
 
-from partitioner.canvas import short_side
-from partitioner.inputs import InputSpec, Size, parse
-from partitioner.preprocess import compile_input, front, least_opset
+from partitioner.graph.canvas import short_side
+from partitioner.graph.inputs import InputSpec, Size, parse
+from partitioner.graph.preprocess import compile_input, front, least_opset
 from protocol.engines.ort import OrtEngine
 from protocol.errors import InputError, ModelError
 from tests import models

@@ -7,10 +7,10 @@ import random
 
 import pytest
 
-from partitioner.anchors import Estimate, Predictor, choose, plain_steps, refine
-from partitioner.cuts import prefix_candidates, separate
-from partitioner.measure import Sample, interleaved_medians, seconds_of
-from partitioner.topology import Step, TensorInfo, Topology
+from partitioner.graph.cuts import prefix_candidates, separate
+from partitioner.graph.topology import Step, TensorInfo, Topology
+from partitioner.measuring.anchors import Estimate, Predictor, choose, plain_steps, refine
+from partitioner.measuring.measure import Sample, interleaved_medians, seconds_of
 from protocol.errors import InputError
 from protocol.profile import Anchor, Energy, Machine, Profile, Role, Side, StepCost, Timing
 

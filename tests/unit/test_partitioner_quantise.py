@@ -10,17 +10,17 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from partitioner.bias import corrected, dequantised_weights, mean_shifts
-from partitioner.calibration import BINS, Histogram, clip, collect, noise_of, ranges_for
-from partitioner.data import Samples
-from partitioner.halves import emit_halves, take_halves
-from partitioner.model import LoadedModel, load, serialise
-from partitioner.observe import Ranges, ranges
-from partitioner.quantise import quantise
-from partitioner.recipes import DEFAULT, Recipe
-from partitioner.rounding import rounded
-from partitioner.sensitivity import layers_of, own_noise
-from partitioner.split import with_outputs
+from partitioner.crossing.halves import emit_halves, take_halves
+from partitioner.graph.model import LoadedModel, load, serialise
+from partitioner.graph.split import with_outputs
+from partitioner.int8.bias import corrected, dequantised_weights, mean_shifts
+from partitioner.int8.calibration import BINS, Histogram, clip, collect, noise_of, ranges_for
+from partitioner.int8.quantise import quantise
+from partitioner.int8.recipes import DEFAULT, Recipe
+from partitioner.int8.rounding import rounded
+from partitioner.int8.sensitivity import layers_of, own_noise
+from partitioner.judging.data import Samples
+from partitioner.judging.observe import Ranges, ranges
 from protocol.engines.ort import OrtEngine
 from protocol.errors import InputError, ModelError
 from protocol.tensors import Array
@@ -260,8 +260,8 @@ def test_a_layer_is_a_product_and_the_lighter_nodes_that_follow_it(tmp_path: Pat
 
 
 def _head_and_tail(tmp_path: Path) -> tuple[ir.Model, ir.Model, Samples]:
-    from partitioner.cuts import separate
-    from partitioner.split import split
+    from partitioner.graph.cuts import separate
+    from partitioner.graph.split import split
 
     model, samples, _ = prepared(models.residual(), tmp_path)
     halves = split(model, separate(model.topology, ("r1",)))

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from partitioner.recipe_search import LOOKS, MIN_PLAIN, TRUER_DB, search
-from partitioner.recipes import (
+from partitioner.int8.recipe_search import LOOKS, MIN_PLAIN, TRUER_DB, search
+from partitioner.int8.recipes import (
     DEFAULT,
     Layer,
     LayerCost,

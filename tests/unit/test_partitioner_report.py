@@ -9,12 +9,12 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from partitioner.build import Built
-from partitioner.explain import Question, explain
-from partitioner.recheck import Recheck, Verified
-from partitioner.replay import Drive, simulate
-from partitioner.report import MOST_MEASURED, Bar, Silent, print_built, print_verified
-from partitioner.tables import print_explained, print_simulated
+from partitioner.people.explain import Question, explain
+from partitioner.people.replay import Drive, simulate
+from partitioner.people.report import MOST_MEASURED, Bar, Silent, print_built, print_verified
+from partitioner.people.tables import print_explained, print_simulated
+from partitioner.planning.build import Built
+from partitioner.planning.recheck import Recheck, Verified
 from protocol.bundle import Manifest, Measured
 from protocol.latency import PlacementCost
 from tests.manifests import PROOF, cut, edge_only, full_cloud, manifest

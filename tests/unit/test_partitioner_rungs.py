@@ -7,7 +7,7 @@ from itertools import combinations, pairwise
 import numpy as np
 import pytest
 
-from partitioner import rungs
+from partitioner.crossing import rungs
 from protocol import codecs
 from protocol.errors import InputError
 from protocol.tensors import Array

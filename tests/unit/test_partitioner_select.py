@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from partitioner import select
+from partitioner.planning import select
 from protocol.latency import LinkState, PlacementCost, latency_s
 from protocol.plan import PlanConditions
 

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from partitioner import replay, traces
-from partitioner.replay import Drive, Simulated
-from partitioner.simulate import FAILURES, LONGEST_PAUSE_S, PAUSE_S, Gate, Replay
-from partitioner.traces import Trace, steps
-from partitioner.world import HEADER_NBYTES, MOST_REQUESTS, Outcome, Scene, hindsight, requests
+from partitioner.people import replay, traces
+from partitioner.people.replay import Drive, Simulated
+from partitioner.people.simulate import FAILURES, LONGEST_PAUSE_S, PAUSE_S, Gate, Replay
+from partitioner.people.traces import Trace, steps
+from partitioner.people.world import HEADER_NBYTES, MOST_REQUESTS, Outcome, Scene, hindsight, requests
 from protocol.control.planner import Candidate
 from protocol.errors import InputError
 from protocol.latency import LinkState, PlacementCost, latency_s

@@ -6,8 +6,8 @@ mask -> cast -> sub -> bias --^------------^
 
 from __future__ import annotations
 
-from partitioner.cuts import prefix_candidates, separate
-from partitioner.topology import Step, TensorInfo, Topology
+from partitioner.graph.cuts import prefix_candidates, separate
+from partitioner.graph.topology import Step, TensorInfo, Topology
 
 HIDDEN = TensorInfo("float32", (1, 64, 512))
 MASK = TensorInfo("int64", (1, 64))

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from partitioner import traces
-from partitioner.traces import BYTES_PER_MBIT, parse, steps
+from partitioner.people import traces
+from partitioner.people.traces import BYTES_PER_MBIT, parse, steps
 from protocol.errors import InputError
 
 MBIT = BYTES_PER_MBIT

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from partitioner.batch import growing_axis, unproven
-from partitioner.boundary import codes_for
-from partitioner.data import Samples
-from partitioner.verify import difference, yardstick
+from partitioner.crossing.boundary import codes_for
+from partitioner.judging.batch import growing_axis, unproven
+from partitioner.judging.data import Samples
+from partitioner.judging.verify import difference, yardstick
 from protocol.errors import InputError, ModelError
 
 

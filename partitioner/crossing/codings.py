@@ -1,0 +1,82 @@
+"""How what crosses is coded: one *way* per tensor, and what a coding costs on real activations.
+
+A coding changes nothing in the graphs: the same head and tail serve every coding of a cut. Lossless codings are chosen
+by size, lossy ones (few levels, JPEG) are offered to the planner as lines of their own and judged like everything else,
+by the tail's answers to what it would really be given.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from partitioner.measuring.measure import interleaved_medians
+from protocol import codecs
+from protocol.bundle import Levels
+from protocol.tensors import Array, TensorHeader, Tensors
+from protocol.wire import Buffer
+
+CODEC_SAMPLES = 16
+# zstd is chosen where it saves this much: below that its time costs more than its bytes at 100 Mbit/s and above.
+MIN_SAVING = 0.10
+
+
+class Way(NamedTuple):
+    """How one tensor is coded; `levels` belongs to the codec of that name."""
+
+    codec: str
+    levels: Levels | None = None
+
+
+class Coding(NamedTuple):
+    """The way of each crossing tensor, mean coded bytes of a request, and the times of both directions in seconds."""
+
+    ways: dict[str, Way]
+    nbytes: float
+    encode_s: float
+    decode_s: float
+
+
+def lossless(crossings: Sequence[Tensors]) -> dict[str, Way]:
+    """Raw or zstd for each tensor, by its mean size on real samples."""
+    some = crossings[:CODEC_SAMPLES]
+
+    def choose(name: str) -> Way:
+        sizes = {codec: statistics.fmean(_nbytes(name, c[name], Way(codec)) for c in some) for codec in ("raw", "zstd")}
+        return Way("zstd" if sizes["zstd"] <= (1.0 - MIN_SAVING) * sizes["raw"] else "raw")
+
+    return {name: choose(name) for name in crossings[0]}
+
+
+def measure_coding(crossings: Sequence[Tensors], ways: Mapping[str, Way]) -> Coding:
+    """Mean size over `crossings` (at most CODEC_SAMPLES of them), and median seconds to encode and decode one."""
+    some = crossings[:CODEC_SAMPLES]
+    encoded = [[_encode(n, c[n], way) for n, way in ways.items()] for c in some]
+
+    def encode_all() -> None:
+        for crossing in some:
+            for name, way in ways.items():
+                _encode(name, crossing[name], way)
+
+    def decode_all() -> None:
+        for tensors in encoded:
+            for header, data in tensors:
+                codecs.decode(header, data)
+
+    times = interleaved_medians({"encode": encode_all, "decode": decode_all})
+    nbytes = statistics.fmean(sum(header.nbytes for header, _ in tensors) for tensors in encoded)
+    return Coding(dict(ways), nbytes, times["encode"] / len(some), times["decode"] / len(some))
+
+
+def received(crossing: Tensors, ways: Mapping[str, Way]) -> dict[str, Array]:
+    """What the other side gets when `crossing` is sent: the same arrays, less what the codecs lose."""
+    return {name: codecs.decode(*_encode(name, crossing[name], way)) for name, way in ways.items()}
+
+
+def _encode(name: str, array: Array, way: Way) -> tuple[TensorHeader, Buffer]:
+    return codecs.encode(name, array, way.codec, way.levels)
+
+
+def _nbytes(name: str, array: Array, way: Way) -> int:
+    return _encode(name, array, way)[0].nbytes

@@ -1,0 +1,1 @@
+"""Samples, and whether answers hold on them."""

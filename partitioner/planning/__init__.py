@@ -1,0 +1,1 @@
+"""From a model to a plan and a bundle: build, measure, choose, write."""

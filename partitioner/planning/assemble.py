@@ -1,0 +1,411 @@
+"""One cut becomes head, tail and the proof that belongs to them. Eight bits come first and ship only if they hold.
+
+    INT8 head, 8-bit boundary -> fp32 head, 8-bit boundary -> INT8 head, fp16 boundary -> fp32 head, fp16 -> fp32, fp32
+
+An INT8 head is tried in the recipe that the search found for the whole model, then in that recipe's safer forms. Each
+step down is recorded with its reason. Under `--precision int8` there is no step down to fp32 but a refusal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+
+from partitioner.crossing import decorrelate, rungs
+from partitioner.crossing.boundary import Codes, emit_codes, take_codes
+from partitioner.crossing.codings import MIN_SAVING, Coding, Way, lossless, measure_coding, received
+from partitioner.crossing.decorrelate import Transform, begin_tail, end_head
+from partitioner.crossing.halves import emit_halves, take_halves
+from partitioner.graph import cuts
+from partitioner.graph.model import LoadedModel, serialise
+from partitioner.graph.split import Halves, split
+from partitioner.int8.eight_bits import RecipeBook
+from partitioner.int8.recipes import Recipe, Refusal
+from partitioner.judging import batch, verify
+from partitioner.judging.data import Samples
+from partitioner.judging.observe import Ranges
+from partitioner.judging.verify import Outputs, SplitPair, Yardstick
+from partitioner.measuring.measure import interleaved_medians
+from protocol import drift
+from protocol.bundle import BatchProof, BoundaryTensor, ParityCertificate
+from protocol.engines.ort import OrtEngine
+from protocol.errors import AccuracyRefusedError, EngineError, ModelError
+from protocol.tensors import Array, TensorSpec
+
+# An INT8 head may take up to this much longer than the fp32 one on the machine that builds. It needs a quarter of the
+# memory, and short heads (one float convolution and little else) differ by microseconds here that say little about the
+# device's processor. Beyond that, INT8 has missed its purpose.
+SLOWER = 1.25
+# The rungs of few levels are designed on this many calibration samples: their histograms hardly change with more.
+DESIGN_SAMPLES = 32
+
+
+Transforms = Mapping[str, Transform]
+
+
+class Rung(NamedTuple):
+    """One step of the ladder: precision of the head, and how float32 tensors cross."""
+
+    precision: str
+    boundary: str  # "8-bit" codes, "fp16", "fp32"
+
+    def __str__(self) -> str:
+        return f"{'INT8' if self.precision == 'int8' else 'fp32'} head, {self.boundary} boundary"
+
+
+CODES = "8-bit"
+_INT8, _FP32 = Rung("int8", CODES), Rung("fp32", CODES)
+_INT8_HALVES, _FP32_HALVES, _EXACT = Rung("int8", "fp16"), Rung("fp32", "fp16"), Rung("fp32", "fp32")
+LADDERS = {
+    "auto": (_INT8, _FP32, _INT8_HALVES, _FP32_HALVES, _EXACT),
+    "int8": (_INT8, _INT8_HALVES),
+    "fp32": (_FP32, _FP32_HALVES, _EXACT),
+}
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """The model, the data and the yardstick that all cuts of one build share."""
+
+    model: LoadedModel
+    samples: Samples
+    ranges: Ranges
+    yardstick: Yardstick  # on the held-out samples
+    calibrated: Yardstick | None  # its like on the calibration samples, where there are any
+    exact: tuple[Outputs, ...]  # the model's unoptimised outputs on the first held-out samples
+    book: RecipeBook | None  # how INT8 is made; None where it was not asked for
+    precision: str  # "auto", "int8" or "fp32", as asked
+    threads: int  # of heads, as on the device
+    tail_threads: int  # of tails, as at the gateway
+    notes: tuple[str, ...] = ()
+    on_device: frozenset[int] = frozenset()  # steps that may not leave the device
+
+    @property
+    def free_batch(self) -> bool:
+        """Whether every model input leaves its first dimension free."""
+        return all(
+            s.name not in self.samples.whole and s.shape and not isinstance(s.shape[0], int) for s in self.model.inputs
+        )
+
+
+class Variant(NamedTuple):
+    """One coding of a cut's boundary, measured and judged: a line of the plan. `rung` is "" for the lossless one."""
+
+    rung: str
+    boundary: tuple[BoundaryTensor, ...]
+    coding: Coding
+    certificate: ParityCertificate
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A finished cut: head and tail as serialised graphs; every variant that keeps the bound, the lossless one first.
+
+    `down_nbytes` is what one answer of the tail holds.
+    """
+
+    cut: tuple[str, ...]
+    precision: str
+    head: bytes
+    tail: bytes
+    variants: tuple[Variant, ...]
+    head_outputs: tuple[str, ...]
+    batch: BatchProof
+    recipe: str  # of an INT8 head
+    decorrelated: bool
+    down_nbytes: int
+    notes: tuple[str, ...]
+
+    @property
+    def certificate(self) -> ParityCertificate:
+        return self.variants[0].certificate
+
+
+class _Attempt(NamedTuple):
+    rung: Rung
+    recipe: str  # of an INT8 head
+    head: bytes
+    codes: dict[str, Codes]
+    halves: tuple[str, ...]  # what crosses as float16
+    transforms: Transforms
+
+
+def assemble(shop: Workshop, cut: tuple[str, ...], *, decorrelated: bool = False) -> Segment:
+    """Split at `cut`, prove it, and climb down the ladder until the bound is met.
+
+    With `decorrelated` head and tail get the two convolutions of `decorrelate` between them.
+    Raises ModelError for a cut that does not separate, or that does not suit them, and AccuracyRefusedError when the
+    ladder ends above the ground.
+    """
+    sides = cuts.separate(shop.model.topology, cut, on_device=shop.on_device)
+    halves = split(shop.model, sides)
+    exact = verify.prove_equal(
+        serialise(halves.head), serialise(halves.tail), sides.cut, sides.head_outputs, shop.samples, shop.exact
+    )
+    transforms = _transforms(shop, sides, halves) if decorrelated else {}
+    notes = ["what crosses is decorrelated by two small convolutions"] if transforms else []
+    for rung in _ladder(shop, sides):
+        if transforms and rung.boundary != CODES:
+            break  # without codes there is nothing to gain
+        segment, reason = _try(shop, sides, halves, rung, exact, transforms)
+        if segment is not None:
+            return replace(segment, notes=tuple(notes))
+        notes.append(f"{rung} not shipped: {reason}")
+    raise AccuracyRefusedError(f"cut {', '.join(cut)}: {notes[-1]}", "use --precision auto or a larger --bound")
+
+
+def _try(
+    shop: Workshop,
+    sides: cuts.Sides,
+    halves: Halves,
+    rung: Rung,
+    exact: verify.Difference,
+    transforms: Transforms,
+) -> tuple[Segment | None, str]:
+    """One rung: the segment, or why it does not ship. Only the last rung's own trouble is an error."""
+    reason = ""
+    try:
+        for attempt in _attempts(shop, sides, halves, rung, transforms):
+            if shop.precision == "auto" and rung.precision == "int8":
+                # Speed first: it takes a tenth of the time that judging takes.
+                plain = serialise(_coding_head(shop, halves.head, list(attempt.codes), transforms)[0])
+                reason = slower_than_fp32(shop, attempt.head, plain)
+                if reason:
+                    return None, reason
+            segment, holds = _judge(shop, sides, halves.tail, attempt, exact)
+            if holds:
+                return segment, ""
+            reason = _too_low(shop.yardstick, segment.certificate.achieved)
+    except (ModelError, EngineError) as error:
+        if rung == _EXACT:
+            raise
+        return None, error.fact
+    return None, reason
+
+
+def assemble_edge(shop: Workshop) -> tuple[bytes, str, ParityCertificate, tuple[str, ...]]:
+    """The whole model as the device runs it: graph, precision, certificate, notes. Same ladder, same refusals."""
+    notes: list[str] = []
+    if shop.book is not None:
+        try:
+            if isinstance(shop.book.whole, Refusal):
+                raise ModelError(str(shop.book.whole))
+            data = serialise(shop.book.whole.graph)
+            got = verify.run_all(data, shop.samples, shop.samples.held_out)
+            certificate = certificate_of(shop, got, verify.EXACT)
+            reason = "" if shop.yardstick.judge(got)[1] else _too_low(shop.yardstick, certificate.achieved)
+            if not reason and shop.precision == "auto":
+                reason = slower_than_fp32(shop, data, shop.model.data)
+        except (ModelError, EngineError) as error:
+            reason = error.fact
+        if not reason:
+            return data, "int8", certificate, ()
+        notes.append(f"INT8 model not shipped: {reason}")
+        if shop.precision == "int8":
+            raise AccuracyRefusedError(f"edge-only: {notes[0]}", "use --precision auto or a larger --bound")
+    return shop.model.data, "fp32", certificate_of(shop, list(shop.yardstick.expected), verify.EXACT), tuple(notes)
+
+
+def slower_than_fp32(shop: Workshop, int8: bytes, fp32: bytes) -> str:
+    """Why INT8 is not worth shipping here, or "" if it is."""
+    feed = shop.samples.feed(shop.samples.held_out[0])
+    with (
+        OrtEngine(int8, label="int8", threads=shop.threads) as eight,
+        OrtEngine(fp32, label="fp32", threads=shop.threads) as full,
+    ):
+        times = interleaved_medians({"int8": lambda: eight.infer(feed), "fp32": lambda: full.infer(feed)})
+    if times["int8"] <= SLOWER * times["fp32"]:
+        return ""
+    return f"slower on this machine ({times['int8'] * 1e3:.2f} ms, fp32 {times['fp32'] * 1e3:.2f} ms)"
+
+
+def boundary_of(
+    specs: tuple[TensorSpec, ...],
+    ways: Mapping[str, Way],
+    axes: batch.Axes,
+    proof: BatchProof,
+    codes: Mapping[str, Codes],
+    outer_shares: Mapping[str, float],
+) -> tuple[BoundaryTensor, ...]:
+    """What crosses, in the tail's words."""
+
+    def one(spec: TensorSpec) -> BoundaryTensor:
+        code, way = codes.get(spec.name), ways[spec.name]
+        axis = axes.get(spec.name) if proof.batchable else None
+        scale, zero_point = (code.scale, code.zero_point) if code else (None, None)
+        return BoundaryTensor(
+            spec, way.codec, axis, scale, zero_point, levels=way.levels, outer_share=outer_shares.get(spec.name)
+        )
+
+    return tuple(one(spec) for spec in specs)
+
+
+def _ladder(shop: Workshop, sides: cuts.Sides) -> Iterator[Rung]:
+    any_floats = any(shop.model.topology.crosses_as_codes(n) for n in sides.cut)
+    for rung in LADDERS[shop.precision]:
+        # Where nothing can become codes or halves, the rungs of each precision are one.
+        if any_floats or rung in (_INT8, _EXACT):
+            yield rung
+
+
+def _attempts(
+    shop: Workshop, sides: cuts.Sides, halves: Halves, rung: Rung, transforms: Transforms
+) -> Iterator[_Attempt]:
+    """The head under this rung: once in fp32, in INT8 once for every recipe that is worth trying."""
+    floats = [n for n in sides.cut if shop.model.topology.crosses_as_codes(n)]
+    for recipe, head in _heads(shop, halves.head, rung):
+        codes: dict[str, Codes] = {}
+        if rung.boundary == CODES:
+            head, codes = _coding_head(shop, head, floats, transforms)
+        elif rung.boundary == "fp16":
+            head = emit_halves(head, floats, shop.ranges)
+        named = recipe.title if recipe else ""
+        half = tuple(floats) if rung.boundary == "fp16" else ()
+        yield _Attempt(rung, named, serialise(head), codes, half, transforms)
+
+
+def _coding_head(
+    shop: Workshop, head: ir.Model, names: Sequence[str], transforms: Transforms
+) -> tuple[ir.Model, dict[str, Codes]]:
+    """The head as it emits codes: of the tensors themselves, or of their decorrelated planes."""
+    if not transforms:
+        return emit_codes(head, names, shop.ranges)
+    ranges = dict(shop.ranges) | {name: (t.low, t.high) for name, t in transforms.items()}
+    return emit_codes(end_head(head, transforms), names, ranges)
+
+
+def _transforms(shop: Workshop, sides: cuts.Sides, halves: Halves) -> Transforms:
+    """What decorrelates the one tensor that crosses, as the tail hears it. Raises ModelError where it does not suit."""
+    (name, *others) = sides.cut
+    indices = shop.samples.calibration[:DESIGN_SAMPLES]
+    if not others and shop.model.topology.crosses_as_codes(name) and len(indices):
+        with SplitPair(serialise(halves.head), serialise(halves.tail), sides.cut, sides.head_outputs) as pair:
+            seen = [pair.head.infer(feed)[name] for feed in shop.samples.feeds(indices)]
+            alike = [array for array in seen if array.shape == seen[0].shape]
+            values = np.concatenate(alike)
+            if decorrelate.suits(values):
+                respond = decorrelate.listen(pair.tail, name, batched=shop.free_batch)
+                return {name: decorrelate.design(values, respond)}
+    raise ModelError(f"{', '.join(sides.cut)} does not suit a transform", "send it as it is")
+
+
+def _judge(
+    shop: Workshop, sides: cuts.Sides, fp32_tail: ir.Model, attempt: _Attempt, exact: verify.Difference
+) -> tuple[Segment, bool]:
+    """Run what would ship over the held-out samples. Returns it and whether it meets the bound."""
+    tail, proof, axes = _batchable_tail(shop, sides, attempt.head, _taking(fp32_tail, attempt))
+    with SplitPair(attempt.head, tail, sides.cut, sides.head_outputs) as pair:
+        runs = [pair.run(feed) for feed in shop.samples.feeds(shop.samples.held_out)]
+        fitted = [pair.run(feed) for feed in shop.samples.feeds(shop.samples.calibration)]
+        some = [crossing for crossing, _ in fitted[:DESIGN_SAMPLES]]
+        shares = {n: _outer_share([made[n] for made in some], c) for n, c in attempt.codes.items()}
+
+        def variant(rung: str, ways: Mapping[str, Way], got: list[Outputs]) -> Variant:
+            boundary = boundary_of(pair.tail.inputs, ways, axes, proof, attempt.codes, shares)
+            coding = measure_coding([crossing for crossing, _ in runs], ways)
+            return Variant(rung, boundary, coding, certificate_of(shop, got, exact))
+
+        answers = [answer for _, answer in runs]
+        ways = lossless([crossing for crossing, _ in runs])
+        variants = [variant("", ways, answers)]
+        holds = shop.yardstick.judge(answers)[1]
+        for rung, lossy in _ladders(attempt.codes, some) if holds else ():
+            got = _through(pair, runs, ways | lossy)
+            if not (shop.yardstick.judge(got)[1] and _costs_little(shop, pair, fitted, ways | lossy)):
+                break  # the next rung loses more
+            made = variant(rung, ways | lossy, got)
+            if made.coding.nbytes <= (1.0 - MIN_SAVING) * variants[-1].coding.nbytes:
+                variants.append(made)
+    segment = Segment(
+        cut=sides.cut,
+        precision=attempt.rung.precision,
+        head=attempt.head,
+        tail=tail,
+        variants=tuple(variants),
+        head_outputs=sides.head_outputs,
+        batch=proof,
+        recipe=attempt.recipe,
+        decorrelated=bool(attempt.transforms),
+        down_nbytes=sum(answers[0][n].nbytes for n in sides.tail_outputs),
+        notes=(),
+    )
+    return segment, holds
+
+
+def _heads(shop: Workshop, head: ir.Model, rung: Rung) -> Iterator[tuple[Recipe | None, ir.Model]]:
+    if rung.precision != "int8":
+        yield None, head
+    elif shop.book is not None:
+        yield from shop.book.for_head(head)
+
+
+def _costs_little(
+    shop: Workshop, pair: SplitPair, fitted: Sequence[tuple[Outputs, Outputs]], ways: Mapping[str, Way]
+) -> bool:
+    """Whether the coding alone costs no more than the bound on the calibration samples.
+
+    Of many rungs one may pass a few held-out samples by luck; what the eight bits cost there is not the coding's fault.
+    """
+    stick = shop.calibrated
+    if stick is None:
+        return True
+    allowed = stick.reference - stick.bound
+    plain = stick.score([answer for _, answer in fitted])
+    return stick.score(_through(pair, fitted, ways)) >= plain - allowed - 1e-9
+
+
+def _through(pair: SplitPair, runs: Sequence[tuple[Outputs, Outputs]], ways: Mapping[str, Way]) -> list[Outputs]:
+    """The answers when what crosses is coded in these ways."""
+    return [answer | pair.tail.infer(received(crossing, ways)) for crossing, answer in runs]
+
+
+def _taking(tail: ir.Model, attempt: _Attempt) -> ir.Model:
+    if attempt.halves:
+        return take_halves(tail, attempt.halves)
+    return take_codes(begin_tail(tail, attempt.transforms) if attempt.transforms else tail, attempt.codes)
+
+
+def _ladders(codes: Mapping[str, Codes], some: Sequence[Outputs]) -> Iterator[tuple[str, dict[str, Way]]]:
+    """The lossy rungs of a boundary, mildest first: every tensor of codes one rung further down."""
+    designed = {name: rungs.design([made[name] for made in some]) for name in codes if some}
+    for step in zip(*designed.values(), strict=True):
+        if any(rung.levels for rung in step):
+            yield step[0].name, {n: Way(r.codec, r.levels) for n, r in zip(designed, step, strict=True) if r.levels}
+
+
+def _outer_share(codes: Sequence[Array], code: Codes) -> float:
+    return sum(drift.outer_count(array, code.zero_point) for array in codes) / max(sum(a.size for a in codes), 1)
+
+
+def _batchable_tail(
+    shop: Workshop, sides: cuts.Sides, head: bytes, tail: ir.Model
+) -> tuple[bytes, BatchProof, batch.Axes]:
+    feeds = batch.alike(shop.samples)
+    with OrtEngine(head, label="head") as engine:
+        axes = batch.crossing_axes(engine, sides.cut, feeds, shop.free_batch)
+        made = [engine.infer(feed) for feed in feeds]
+    data, proof = batch.proven_batch(tail, [{n: m[n] for n in sides.cut} for m in made], axes)
+    return data, proof, axes
+
+
+def certificate_of(shop: Workshop, got: list[Outputs], exact: verify.Difference) -> ParityCertificate:
+    stick = shop.yardstick
+    return ParityCertificate(
+        fp32_max_abs_difference=exact.seen,
+        fp32_bound=exact.allowed,
+        metric=stick.metric,
+        reference=stick.reference,
+        achieved=stick.score(got),
+        bound=stick.bound,
+        samples=len(got),
+        random_inputs=shop.samples.is_random,
+    )
+
+
+def _too_low(stick: Yardstick, achieved: float) -> str:
+    count = len(stick.expected)
+    return f"{stick.metric} {achieved:.4f} on {count} held-out samples is below the bound {stick.bound:.4f}"

@@ -1,0 +1,79 @@
+"""The placements at the model's two ends, which every cut has to beat: full-cloud in every useful coding, edge-only.
+
+Full-cloud sends what the application hands in. Where that is an image it may travel as PNG or JPEG, as it would without
+us: a comparison with cloud-only is honest only against that. A lossy coding is judged like any other placement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from partitioner.crossing.codings import MIN_SAVING, Way, lossless, measure_coding, received
+from partitioner.judging import batch, verify
+from partitioner.planning.assemble import Variant, Workshop, assemble_edge, boundary_of, certificate_of
+from protocol import images
+from protocol.bundle import BatchProof, ParityCertificate
+from protocol.engines.ort import OrtEngine
+from protocol.tensors import TensorSpec
+
+# Qualities worth offering, best first: 90 is what people send, 75 what the encoder's authors recommend, 50 where little
+# fits; a bound of 1 % on real photographs may leave 98 alone (MobileNetV2: 0.868 of 0.876, at quality 90 0.848).
+LOSSY = ("jpeg98", "jpeg95", "jpeg90", "jpeg75", "jpeg50")
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Full-cloud as graph and variants (the lossless one first), edge-only as graph; what was proven about both."""
+
+    full: bytes
+    full_variants: tuple[Variant, ...]
+    full_batch: BatchProof
+    edge: bytes
+    edge_precision: str
+    edge_certificate: ParityCertificate
+    edge_notes: tuple[str, ...]
+    down_nbytes: int
+
+
+def make_ends(shop: Workshop) -> Ends:
+    """Judge both ends. Raises AccuracyRefusedError like `assemble_edge`."""
+    edge, precision, certificate, notes = assemble_edge(shop)
+    axes: batch.Axes = {s.name: None if s.name in shop.samples.whole else 0 for s in shop.model.inputs}
+    full, proof = batch.proven_batch(shop.model.graph, batch.alike(shop.samples), axes)
+    if not proof.batchable or shop.free_batch:
+        full = shop.model.data
+    down = sum(array.nbytes for array in shop.yardstick.expected[0].values())
+    return Ends(full, tuple(_variants(shop, full, axes, proof)), proof, edge, precision, certificate, notes, down)
+
+
+def _variants(shop: Workshop, full: bytes, axes: batch.Axes, proof: BatchProof) -> Iterator[Variant]:
+    feeds = list(shop.samples.feeds(shop.samples.held_out))
+    with OrtEngine(full, label="full.onnx", threads=verify.JUDGING_THREADS) as engine:
+
+        def variant(rung: str, ways: Mapping[str, Way], got: list[verify.Outputs]) -> Variant:
+            boundary = boundary_of(engine.inputs, ways, axes, proof, {}, {})
+            return Variant(rung, boundary, measure_coding(feeds, ways), certificate_of(shop, got, verify.EXACT))
+
+        ways = lossless(feeds)
+        last = variant("", ways, list(shop.yardstick.expected))
+        yield last
+        for rung, coded in _image_rungs(engine.inputs):
+            got = [engine.infer(received(feed, ways | coded)) for feed in feeds]
+            if rung in LOSSY and not shop.yardstick.judge(got)[1]:
+                break  # the next one loses more
+            made = variant(rung, ways | coded, got)
+            if made.coding.nbytes <= (1.0 - MIN_SAVING) * last.coding.nbytes:
+                last = made
+                yield made
+
+
+def _image_rungs(inputs: tuple[TensorSpec, ...]) -> Iterator[tuple[str, dict[str, Way]]]:
+    """PNG and JPEG for the inputs that are images; nothing where none is."""
+    pictures = [spec.name for spec in inputs if _is_picture(spec)]
+    for codec in ("png", *LOSSY) if pictures else ():
+        yield codec, dict.fromkeys(pictures, Way(codec))
+
+
+def _is_picture(spec: TensorSpec) -> bool:
+    return images.image_form(spec) is not None

@@ -1,0 +1,104 @@
+"""A plan on paper: the table, how it was found, the cuts to build. `partitioner plan` writes it, `split --plan` reads.
+
+Everything in it was built and measured; what is missing to a bundle is only the files.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from partitioner.planning.build import Order, decide
+from protocol.bench import Reporter
+from protocol.bundle import Conditions, Manifest, Measured
+from protocol.errors import InputError
+from protocol.latency import LinkState
+from protocol.messages import PlacementKind
+from protocol.plan import PlanTable, Row, plan_table
+
+SCHEMA_VERSION = 1
+
+
+class Front(msgspec.Struct, frozen=True):
+    """The rows that no other row beats in all objectives together, over one link."""
+
+    objectives: tuple[str, ...]
+    mbit: float
+    rows: tuple[str, ...]
+    values: dict[str, dict[str, float]]  # objective -> placement id -> value
+
+
+class PlanDocument(msgspec.Struct, frozen=True):
+    schema_version: int
+    model: str
+    source_digest: str  # of the model file
+    table: PlanTable
+    cuts: tuple[tuple[str, ...], ...]  # of the families kept, in order of depth
+    conditions: Conditions
+    measured: tuple[Measured, ...]
+    notes: tuple[str, ...]
+    front: Front | None = None
+
+
+def make_plan(order: Order, objectives: tuple[str, ...], mbit: float, reporter: Reporter) -> PlanDocument:
+    """Find the plan. Raises InputError for constraints that conflict and for unknown objectives, ModelError, ..."""
+    manifest = decide(order, reporter).manifest
+    table = table_of(manifest, order)
+    return PlanDocument(
+        SCHEMA_VERSION,
+        manifest.model.name,
+        manifest.model.source_digest,
+        table,
+        tuple(dict.fromkeys(p.cut for p in manifest.placements if p.kind is PlacementKind.CUT)),
+        manifest.conditions,
+        manifest.measured,
+        manifest.notes,
+        front_of(table, objectives, mbit) if objectives else None,
+    )
+
+
+def table_of(manifest: Manifest, order: Order) -> PlanTable:
+    """The manifest's placements as a table, the metric that each achieved as attribute `accuracy`."""
+    rows = [
+        Row(p.id, p.cost, {} if p.certificate is None else {"accuracy": p.certificate.achieved})
+        for p in manifest.placements
+    ]
+    return plan_table(rows, order.search.scope)
+
+
+def front_of(table: PlanTable, objectives: tuple[str, ...], mbit: float) -> Front:
+    rate = mbit * 1e6 / 8
+    conditions = table.conditions
+    link = LinkState(rate, conditions.rtt_s, rate / conditions.up_over_down if conditions.up_over_down else 1e18)
+    rows = table.pareto(objectives, link, greatest=("accuracy",))
+    return Front(objectives, mbit, rows, {o: table.values(o, link) for o in objectives})
+
+
+def write_plan(path: Path, document: PlanDocument) -> None:
+    """Raises InputError when the file cannot be written."""
+    try:
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror})", "choose another place") from error
+
+
+def read_plan(path: Path) -> PlanDocument:
+    """Raises InputError for what is no plan, or one of another version."""
+    try:
+        document = msgspec.json.decode(path.read_bytes(), type=PlanDocument)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})", "write one with `partitioner plan`") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is no plan ({error})", "write one with `partitioner plan -o`") from error
+    if document.schema_version != SCHEMA_VERSION:
+        raise InputError(f"{path} is a plan of schema {document.schema_version}", "make it again with this version")
+    return document
+
+
+def to_build(path: Path) -> PlanDocument:
+    """A plan that asks for cuts. Raises InputError if it says not to split."""
+    document = read_plan(path)
+    if not document.cuts:
+        raise InputError(f"{path} says not to split", "see its notes, or name a cut with --cut")
+    return document

@@ -1,0 +1,151 @@
+"""`partitioner verify`: a finished bundle proves itself again. Hashes first, then structure, then answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+
+from partitioner.crossing.boundary import decodes_first
+from partitioner.crossing.codings import Way, received
+from partitioner.judging import data, verify
+from partitioner.planning.entries import FULL
+from protocol import images
+from protocol.bundle import Bundle, Manifest, PlacementEntry
+from protocol.engines.ort import OrtEngine
+from protocol.errors import AccuracyRefusedError, BundleError
+from protocol.messages import PlacementKind
+
+
+class Recheck(msgspec.Struct, frozen=True):
+    """What was seen for one placement. `bound` is None where inputs are random, so that nothing is judged."""
+
+    id: str
+    metric: str
+    reference: float
+    achieved: float
+    bound: float | None
+    samples: int
+    max_abs_difference: float
+
+
+class Verified(msgspec.Struct, frozen=True):
+    """The result for a whole bundle. `random_inputs` means that values are reported but not judged."""
+
+    bundle: str
+    files: int
+    random_inputs: bool
+    placements: tuple[Recheck, ...]
+
+
+def recheck(path: Path, data_path: Path | None) -> Verified:
+    """Hash every file, check that heads and tails fit each other, and compare their answers with the model's.
+
+    With `data_path` the recorded tolerance must be met on that data; without, inputs are random and only equality of
+    placements that claim no loss is demanded. Raises BundleError, InputError or AccuracyRefusedError.
+    """
+    opened = Bundle.open(path)
+    count = opened.verify()
+    manifest = opened.manifest
+    samples = _samples(manifest, data_path)
+    indices = samples.held_out
+    # The whole model is in every bundle, even where constraints forbid to send it what the application hands in.
+    expected = verify.run_all(opened.graph(FULL), samples, indices)
+    stick = verify.yardstick(expected, samples, manifest.model.outputs[0].name, 0.0)
+    results = tuple(
+        _recheck_one(opened, entry, samples, indices, stick, judge=data_path is not None)
+        for entry in manifest.placements
+        if entry.kind != PlacementKind.FULL_CLOUD or _is_lossy(entry)
+    )
+    return Verified(str(path), count, data_path is None, results)
+
+
+def _samples(manifest: Manifest, data_path: Path | None) -> data.Samples:
+    if data_path is None:
+        return data.random(manifest.model.inputs, count=data.RANDOM_SAMPLES)
+    samples = data.load(
+        data_path,
+        manifest.model.inputs,
+        label_offset=manifest.conditions.label_offset,
+        classes=data.classes_of(manifest.model.outputs),
+    )
+    # What the bundle was calibrated on must not judge it; other data judges with all of its samples.
+    return replace(samples, calibrates=samples.digest == manifest.conditions.calibration_digest)
+
+
+def _recheck_one(
+    opened: Bundle,
+    entry: PlacementEntry,
+    samples: data.Samples,
+    indices: Sequence[int],
+    stick: verify.Yardstick,
+    *,
+    judge: bool,
+) -> Recheck:
+    got = _answers(opened, entry, samples, indices)
+    achieved = stick.score(got)
+    seen = verify.difference(stick.expected, got)
+    certificate = entry.certificate
+    tolerance = None if certificate is None else certificate.reference - certificate.bound
+    bound = stick.reference - tolerance if judge and tolerance is not None else None
+    if bound is not None and achieved < bound - 1e-9:
+        raise AccuracyRefusedError(
+            f"placement {entry.id}: {stick.metric} {achieved:.4f} on {len(got)} samples is below {bound:.4f}",
+            "rebuild the bundle with calibration data that looks like this data",
+        )
+    if _claims_no_loss(entry) and not seen.within:
+        raise AccuracyRefusedError(
+            f"placement {entry.id} differs from the model by {seen.seen:.3g}, allowed {seen.allowed:.3g}",
+            "rebuild the bundle on this machine",
+        )
+    return Recheck(entry.id, stick.metric, stick.reference, achieved, bound, len(got), seen.seen)
+
+
+def _claims_no_loss(entry: PlacementEntry) -> bool:
+    exact = all(t.scale is None and t.spec.dtype != "float16" for t in entry.boundary)
+    return entry.precision == "fp32" and exact and not _is_lossy(entry)
+
+
+def _is_lossy(entry: PlacementEntry) -> bool:
+    return any(t.levels is not None or images.is_lossy(t.codec) for t in entry.boundary)
+
+
+def _answers(
+    opened: Bundle, entry: PlacementEntry, samples: data.Samples, indices: Sequence[int]
+) -> list[verify.Outputs]:
+    ways = {t.spec.name: Way(t.codec, t.levels) for t in entry.boundary}
+    if entry.head is None and entry.tail is not None:
+        with OrtEngine(opened.graph(entry.tail), label=f"{entry.id}/tail", threads=verify.JUDGING_THREADS) as engine:
+            return [engine.infer(received(feed, ways)) for feed in samples.feeds(indices)]
+    if entry.head is None:
+        raise BundleError(f"placement {entry.id} names neither head nor tail", "rebuild the bundle")
+    head = opened.graph(entry.head)
+    if entry.tail is None:
+        return verify.run_all(head, samples, indices)
+    tail = opened.graph(entry.tail)
+    _check_fit(entry, head, tail)
+    with verify.SplitPair(head, tail, [t.spec.name for t in entry.boundary], entry.head_outputs) as pair:
+        runs = (pair.run(feed) for feed in samples.feeds(indices))
+        if not _is_lossy(entry):
+            return [answer for _, answer in runs]
+        return [answer | pair.tail.infer(received(crossing, ways)) for crossing, answer in runs]
+
+
+def _check_fit(entry: PlacementEntry, head: bytes, tail: bytes) -> None:
+    with OrtEngine(head, label=f"{entry.id}/head") as first, OrtEngine(tail, label=f"{entry.id}/tail") as second:
+        made = {s.name: s.dtype for s in first.outputs}
+        taken = {s.name: s.dtype for s in second.inputs}
+    stated = {t.spec.name: t.spec.dtype for t in entry.boundary}
+    if taken != stated or any(made.get(name) != dtype for name, dtype in stated.items()):
+        raise BundleError(
+            f"placement {entry.id}: head, tail and manifest disagree about what crosses ({made}, {taken}, {stated})",
+            "rebuild the bundle",
+        )
+    coded = [t.spec.name for t in entry.boundary if t.scale is not None]
+    wrong = [name for name in coded if not decodes_first(tail, name)]
+    if wrong:
+        raise BundleError(
+            f"the tail of {entry.id} does not decode {wrong[0]!r} by Cast, Sub, Mul", "rebuild the bundle"
+        )

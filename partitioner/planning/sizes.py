@@ -1,0 +1,137 @@
+"""What every tensor of the network would cost to send, under every rung: coded for real, on calibration samples.
+
+Bytes of activations cannot be guessed from shapes (0.05 to 0.8 byte an element, measured), so each tensor is computed
+once, quantised as the boundary would and encoded by the codecs that will ship. Times are single runs: good enough to
+choose which cuts to measure, which is all they are for.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from partitioner.crossing import decorrelate, rungs
+from partitioner.crossing.boundary import Codes, codes_for
+from partitioner.crossing.codings import Way
+from partitioner.graph.model import serialise
+from partitioner.graph.split import with_outputs
+from partitioner.judging.verify import JUDGING_THREADS
+from partitioner.planning.assemble import Workshop
+from partitioner.solver.problem import Size
+from protocol import codecs
+from protocol.engines.ort import OrtEngine
+from protocol.tensors import Array
+
+SAMPLES = 4
+GROUP_NBYTES = 256 * 2**20  # of tensors that are computed in one run
+# Sending so many times the input's bytes never won: such tensors are sized by the lossless codec alone.
+MAX_INPUT_MULTIPLE = 4.0
+LOSSLESS = ""
+# A guess that lets the solver put decorrelated cuts forward: at the middle of the ladder, where plain codes usually
+# still hold, a transform left this share of the bytes at equal agreement (measured: 0.33-0.4). What ships is measured.
+DECORRELATED = "decorrelated"
+SAVED_BY_TRANSFORM = 0.4
+
+Sizes = dict[str, dict[str, Size]]  # rung -> tensor -> size
+
+
+def measure_sizes(shop: Workshop, progress: Callable[[int, int], None]) -> Sizes:
+    """The size of every tensor that may cross, under the lossless codec ("") and every rung of few levels.
+
+    A tensor that a rung cannot code (it is not float32, or no rung was worth designing) has its lossless size there.
+    """
+    names = _names(shop)
+    table: dict[str, dict[str, Size]] = {}
+    done = 0
+    for group in _groups(shop, names):
+        values = _compute(shop, group)
+        for name in group:
+            table[name] = _sizes_of(shop, name, [v[name] for v in values])
+            done += 1
+            progress(done, len(names))
+    found = dict.fromkeys([LOSSLESS, *(rung for sizes in table.values() for rung in sizes)])
+    order = [rung for rung in found if rung != DECORRELATED] + [DECORRELATED] * (DECORRELATED in found)
+    return {rung: {n: sizes.get(rung, sizes[LOSSLESS]) for n, sizes in table.items()} for rung in order}
+
+
+def milder(sizes: Sizes, rung: str) -> str:
+    """The next rung up from `rung`: what is left when it loses too much."""
+    order = [name for name in sizes if name != DECORRELATED]
+    return order[max(order.index(rung) - 1, 0)]
+
+
+def _names(shop: Workshop) -> list[str]:
+    topology = shop.model.topology
+    flowing = (*topology.inputs, *topology.producer)
+    infos = topology.tensors
+    return [n for n in flowing if n in topology.live and n in infos and infos[n].elements and not infos[n].barred]
+
+
+def _groups(shop: Workshop, names: Sequence[str]) -> Iterator[list[str]]:
+    group: list[str] = []
+    nbytes = 0
+    for name in names:
+        own = 8 * (shop.model.topology.tensors[name].elements or 0)
+        if group and nbytes + own > GROUP_NBYTES / SAMPLES:
+            yield group
+            group, nbytes = [], 0
+        group.append(name)
+        nbytes += own
+    if group:
+        yield group
+
+
+def _compute(shop: Workshop, names: Sequence[str]) -> list[Mapping[str, Array]]:
+    """The named tensors on each of the samples."""
+    inputs = set(shop.model.topology.inputs)
+    made = [n for n in names if n not in inputs]
+    some = shop.samples.calibration[:SAMPLES] or shop.samples.held_out[:SAMPLES]
+    feeds = list(shop.samples.feeds(some))
+    if not made:
+        return list(feeds)
+    data = serialise(with_outputs(shop.model.graph, made))
+    with OrtEngine(data, label=shop.model.name, threads=JUDGING_THREADS) as engine:
+        return [feed | engine.infer(feed) for feed in feeds]
+
+
+def _sizes_of(shop: Workshop, name: str, arrays: Sequence[Array]) -> dict[str, Size]:
+    topology = shop.model.topology
+    if not topology.crosses_as_codes(name) or name not in shop.ranges:
+        return {LOSSLESS: _least(name, arrays)}
+    code = codes_for(*shop.ranges[name])
+    codes = [to_codes(array, code) for array in arrays]
+    found = {LOSSLESS: _least(name, codes)}
+    input_nbytes = sum(a.nbytes for a in shop.samples.feed(0).values())
+    if found[LOSSLESS].nbytes <= MAX_INPUT_MULTIPLE * input_nbytes:
+        found |= {r.name: _size(name, codes, Way(r.codec, r.levels)) for r in rungs.design(codes) if r.levels}
+        if decorrelate.suits(np.concatenate(arrays)) and len(found) > 1:
+            typical = found[list(found)[len(found) // 2]]
+            found[DECORRELATED] = typical._replace(nbytes=SAVED_BY_TRANSFORM * typical.nbytes)
+    return found
+
+
+def to_codes(array: Array, code: Codes) -> Array:
+    """What QuantizeLinear makes of float32 values: uint8, rounded half to even, saturated."""
+    scaled = np.rint(array / np.float32(code.scale)) + code.zero_point
+    codes: Array = np.clip(scaled, 0, 255).astype(np.uint8)
+    return codes
+
+
+def _least(name: str, arrays: Sequence[Array]) -> Size:
+    return min((_size(name, arrays, Way(codec)) for codec in ("raw", "zstd")), key=lambda s: s.nbytes)
+
+
+def _size(name: str, arrays: Sequence[Array], way: Way) -> Size:
+    seen = [_coded(name, array, way) for array in arrays]
+    return Size(statistics.fmean(s.nbytes for s in seen), min(s.encode_s for s in seen), min(s.decode_s for s in seen))
+
+
+def _coded(name: str, array: Array, way: Way) -> Size:
+    start = time.perf_counter()
+    header, data = codecs.encode(name, array, way.codec, way.levels)
+    encoded = time.perf_counter()
+    codecs.decode(header, data)
+    return Size(header.nbytes, encoded - start, time.perf_counter() - encoded)

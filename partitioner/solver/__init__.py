@@ -1,0 +1,1 @@
+"""Which placements can be best: exact minimum cuts, envelopes and budgets. Pure."""

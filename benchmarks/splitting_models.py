@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("ISTHMUS_SHARED", ROOT.parent / "shared"))
 PHOTOGRAPHS, CIFAR = SHARED / "data" / "imagenet", SHARED / "data" / "cifar10_1000.npz"
 CIFAR_SAMPLES = 500
-DIGITS_SAMPLES = 320
+DIGITS_SAMPLES = 256
 FACE_SAMPLES = 48  # 1.2 MB each
 
 

@@ -75,6 +75,9 @@ Inputs = Annotated[
 ]
 Memory = Annotated[bool, typer.Option(help="Measure the peak memory of either side, in fresh processes.")]
 KeepBest = Annotated[bool, typer.Option("--keep-best", help="Keep the best cut even if it never wins.")]
+LosslessInput = Annotated[
+    bool, typer.Option("--lossless-input", help="What the application hands in may not be sent with loss (no JPEG).")
+]
 OnDevice = Annotated[
     list[str] | None, typer.Option(metavar="NODE", help="This node must stay on the device; repeat it for more.")
 ]
@@ -113,6 +116,7 @@ class PlanFlags:
     labels: Labels = None
     label_offset: LabelOffset = 0
     inputs: Inputs = None
+    lossless_input: LosslessInput = False
     on_device: OnDevice = None
     max_edge_mb: MaxEdgeMb = None
     max_cloud_mb: MaxCloudMb = None
@@ -158,6 +162,7 @@ class PlanFlags:
             calibration=self.calibration,
             labels=self.labels,
             label_offset=self.label_offset,
+            lossless_input=self.lossless_input,
             inputs=tuple(self.inputs or ()),
         )
 
@@ -181,7 +186,7 @@ class PlanFlags:
         if self.cloud is not None:
             profiles["cloud"] = read(self.cloud)
         return Search(
-            Machines(profiles, self.edge_slowdown),
+            Machines(profiles, self.edge_slowdown, budget_s=min(15.0, self.budget_s / 8)),
             scope,
             self.constraints(),
             Power(self.device_watts, self.radio_j_per_mb / 1e6),

@@ -62,6 +62,7 @@ def _bundle(asked: argparse.Namespace, samples: data.Samples) -> Bundle:
             slowdown=asked.edge_slowdown,
             rtt_ms=asked.rtt_ms,
             budget_s=asked.budget_s,
+            jpeg=asked.jpeg,
         )
     return Bundle.open(asked.bundle or asked.out / "bundle")
 
@@ -116,7 +117,8 @@ def _write(
 def _declared(asked: argparse.Namespace) -> str:
     return (
         f"The device is this machine, throttled {asked.edge_slowdown:g} times (declared); the link is emulated on "
-        f"loopback, round trip {asked.rtt_ms:g} ms; deadline {DEADLINE_MS} ms; model {asked.model.name}."
+        f"loopback, round trip {asked.rtt_ms:g} ms; deadline {DEADLINE_MS} ms; model {asked.model.name}; the input may "
+        f"{'travel as JPEG' if asked.jpeg else 'not be sent with loss (--jpeg allows it)'}."
     )
 
 
@@ -176,6 +178,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--bundle", help="use this bundle instead of splitting the model", **path)
     parser.add_argument("--edge-slowdown", default=8.0, help="times the device is slower than this machine", **number)
     parser.add_argument("--rtt-ms", default=2.0, help="round trip of the link in ms", **number)
+    parser.add_argument("--jpeg", action="store_true", help="let full-cloud send JPEG, which small pictures suit well")
     parser.add_argument("--phase-s", default=4.0, help="seconds of a phase", **number)
     parser.add_argument("--budget-s", default=25.0, help="seconds that the partitioner may measure", **number)
     parser.add_argument("--out", default=Path("demo-out"), help="where everything is written", **path)

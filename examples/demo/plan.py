@@ -15,10 +15,14 @@ CUTS = ("#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 
 
 def colours(manifest: Manifest) -> dict[str, str]:
-    """One colour per placement id, the same in table, figure and page."""
-    cuts = cycle(CUTS)
+    """The colour of each placement id, the same in table, figure and page; codings of one cut share it."""
     fixed = {PlacementKind.FULL_CLOUD: FULL_CLOUD, PlacementKind.EDGE_ONLY: EDGE_ONLY}
-    return {p.id: fixed.get(p.kind) or next(cuts) for p in manifest.placements}
+    of_cut = dict(zip(dict.fromkeys(_family(id_) for id_ in cuts(manifest)), cycle(CUTS), strict=False))
+    return {p.id: fixed.get(p.kind) or of_cut[_family(p.id)] for p in manifest.placements}
+
+
+def _family(id_: str) -> str:
+    return id_.partition(".")[0]
 
 
 def predicted_ms(manifest: Manifest, rates_mbit: Collection[float], rtt_ms: float) -> dict[float, dict[str, float]]:
@@ -49,7 +53,7 @@ def no_cut_sentence(manifest: Manifest, used: Collection[str]) -> str:
     here = f"On this machine, with the device declared {manifest.conditions.edge_slowdown:g} times slower,"
     if not cuts(manifest):
         why = next((note for note in manifest.notes if "not split" in note), "")
-        return f"{here} no cut wins anywhere between 1 and 200 Mbit/s" + (f" ({why})." if why else ".")
+        return f"{here} no cut wins anywhere" + (f" ({why})." if why else ".")
     if not set(cuts(manifest)) & set(used):
         return f"{here} no cut was ever chosen: another placement was always faster, or no cut could be used."
     return ""

@@ -167,7 +167,7 @@ class Stage:
 
 
 def build_bundle(
-    model: Path, calibration: Path, target: Path, *, slowdown: float, rtt_ms: float, budget_s: float
+    model: Path, calibration: Path, target: Path, *, slowdown: float, rtt_ms: float, budget_s: float, jpeg: bool
 ) -> None:
     """Run the partitioner; what it prints goes to standard error. Ends the demo with its exit code if it refuses.
 
@@ -175,7 +175,8 @@ def build_bundle(
     """
     command = [str(BIN / "partitioner"), "split", str(model), "--auto", "--force", "-o", str(target)]
     command += ["--edge-slowdown", str(slowdown), "--rtt-ms", str(rtt_ms), "--budget-s", str(budget_s)]
-    command += ["--calibration", str(calibration)]
+    command += ["--calibration", str(calibration), "--recipe-budget-s", "5", "--no-memory"]  # somebody is waiting
+    command += [] if jpeg else ["--lossless-input"]
     sys.stdout.flush()
     code = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, check=False).returncode
     if code != 0:

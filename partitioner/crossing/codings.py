@@ -8,8 +8,8 @@ by the tail's answers to what it would really be given.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 from partitioner.measuring.measure import interleaved_medians
 from protocol import codecs
@@ -20,6 +20,9 @@ from protocol.wire import Buffer
 CODEC_SAMPLES = 16
 # zstd is chosen where it saves this much: below that its time costs more than its bytes at 100 Mbit/s and above.
 MIN_SAVING = 0.10
+
+Rung = TypeVar("Rung")
+Made = TypeVar("Made")
 
 
 class Way(NamedTuple):
@@ -72,6 +75,20 @@ def measure_coding(crossings: Sequence[Tensors], ways: Mapping[str, Way]) -> Cod
 def received(crossing: Tensors, ways: Mapping[str, Way]) -> dict[str, Array]:
     """What the other side gets when `crossing` is sent: the same arrays, less what the codecs lose."""
     return {name: codecs.decode(*_encode(name, crossing[name], way)) for name, way in ways.items()}
+
+
+def descend(rungs: Sequence[Rung], attempt: Callable[[Rung], Made | None]) -> list[Made]:
+    """What held of a ladder whose rungs lose more and more: bisected, since judging a rung takes seconds."""
+    low, high = 0, len(rungs)
+    held: dict[int, Made] = {}
+    while low < high:
+        middle = (low + high) // 2
+        made = attempt(rungs[middle])
+        if made is None:
+            high = middle
+        else:
+            held[middle], low = made, middle + 1
+    return [held[i] for i in sorted(held)]
 
 
 def _encode(name: str, array: Array, way: Way) -> tuple[TensorHeader, Buffer]:

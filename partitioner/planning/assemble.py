@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from partitioner.crossing import decorrelate, rungs
 from partitioner.crossing.boundary import Codes, emit_codes, take_codes
-from partitioner.crossing.codings import MIN_SAVING, Coding, Way, lossless, measure_coding, received
+from partitioner.crossing.codings import MIN_SAVING, Coding, Way, descend, lossless, measure_coding, received
 from partitioner.crossing.decorrelate import Transform, begin_tail, end_head
 from partitioner.crossing.halves import emit_halves, take_halves
 from partitioner.graph import cuts
@@ -42,6 +42,8 @@ from protocol.tensors import Array, TensorSpec
 SLOWER = 1.25
 # The rungs of few levels are designed on this many calibration samples: their histograms hardly change with more.
 DESIGN_SAMPLES = 32
+# A coding is judged on so many of them besides the held-out ones.
+FITTED_SAMPLES = 64
 
 
 Transforms = Mapping[str, Transform]
@@ -83,6 +85,7 @@ class Workshop:
     tail_threads: int  # of tails, as at the gateway
     notes: tuple[str, ...] = ()
     on_device: frozenset[int] = frozenset()  # steps that may not leave the device
+    lossless_input: bool = False  # what the application hands in may not be sent with loss
 
     @property
     def free_batch(self) -> bool:
@@ -99,6 +102,15 @@ class Variant(NamedTuple):
     boundary: tuple[BoundaryTensor, ...]
     coding: Coding
     certificate: ParityCertificate
+
+
+def saving(variants: Sequence[Variant]) -> list[Variant]:
+    """Those that send clearly less than the one before."""
+    kept = list(variants[:1])
+    for variant in variants[1:]:
+        if variant.coding.nbytes <= (1.0 - MIN_SAVING) * kept[-1].coding.nbytes:
+            kept.append(variant)
+    return kept
 
 
 @dataclass(frozen=True)
@@ -300,7 +312,7 @@ def _judge(
     tail, proof, axes = _batchable_tail(shop, sides, attempt.head, _taking(fp32_tail, attempt))
     with SplitPair(attempt.head, tail, sides.cut, sides.head_outputs) as pair:
         runs = [pair.run(feed) for feed in shop.samples.feeds(shop.samples.held_out)]
-        fitted = [pair.run(feed) for feed in shop.samples.feeds(shop.samples.calibration)]
+        fitted = [pair.run(feed) for feed in shop.samples.feeds(shop.samples.calibration[:FITTED_SAMPLES])]
         some = [crossing for crossing, _ in fitted[:DESIGN_SAMPLES]]
         shares = {n: _outer_share([made[n] for made in some], c) for n, c in attempt.codes.items()}
 
@@ -313,13 +325,16 @@ def _judge(
         ways = lossless([crossing for crossing, _ in runs])
         variants = [variant("", ways, answers)]
         holds = shop.yardstick.judge(answers)[1]
-        for rung, lossy in _ladders(attempt.codes, some) if holds else ():
-            got = _through(pair, runs, ways | lossy)
-            if not (shop.yardstick.judge(got)[1] and _costs_little(shop, pair, fitted, ways | lossy)):
-                break  # the next rung loses more
-            made = variant(rung, ways | lossy, got)
-            if made.coding.nbytes <= (1.0 - MIN_SAVING) * variants[-1].coding.nbytes:
-                variants.append(made)
+
+        def lossy(step: tuple[str, dict[str, Way]]) -> Variant | None:
+            rung, coded = step
+            got = _through(pair, runs, ways | coded)
+            if not (shop.yardstick.judge(got)[1] and _costs_little(shop, pair, fitted, ways | coded)):
+                return None
+            return variant(rung, ways | coded, got)
+
+        if holds:
+            variants = saving(variants + descend(list(_ladders(attempt.codes, some)), lossy))
     segment = Segment(
         cut=sides.cut,
         precision=attempt.rung.precision,
@@ -354,6 +369,7 @@ def _costs_little(
     if stick is None:
         return True
     allowed = stick.reference - stick.bound
+    stick = stick.shortened(len(fitted))
     plain = stick.score([answer for _, answer in fitted])
     return stick.score(_through(pair, fitted, ways)) >= plain - allowed - 1e-9
 

@@ -48,6 +48,7 @@ class Order:
     calibration: Path | None = None
     labels: str | None = None
     label_offset: int = 0
+    lossless_input: bool = False  # full-cloud may not send JPEG
     inputs: tuple[str, ...] = ()  # declared images, in the grammar of docs/inputs.md
     force: bool = False
     source_digest: str = ""  # of the model that a plan was made for; "" accepts any
@@ -155,6 +156,7 @@ def workshop(order: Order, model: LoadedModel, samples: data.Samples, reporter: 
         order.tail_threads,
         notes,
         frozenset(i for i, step in enumerate(model.topology.steps) if step.name in order.search.constraints.on_device),
+        order.lossless_input,
     )
 
 

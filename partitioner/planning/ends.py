@@ -6,12 +6,12 @@ us: a comparison with cloud-only is honest only against that. A lossy coding is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from partitioner.crossing.codings import MIN_SAVING, Way, lossless, measure_coding, received
+from partitioner.crossing.codings import Way, descend, lossless, measure_coding, received
 from partitioner.judging import batch, verify
-from partitioner.planning.assemble import Variant, Workshop, assemble_edge, boundary_of, certificate_of
+from partitioner.planning.assemble import Variant, Workshop, assemble_edge, boundary_of, certificate_of, saving
 from protocol import images
 from protocol.bundle import BatchProof, ParityCertificate
 from protocol.engines.ort import OrtEngine
@@ -19,6 +19,7 @@ from protocol.tensors import TensorSpec
 
 # Qualities worth offering, best first: 90 is what people send, 75 what the encoder's authors recommend, 50 where little
 # fits; a bound of 1 % on real photographs may leave 98 alone (MobileNetV2: 0.868 of 0.876, at quality 90 0.848).
+PNG = "png"
 LOSSY = ("jpeg98", "jpeg95", "jpeg90", "jpeg75", "jpeg50")
 
 
@@ -47,7 +48,7 @@ def make_ends(shop: Workshop) -> Ends:
     return Ends(full, tuple(_variants(shop, full, axes, proof)), proof, edge, precision, certificate, notes, down)
 
 
-def _variants(shop: Workshop, full: bytes, axes: batch.Axes, proof: BatchProof) -> Iterator[Variant]:
+def _variants(shop: Workshop, full: bytes, axes: batch.Axes, proof: BatchProof) -> list[Variant]:
     feeds = list(shop.samples.feeds(shop.samples.held_out))
     with OrtEngine(full, label="full.onnx", threads=verify.JUDGING_THREADS) as engine:
 
@@ -55,24 +56,18 @@ def _variants(shop: Workshop, full: bytes, axes: batch.Axes, proof: BatchProof) 
             boundary = boundary_of(engine.inputs, ways, axes, proof, {}, {})
             return Variant(rung, boundary, measure_coding(feeds, ways), certificate_of(shop, got, verify.EXACT))
 
-        ways = lossless(feeds)
-        last = variant("", ways, list(shop.yardstick.expected))
-        yield last
-        for rung, coded in _image_rungs(engine.inputs):
-            got = [engine.infer(received(feed, ways | coded)) for feed in feeds]
-            if rung in LOSSY and not shop.yardstick.judge(got)[1]:
-                break  # the next one loses more
-            made = variant(rung, ways | coded, got)
-            if made.coding.nbytes <= (1.0 - MIN_SAVING) * last.coding.nbytes:
-                last = made
-                yield made
+        def lossy(codec: str) -> Variant | None:
+            coded = ways | dict.fromkeys(pictures, Way(codec))
+            got = [engine.infer(received(feed, coded)) for feed in feeds]
+            return variant(codec, coded, got) if shop.yardstick.judge(got)[1] else None
 
-
-def _image_rungs(inputs: tuple[TensorSpec, ...]) -> Iterator[tuple[str, dict[str, Way]]]:
-    """PNG and JPEG for the inputs that are images; nothing where none is."""
-    pictures = [spec.name for spec in inputs if _is_picture(spec)]
-    for codec in ("png", *LOSSY) if pictures else ():
-        yield codec, dict.fromkeys(pictures, Way(codec))
+        ways, answers = lossless(feeds), list(shop.yardstick.expected)
+        exact = [variant("", ways, answers)]
+        pictures = [spec.name for spec in engine.inputs if _is_picture(spec)]
+        if not pictures:
+            return exact
+        exact.append(variant(PNG, ways | dict.fromkeys(pictures, Way(PNG)), answers))
+        return saving(exact + descend(() if shop.lossless_input else LOSSY, lossy))
 
 
 def _is_picture(spec: TensorSpec) -> bool:

@@ -277,7 +277,7 @@ def _exact(shop: Workshop) -> ParityCertificate:
 
 
 def _told(name: str, segment: Segment, costs: Mapping[str, PlacementCost]) -> str:
-    """A cut in a line: where, how long either side takes here, and what crosses under each rung that keeps the bound."""
+    """A cut in a line: where, how long either side takes here, what crosses under each rung that keeps the bound."""
     sizes = ", ".join(
         f"{v.rung or 'q8'} {v.coding.nbytes:.0f} B ({v.certificate.achieved:.4f})" for v in segment.variants
     )

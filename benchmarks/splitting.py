@@ -14,11 +14,12 @@ and all heads in fp32 (what crosses is coded the same), measured in the same ses
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from itertools import pairwise, product
+from itertools import accumulate, pairwise, product
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -30,14 +31,16 @@ from benchmarks.splitting_cells import LOSSLESS, WORLD, Candidate, grid, smaller
 from benchmarks.splitting_models import SUBJECTS, Subject
 from benchmarks.splitting_report import Block, print_blocks, results
 from partitioner.crossing.codings import Way, measure_coding, received
+from partitioner.graph.topology import Topology
 from partitioner.judging import verify
-from partitioner.planning.assemble import Segment, Workshop, assemble, certificate_of
+from partitioner.planning.assemble import assemble
 from partitioner.planning.build import Order, workshop
 from partitioner.planning.clock import Machines
 from partitioner.planning.costs import EDGE_ONLY, FULL_CLOUD, Seconds, costs_of, id_of, time_graphs
 from partitioner.planning.ends import Ends, make_ends
 from partitioner.planning.explore import Cut, Explorer, Search
 from partitioner.planning.sizes import DECORRELATED, SAVED_BY_TRANSFORM
+from partitioner.planning.workshop import Segment, Workshop, certificate_of
 from partitioner.solver.constraints import Constraints
 from protocol import images
 from protocol.bench import Silent
@@ -57,6 +60,7 @@ SESSIONS = 2
 # A device in fp32 is slower by what INT8 gains: the slowest search is for its sake, and slow devices come first since
 # the budget may end.
 SEARCHED = (30.0, 10.0, 100.0, 3.0, 1.0)
+DEPTHS, BEYOND = (0.5, 0.75, 0.3, 0.9, 0.1), 50.0  # shares of the work, and for a device how many times slower
 BOUND = 0.01
 JPEG_FORMS = ("jpeg90", "jpeg90-420")
 BUILT, PLAIN = "INT8 device", "fp32 device"
@@ -105,13 +109,11 @@ def _measure(subject: Subject, budget_s: float, rtt_s: float) -> Iterator[Block]
     session = Session(subject, tuple(_cloud(shop, ends)), rtt_s)
     searched = _explore(explorer, budget_s * (1.0 - FP32_SHARE), rtt_s)
     plain = _without_int8(shop, ends)
-    built = {
-        BUILT: explorer.segments,
-        PLAIN: _rebuilt(plain.shop, _by_promise(explorer.segments), budget_s * FP32_SHARE),
-    }
+    again = _rebuilt(plain.shop, _by_promise(explorer.segments), budget_s * FP32_SHARE)
+    built = {BUILT: explorer.segments, PLAIN: again}
     seconds = _side_by_side(shop, ends, built)
     yield _block(session, BUILT, Device(shop, ends), built[BUILT], seconds, searched)
-    repeated = f"{len(built[PLAIN])} of the {len(explorer.segments)} cuts above"
+    repeated = f"{len(again)} of the {len(explorer.segments)} cuts above"
     yield _block(session, PLAIN, plain, built[PLAIN], seconds, repeated)
     print(f"{subject.name}: {time.monotonic() - started:.0f} s", flush=True)
 
@@ -138,21 +140,32 @@ def _side_by_side(
 
 
 def _explore(explorer: Explorer, budget_s: float, rtt_s: float) -> str:
-    """Every cut that can be best on a device of any of the slownesses: of all placements, then of those that keep the
-    first step (and so the input) on the device. All share what was measured. Says how far it came."""
-    until, topology = time.monotonic() + budget_s, explorer.shop.model.topology
-    first = next((topology.steps[i].name for i in topology.live_steps if i not in topology.recomputed), None)
-    pins: list[tuple[str, ...]] = [(), (first,)] if first else [()]
-    ended = []
-    for pin, slowdown in product(pins, SEARCHED):
+    """Build cuts that can be best: first one beyond each of some depths, since only a built cut shows which rungs hold
+    there; then, knowing that, every cut that the solver puts forward for a device of any of the slownesses.
+
+    All of them share what was measured. Says how far it came.
+    """
+    until, ended = time.monotonic() + budget_s, []
+    pinned = [(step, BEYOND) for step in _steps_at(explorer.shop.model.topology, DEPTHS)]
+    for pin, slowdown in [*pinned, *product([()], SEARCHED)]:
         scope = PlanConditions(rtt_s=rtt_s, edge_factor=slowdown, fastest_mbit=200.0, slowest_mbit=0.125)
         search = Search(Machines(), scope, Constraints(on_device=pin), max_cuts=1, memory=False)
-        explorer.stable = False
-        while not explorer.stable and _tried(explorer) < MAX_CUTS and time.monotonic() < until:
+        explorer.stable, turns = False, 1 if pin else MAX_CUTS
+        while turns and not explorer.stable and _tried(explorer) < MAX_CUTS and time.monotonic() < until:
             explorer.run(search, Silent(), until=until)
             _doubt(explorer)
+            turns -= 1
         ended.append(explorer.stable)
-    return f"{len(explorer.problems)} failed; {sum(ended)} of {len(ended)} searches ended by themselves"
+    searches = ended[len(pinned) :]
+    return f"{len(explorer.problems)} failed; {sum(searches)} of {len(searches)} searches ended by themselves"
+
+
+def _steps_at(topology: Topology, depths: Sequence[float]) -> list[tuple[str, ...]]:
+    """The name of the step at which each share of the network's work is done."""
+    placed = [i for i in topology.live_steps if i not in topology.recomputed]
+    done = list(accumulate(topology.work[i] for i in placed))
+    found = [bisect_left(done, depth * done[-1]) for depth in depths] if placed else []
+    return [(topology.steps[placed[min(at, len(placed) - 1)]].name,) for at in found]
 
 
 def _tried(explorer: Explorer) -> int:
@@ -277,7 +290,7 @@ def _exact(shop: Workshop) -> ParityCertificate:
 
 
 def _told(name: str, segment: Segment, costs: Mapping[str, PlacementCost]) -> str:
-    """A cut in a line: where, how long either side takes here, what crosses under each rung that keeps the bound."""
+    """A cut in a line: how long either side takes here, and what crosses under each rung that keeps the bound."""
     sizes = ", ".join(
         f"{v.rung or 'q8'} {v.coding.nbytes:.0f} B ({v.certificate.achieved:.4f})" for v in segment.variants
     )

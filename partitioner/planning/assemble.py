@@ -9,7 +9,7 @@ step down is recorded with its reason. Under `--precision int8` there is no step
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -17,29 +17,31 @@ import onnx_ir as ir
 
 from partitioner.crossing import decorrelate, rungs
 from partitioner.crossing.boundary import Codes, emit_codes, take_codes
-from partitioner.crossing.codings import MIN_SAVING, Coding, Way, descend, lossless, measure_coding, received
+from partitioner.crossing.codings import Way, descend, lossless, measure_coding, received
 from partitioner.crossing.decorrelate import Transform, begin_tail, end_head
 from partitioner.crossing.halves import emit_halves, take_halves
 from partitioner.graph import cuts
-from partitioner.graph.model import LoadedModel, serialise
+from partitioner.graph.model import serialise
 from partitioner.graph.split import Halves, split
-from partitioner.int8.eight_bits import RecipeBook
 from partitioner.int8.recipes import Recipe, Refusal
 from partitioner.judging import batch, verify
-from partitioner.judging.data import Samples
-from partitioner.judging.observe import Ranges
-from partitioner.judging.verify import Outputs, SplitPair, Yardstick
-from partitioner.measuring.measure import interleaved_medians
+from partitioner.judging.verify import Outputs, SplitPair
+from partitioner.planning.workshop import (
+    Segment,
+    Variant,
+    Workshop,
+    boundary_of,
+    certificate_of,
+    saving,
+    slower_than_fp32,
+    too_low,
+)
 from protocol import drift
-from protocol.bundle import BatchProof, BoundaryTensor, ParityCertificate
+from protocol.bundle import BatchProof, ParityCertificate
 from protocol.engines.ort import OrtEngine
 from protocol.errors import AccuracyRefusedError, EngineError, ModelError
-from protocol.tensors import Array, TensorSpec
+from protocol.tensors import Array
 
-# An INT8 head may take up to this much longer than the fp32 one on the machine that builds. It needs a quarter of the
-# memory, and short heads (one float convolution and little else) differ by microseconds here that say little about the
-# device's processor. Beyond that, INT8 has missed its purpose.
-SLOWER = 1.25
 # The rungs of few levels are designed on this many calibration samples: their histograms hardly change with more.
 DESIGN_SAMPLES = 32
 # A coding is judged on so many of them besides the held-out ones.
@@ -67,74 +69,6 @@ LADDERS = {
     "int8": (_INT8, _INT8_HALVES),
     "fp32": (_FP32, _FP32_HALVES, _EXACT),
 }
-
-
-@dataclass(frozen=True)
-class Workshop:
-    """The model, the data and the yardstick that all cuts of one build share."""
-
-    model: LoadedModel
-    samples: Samples
-    ranges: Ranges
-    yardstick: Yardstick  # on the held-out samples
-    calibrated: Yardstick | None  # its like on the calibration samples, where there are any
-    exact: tuple[Outputs, ...]  # the model's unoptimised outputs on the first held-out samples
-    book: RecipeBook | None  # how INT8 is made; None where it was not asked for
-    precision: str  # "auto", "int8" or "fp32", as asked
-    threads: int  # of heads, as on the device
-    tail_threads: int  # of tails, as at the gateway
-    notes: tuple[str, ...] = ()
-    on_device: frozenset[int] = frozenset()  # steps that may not leave the device
-    lossless_input: bool = False  # what the application hands in may not be sent with loss
-
-    @property
-    def free_batch(self) -> bool:
-        """Whether every model input leaves its first dimension free."""
-        return all(
-            s.name not in self.samples.whole and s.shape and not isinstance(s.shape[0], int) for s in self.model.inputs
-        )
-
-
-class Variant(NamedTuple):
-    """One coding of a cut's boundary, measured and judged: a line of the plan. `rung` is "" for the lossless one."""
-
-    rung: str
-    boundary: tuple[BoundaryTensor, ...]
-    coding: Coding
-    certificate: ParityCertificate
-
-
-def saving(variants: Sequence[Variant]) -> list[Variant]:
-    """Those that send clearly less than the one before."""
-    kept = list(variants[:1])
-    for variant in variants[1:]:
-        if variant.coding.nbytes <= (1.0 - MIN_SAVING) * kept[-1].coding.nbytes:
-            kept.append(variant)
-    return kept
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A finished cut: head and tail as serialised graphs; every variant that keeps the bound, the lossless one first.
-
-    `down_nbytes` is what one answer of the tail holds.
-    """
-
-    cut: tuple[str, ...]
-    precision: str
-    head: bytes
-    tail: bytes
-    variants: tuple[Variant, ...]
-    head_outputs: tuple[str, ...]
-    batch: BatchProof
-    recipe: str  # of an INT8 head
-    decorrelated: bool
-    down_nbytes: int
-    notes: tuple[str, ...]
-
-    @property
-    def certificate(self) -> ParityCertificate:
-        return self.variants[0].certificate
 
 
 class _Attempt(NamedTuple):
@@ -191,7 +125,7 @@ def _try(
             segment, holds = _judge(shop, sides, halves.tail, attempt, exact)
             if holds:
                 return segment, ""
-            reason = _too_low(shop.yardstick, segment.certificate.achieved)
+            reason = too_low(shop.yardstick, segment.certificate.achieved)
     except (ModelError, EngineError) as error:
         if rung == _EXACT:
             raise
@@ -209,7 +143,7 @@ def assemble_edge(shop: Workshop) -> tuple[bytes, str, ParityCertificate, tuple[
             data = serialise(shop.book.whole.graph)
             got = verify.run_all(data, shop.samples, shop.samples.held_out)
             certificate = certificate_of(shop, got, verify.EXACT)
-            reason = "" if shop.yardstick.judge(got)[1] else _too_low(shop.yardstick, certificate.achieved)
+            reason = "" if shop.yardstick.judge(got)[1] else too_low(shop.yardstick, certificate.achieved)
             if not reason and shop.precision == "auto":
                 reason = slower_than_fp32(shop, data, shop.model.data)
         except (ModelError, EngineError) as error:
@@ -220,40 +154,6 @@ def assemble_edge(shop: Workshop) -> tuple[bytes, str, ParityCertificate, tuple[
         if shop.precision == "int8":
             raise AccuracyRefusedError(f"edge-only: {notes[0]}", "use --precision auto or a larger --bound")
     return shop.model.data, "fp32", certificate_of(shop, list(shop.yardstick.expected), verify.EXACT), tuple(notes)
-
-
-def slower_than_fp32(shop: Workshop, int8: bytes, fp32: bytes) -> str:
-    """Why INT8 is not worth shipping here, or "" if it is."""
-    feed = shop.samples.feed(shop.samples.held_out[0])
-    with (
-        OrtEngine(int8, label="int8", threads=shop.threads) as eight,
-        OrtEngine(fp32, label="fp32", threads=shop.threads) as full,
-    ):
-        times = interleaved_medians({"int8": lambda: eight.infer(feed), "fp32": lambda: full.infer(feed)})
-    if times["int8"] <= SLOWER * times["fp32"]:
-        return ""
-    return f"slower on this machine ({times['int8'] * 1e3:.2f} ms, fp32 {times['fp32'] * 1e3:.2f} ms)"
-
-
-def boundary_of(
-    specs: tuple[TensorSpec, ...],
-    ways: Mapping[str, Way],
-    axes: batch.Axes,
-    proof: BatchProof,
-    codes: Mapping[str, Codes],
-    outer_shares: Mapping[str, float],
-) -> tuple[BoundaryTensor, ...]:
-    """What crosses, in the tail's words."""
-
-    def one(spec: TensorSpec) -> BoundaryTensor:
-        code, way = codes.get(spec.name), ways[spec.name]
-        axis = axes.get(spec.name) if proof.batchable else None
-        scale, zero_point = (code.scale, code.zero_point) if code else (None, None)
-        return BoundaryTensor(
-            spec, way.codec, axis, scale, zero_point, levels=way.levels, outer_share=outer_shares.get(spec.name)
-        )
-
-    return tuple(one(spec) for spec in specs)
 
 
 def _ladder(shop: Workshop, sides: cuts.Sides) -> Iterator[Rung]:
@@ -406,22 +306,3 @@ def _batchable_tail(
         made = [engine.infer(feed) for feed in feeds]
     data, proof = batch.proven_batch(tail, [{n: m[n] for n in sides.cut} for m in made], axes)
     return data, proof, axes
-
-
-def certificate_of(shop: Workshop, got: list[Outputs], exact: verify.Difference) -> ParityCertificate:
-    stick = shop.yardstick
-    return ParityCertificate(
-        fp32_max_abs_difference=exact.seen,
-        fp32_bound=exact.allowed,
-        metric=stick.metric,
-        reference=stick.reference,
-        achieved=stick.score(got),
-        bound=stick.bound,
-        samples=len(got),
-        random_inputs=shop.samples.is_random,
-    )
-
-
-def _too_low(stick: Yardstick, achieved: float) -> str:
-    count = len(stick.expected)
-    return f"{stick.metric} {achieved:.4f} on {count} held-out samples is below the bound {stick.bound:.4f}"

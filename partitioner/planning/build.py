@@ -19,12 +19,13 @@ from partitioner.graph.model import LoadedModel, load
 from partitioner.int8.eight_bits import find_recipe
 from partitioner.judging import data, verify
 from partitioner.judging.observe import observed_topology, ranges
-from partitioner.planning.assemble import SLOWER, Segment, Workshop, assemble
+from partitioner.planning.assemble import assemble
 from partitioner.planning.choose import Findings, explore, findings, finish
 from partitioner.planning.clock import Clock, Machines
 from partitioner.planning.ends import Ends, make_ends
 from partitioner.planning.entries import compose
 from partitioner.planning.explore import Search
+from partitioner.planning.workshop import SLOWER, Segment, Workshop
 from partitioner.planning.write import check_target, write_bundle
 from protocol.bench import Reporter
 from protocol.bundle import Manifest, sha256

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import msgspec
 
 from partitioner.planning import select
-from partitioner.planning.assemble import Segment, Variant, Workshop
 from partitioner.planning.clock import Clock
 from partitioner.planning.costs import EDGE_ONLY, FULL_CLOUD, Families, costs_of, id_of, with_memory
 from partitioner.planning.ends import Ends
 from partitioner.planning.explore import Cut, Explorer, Power, Search
+from partitioner.planning.workshop import Segment, Variant, Workshop
 from partitioner.solver.constraints import Conflict, admit
 from protocol.bench import Reporter
 from protocol.bundle import Measured

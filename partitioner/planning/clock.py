@@ -15,9 +15,9 @@ from partitioner.graph.cuts import separate
 from partitioner.graph.topology import Topology
 from partitioner.measuring.anchors import Predictor, refine
 from partitioner.measuring.profile import ProfileOrder, measure
-from partitioner.planning.assemble import Segment, Workshop
 from partitioner.planning.costs import EDGE_ONLY, FULL_CLOUD, Seconds, time_graphs
 from partitioner.planning.ends import Ends
+from partitioner.planning.workshop import Segment, Workshop
 from protocol.bench import Reporter
 from protocol.profile import Anchor, Profile, Role, Side, Timing
 

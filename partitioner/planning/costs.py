@@ -11,8 +11,8 @@ import msgspec
 
 from partitioner.crossing.codings import Coding
 from partitioner.measuring.measure import interleaved_medians
-from partitioner.planning.assemble import Segment, Workshop
 from partitioner.planning.ends import Ends
+from partitioner.planning.workshop import Segment, Workshop
 from protocol import sensors
 from protocol.engines.ort import OrtEngine
 from protocol.latency import PlacementCost

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from partitioner.crossing.codings import Way, descend, lossless, measure_coding, received
 from partitioner.judging import batch, verify
-from partitioner.planning.assemble import Variant, Workshop, assemble_edge, boundary_of, certificate_of, saving
+from partitioner.planning.assemble import assemble_edge
+from partitioner.planning.workshop import Variant, Workshop, boundary_of, certificate_of, saving
 from protocol import images
 from protocol.bundle import BatchProof, ParityCertificate
 from protocol.engines.ort import OrtEngine

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 from partitioner.int8.eight_bits import RecipeBook
 from partitioner.int8.recipes import RecipeResult, by_damage
 from partitioner.planning import select
-from partitioner.planning.assemble import Segment, Variant, Workshop
 from partitioner.planning.costs import EDGE_ONLY, FULL_CLOUD, id_of
 from partitioner.planning.ends import Ends
+from partitioner.planning.workshop import Segment, Variant, Workshop
 from partitioner.planning.write import with_weights
 from partitioner.solver.constraints import described
 from protocol import bundle

@@ -17,11 +17,12 @@ from typing import NamedTuple
 
 from partitioner.graph.cuts import separate
 from partitioner.graph.topology import Topology
-from partitioner.planning.assemble import Segment, Workshop, assemble
+from partitioner.planning.assemble import assemble
 from partitioner.planning.clock import Clock, Machines
 from partitioner.planning.costs import Families, Seconds, costs_of
 from partitioner.planning.ends import Ends
 from partitioner.planning.sizes import DECORRELATED, Sizes, measure_sizes, milder
+from partitioner.planning.workshop import Segment, Workshop
 from partitioner.solver.budgets import Setting, plans_within
 from partitioner.solver.constraints import Conflict, Constraints
 from partitioner.solver.parametric import Plans

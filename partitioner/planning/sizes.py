@@ -19,7 +19,7 @@ from partitioner.crossing.codings import Way
 from partitioner.graph.model import serialise
 from partitioner.graph.split import with_outputs
 from partitioner.judging.verify import JUDGING_THREADS
-from partitioner.planning.assemble import Workshop
+from partitioner.planning.workshop import Workshop
 from partitioner.solver.problem import Size
 from protocol import codecs
 from protocol.engines.ort import OrtEngine

@@ -18,6 +18,7 @@ from partitioner.judging.verify import SplitPair
 from partitioner.people.report import Silent
 from partitioner.planning import assemble as assembling
 from partitioner.planning import build as building
+from partitioner.planning import workshop as sharing
 from partitioner.planning import write as writing
 from partitioner.planning.build import Built, Order, build
 from partitioner.planning.clock import Machines
@@ -190,7 +191,7 @@ def test_auto_ships_fp32_where_int8_misses_the_bound_and_says_why(
 def test_an_int8_head_that_is_slower_is_not_shipped_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(assembling, "interleaved_medians", lambda works: {n: float(n == "int8") + 1 for n in works})
+    monkeypatch.setattr(sharing, "interleaved_medians", lambda works: {n: float(n == "int8") + 1 for n in works})
     entry = built(tmp_path, cuts=(("r3",),)).manifest.placements[1]
     assert entry.precision == "fp32"
     assert "INT8 head, 8-bit boundary not shipped: slower on this machine (2000.00 ms, fp32 1000.00 ms)" in entry.notes

@@ -13,9 +13,8 @@ from PIL import Image
 
 from partitioner.graph.cuts import prefix_candidates, separate
 from partitioner.graph.inputs import parse
-from partitioner.graph.model import LoadedModel, load
+from partitioner.graph.model import LoadedModel, load, serialise
 from partitioner.graph.split import split
-from partitioner.graph.weights import serialise
 from partitioner.judging import data, verify
 from partitioner.judging.observe import observed_topology
 from partitioner.people.report import Silent

@@ -36,7 +36,7 @@ SUITES: dict[str, Suite] = {
     "splitting": Suite(
         "benchmarks.splitting",
         "run",
-        "does splitting win: 80 situations, latency and gateway seconds, against INT8 edge-only and JPEG (~9 min)",
+        "does splitting win: 80 situations, latency and gateway seconds, against INT8 edge-only and JPEG (~8 min)",
     ),
     "cuts": Suite(
         "benchmarks.cuts", "run", "head and tail equal the whole model at every cut: light, shared, exported (~30 min)"

@@ -8,6 +8,7 @@ prediction can be better than that. `--set models=a,b` restricts the run, `--set
 
 from __future__ import annotations
 
+import os
 import random
 import statistics
 import tempfile
@@ -72,7 +73,9 @@ def find(name: str, folder: Path) -> Path | None:
         return write_light(name, folder)
     if name == "digits":
         return ROOT / "examples" / "digits" / "digits.onnx"
-    path = ROOT.parent / "shared" / "models" / f"{name}.onnx"
+    if name not in DEFAULT:
+        raise SystemExit(f"no model {name!r} here; these are: {', '.join(DEFAULT)}")
+    path = Path(os.environ.get("ISTHMUS_SHARED", ROOT.parent / "shared")) / "models" / f"{name}.onnx"
     return path if path.is_file() else None
 
 

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from partitioner.planning.assemble import assemble
 from partitioner.planning.clock import Clock, Machines
 from partitioner.planning.costs import Families, Seconds, costs_of
 from partitioner.planning.ends import Ends
-from partitioner.planning.sizes import DECORRELATED, Sizes, measure_sizes, milder
+from partitioner.planning.sizes import DECORRELATED, LOSSLESS, Sizes, measure_sizes, milder
 from partitioner.planning.workshop import Segment, Workshop
 from partitioner.solver.budgets import Setting, plans_within
 from partitioner.solver.constraints import Conflict, Constraints
@@ -155,9 +155,11 @@ class Explorer:
         return [cut for cut in self._by_rank(solved) if cut.tensors and not set(cut.tensors) <= inputs]
 
     def _by_rank(self, solved: Plans) -> list[Cut]:
-        """Distinct cuts: what wins when all rungs compete first, since the budget may end."""
+        """Distinct cuts: what wins when all rungs compete first, since the budget may end; deep ones before early ones,
+        for what fails there need not be tried earlier."""
         on_top = {s.plan for s in solved.stretches}
-        order = sorted(range(len(solved.plans)), key=lambda i: i not in on_top)
+        depth = [len(plan.solution.on_edge) for plan in solved.plans]
+        order = sorted(range(len(solved.plans)), key=lambda i: (i not in on_top, -depth[i]))
         plans = (solved.plans[i] for i in order)
         return list(dict.fromkeys(self._cut(plan.rung, plan.solution.crossing) for plan in plans))
 
@@ -209,11 +211,22 @@ class Explorer:
             self.sizes[DECORRELATED][cut.tensors[0]] = Size(least.nbytes, least.encode_s, least.decode_s)
             return
         self.clock.learn(segment, seconds)
-        kept = {variant.rung for variant in segment.variants}
-        for rung in self.sizes:
-            if rung and rung != DECORRELATED and rung not in kept:
-                for name in cut.tensors:
-                    self.sizes[rung][name] = self.sizes[milder(self.sizes, rung)][name]
+        self._doubt(cut, {variant.rung for variant in segment.variants})
+
+    def _doubt(self, cut: Cut, kept: Collection[str]) -> None:
+        """Coarser rungs than those that held here will not hold before it either, where tensors matter more.
+
+        That is a rule of thumb, seen on every network measured; without it the solver hopes for the coarsest rung at
+        one early tensor after the other, and each costs seconds to try.
+        """
+        ladder = [rung for rung in self.sizes if rung not in (LOSSLESS, DECORRELATED)]
+        held = max((i for i, rung in enumerate(ladder) if rung in kept), default=-1)
+        topology = self.shop.model.topology
+        head = separate(topology, cut.tensors, on_device=self.shop.on_device).head_steps
+        names = {*cut.tensors, *(name for i in head for name in topology.steps[i].outputs)}
+        for rung in ladder[held + 1 :]:
+            for name in names & self.sizes[rung].keys():
+                self.sizes[rung][name] = self.sizes[milder(self.sizes, rung)][name]
 
     def _give_up(self, cut: Cut) -> None:
         """What could not be built never crosses again that way: the solver finds what is best without it."""

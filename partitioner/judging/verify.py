@@ -152,11 +152,6 @@ class Yardstick:
         wanted = self.labels if self.labels is not None else np.array([_top1(e[self.first]) for e in self.expected])
         return float(np.mean(answers == wanted))
 
-    def shortened(self, count: int) -> Yardstick:
-        """The same for the first `count` samples alone."""
-        labels = None if self.labels is None else self.labels[:count]
-        return replace(self, expected=self.expected[:count], labels=labels)
-
     def like(self, expected: Sequence[Outputs], labels: Array | None) -> Yardstick:
         """The same metric and the same loss allowed, on other samples."""
         draft = replace(self, reference=0.0, bound=0.0, expected=tuple(expected), labels=labels)

@@ -44,8 +44,6 @@ from protocol.tensors import Array
 
 # The rungs of few levels are designed on this many calibration samples: their histograms hardly change with more.
 DESIGN_SAMPLES = 32
-# A coding is judged on so many of them besides the held-out ones.
-FITTED_SAMPLES = 64
 
 
 Transforms = Mapping[str, Transform]
@@ -212,7 +210,7 @@ def _judge(
     tail, proof, axes = _batchable_tail(shop, sides, attempt.head, _taking(fp32_tail, attempt))
     with SplitPair(attempt.head, tail, sides.cut, sides.head_outputs) as pair:
         runs = [pair.run(feed) for feed in shop.samples.feeds(shop.samples.held_out)]
-        fitted = [pair.run(feed) for feed in shop.samples.feeds(shop.samples.calibration[:FITTED_SAMPLES])]
+        fitted = [pair.run(feed) for feed in shop.samples.feeds(shop.samples.calibration)]
         some = [crossing for crossing, _ in fitted[:DESIGN_SAMPLES]]
         shares = {n: _outer_share([made[n] for made in some], c) for n, c in attempt.codes.items()}
 
@@ -229,7 +227,10 @@ def _judge(
         def lossy(step: tuple[str, dict[str, Way]]) -> Variant | None:
             rung, coded = step
             got = _through(pair, runs, ways | coded)
-            if not (shop.yardstick.judge(got)[1] and _costs_little(shop, pair, fitted, ways | coded)):
+            if not shop.yardstick.judge(got)[1]:
+                return None
+            there = _through(pair, fitted, ways | coded)
+            if not _costs_little(shop, answers, got, [answer for _, answer in fitted], there):
                 return None
             return variant(rung, ways | coded, got)
 
@@ -259,19 +260,21 @@ def _heads(shop: Workshop, head: ir.Model, rung: Rung) -> Iterator[tuple[Recipe 
 
 
 def _costs_little(
-    shop: Workshop, pair: SplitPair, fitted: Sequence[tuple[Outputs, Outputs]], ways: Mapping[str, Way]
+    shop: Workshop,
+    plain: Sequence[Outputs],
+    coded: Sequence[Outputs],
+    plain_there: Sequence[Outputs],
+    coded_there: Sequence[Outputs],
 ) -> bool:
-    """Whether the coding alone costs no more than the bound on the calibration samples.
+    """Whether the coding alone costs no more than the bound on held-out and calibration samples together.
 
-    Of many rungs one may pass a few held-out samples by luck; what the eight bits cost there is not the coding's fault.
+    Of many rungs one may pass a few held-out samples by luck; what the eight bits cost is not the coding's fault.
     """
-    stick = shop.calibrated
-    if stick is None:
-        return True
-    allowed = stick.reference - stick.bound
-    stick = stick.shortened(len(fitted))
-    plain = stick.score([answer for _, answer in fitted])
-    return stick.score(_through(pair, fitted, ways)) >= plain - allowed - 1e-9
+    stick, there = shop.yardstick, shop.calibrated
+    lost = len(coded) * (stick.score(plain) - stick.score(coded))
+    if there is not None:
+        lost += len(coded_there) * (there.score(plain_there) - there.score(coded_there))
+    return lost <= (stick.reference - stick.bound) * (len(coded) + len(coded_there)) + 1e-9
 
 
 def _through(pair: SplitPair, runs: Sequence[tuple[Outputs, Outputs]], ways: Mapping[str, Way]) -> list[Outputs]:

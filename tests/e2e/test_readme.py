@@ -132,6 +132,8 @@ def test_the_commands_of_the_planning_page_run(gateway: str, checkout: Path) -> 
     for command in commands(block):
         if command.startswith("partitioner plan"):
             command += " --budget-s 2 --recipe-budget-s 0 --no-memory"
+        if command.startswith("partitioner split"):
+            command += " --recipe-budget-s 0 --no-memory"
         done = shell(command, checkout)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
 

@@ -56,7 +56,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The residual net cut in two places, the second with two tensors; INT8 heads."""
     folder = tmp_path_factory.mktemp("residual")
     cuts = (("r3",), ("r1", "c3"))
-    return Bundle.open(built(folder, cuts=cuts, precision="int8", bound=0.25).target)
+    return Bundle.open(built(folder, cuts=cuts, precision="int8", bound=0.1).target)
 
 
 def test_a_bundle_opens_and_holds_every_placement(bundle: Bundle) -> None:

@@ -26,6 +26,8 @@ def _free_port() -> int:
 
 # As it is written, but for the port: the machine's own 7447 may be taken.
 README = (ROOT / "README.md").read_text(encoding="utf-8").replace(":7447", f":{_free_port()}")
+# Searches end early here; everything else runs as it is written.
+QUICKLY = " --budget-s 2 --recipe-budget-s 0 --no-memory"
 ENVIRONMENT = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
 
 
@@ -65,6 +67,8 @@ def gateway(checkout: Path) -> Iterator[str]:
     """The first terminal of "By hand": everything but its last command is run, the last one keeps serving."""
     *before, serve = commands(blocks("By hand", "sh")[0])
     for command in before:
+        if command.startswith("partitioner split"):
+            command += QUICKLY
         done = shell(command, checkout)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
     assert serve.startswith("cloud-gateway serve")
@@ -118,8 +122,7 @@ def test_the_partitioners_commands_run(gateway: str, checkout: Path) -> None:
         "DATA.npz": "digits-data/calibration.npz",
         "BUNDLE": "auto-bundle",
     }
-    quickly = "--budget-s 2 --recipe-budget-s 0 --edge-slowdown 8 --no-memory"
-    for command in (inspect, f"{auto} {quickly}", verify, *more):
+    for command in (inspect, f"{auto}{QUICKLY}", verify, *more):
         for word, name in names.items():
             command = re.sub(rf"(?<=\s){re.escape(word)}(?=\s|$)", name, command)
         done = shell(command, checkout)
@@ -130,10 +133,8 @@ def test_the_commands_of_the_planning_page_run(gateway: str, checkout: Path) -> 
     page = (ROOT / "docs" / "planning.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"^```sh\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
     for command in commands(block):
-        if command.startswith("partitioner plan"):
-            command += " --budget-s 2 --recipe-budget-s 0 --no-memory"
-        if command.startswith("partitioner split"):
-            command += " --recipe-budget-s 0 --no-memory"
+        if command.startswith(("partitioner plan", "partitioner split")):
+            command += QUICKLY
         done = shell(command, checkout)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
 

@@ -123,7 +123,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_any_work(folder: Path)
 def test_int8_that_misses_its_bound_exits_with_five(folder: Path) -> None:
     models.write(models.outliers(), folder, "hard.onnx")
     result = split(folder, "--cut", "restored", "--precision", "int8", model="hard.onnx")
-    assert_refused(result, 5, "below the bound", "--precision auto")
+    assert_refused(result, 5, "meets the bound", "--precision auto")
     assert not (folder / "bundle").exists()
 
 

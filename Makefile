@@ -9,7 +9,7 @@ PYTHON ?= python3
 EXTRAS := --extra edge --extra gateway --extra partition
 RUN := .venv/bin/
 
-.PHONY: help setup setup-dev demo test check bench clean
+.PHONY: help setup setup-dev demo test check explore bench clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -37,6 +37,9 @@ check: setup-dev ## lint, format, types
 
 test: check ## everything: check, then every test
 	$(RUN)pytest $(ARGS)
+
+explore: setup-dev ## the property tests with new random examples, 20 times as many
+	ISTHMUS_EXAMPLES=explore $(RUN)pytest -q $$(grep -rl --include='test_*.py' 'from hypothesis' tests/unit) $(ARGS)
 
 bench: setup-dev ## every benchmark suite; figures go to bench-out/
 	@mkdir -p bench-out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
+from hypothesis import settings
 
 from cloud_gateway.gateway import Gateway, GatewayConfig
 from partitioner.people.report import Silent
@@ -17,6 +19,12 @@ from partitioner.planning.build import Order, build
 from partitioner.planning.explore import Search
 from protocol.engines.ort import OrtEngine
 from tests import models
+
+# What guards a change tries the same examples every time, so that it fails for the change and not for the day;
+# `make explore` looks for new ones.
+settings.register_profile("gate", deadline=None, derandomize=True)
+settings.register_profile("explore", deadline=None, max_examples=2000, print_blob=True)
+settings.load_profile(os.environ.get("ISTHMUS_EXAMPLES", "gate"))
 
 
 @pytest.fixture(scope="session")

@@ -25,14 +25,14 @@ from typing import Self
 
 from edge_agent.compute import Compute
 from edge_agent.errands import Ending, Stop, Submit
-from edge_agent.flights import Row
 from edge_agent.heads import Heads
-from edge_agent.ladder import Ladder
-from edge_agent.outcomes import Answer, Outcome, Refusal, RefusalCode, StageTimings
+from edge_agent.outcomes import Answer, Outcome, Refusal, StageTimings
 from edge_agent.uplink import Uplink
 from protocol import __version__, sockets
 from protocol import messages as m
 from protocol.bundle import Bundle, PlacementEntry
+from protocol.control.flights import RefusalCode, Row
+from protocol.control.ladder import Ladder
 from protocol.control.planner import Candidate, Planner
 from protocol.errors import BundleError, InputError
 from protocol.messages import MAX_TEXT_LENGTH, PlacementKind

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from edge_agent.compute import Crashed, Done, Failed
-from edge_agent.flights import Finish
 from edge_agent.heads import Prepared
 from protocol import messages as m
+from protocol.control.flights import Finish
 from protocol.tensors import Array, Tensors
 
 

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass, field
 
+from protocol.control.flights import RefusalCode
 from protocol.errors import IsthmusError
 from protocol.tensors import Array
-
-
-class RefusalCode(enum.StrEnum):
-    DEADLINE = "DEADLINE"  # the budget ran out
-    NO_PLACEMENT = "NO_PLACEMENT"  # nothing on the device or behind the link can do it now
-    BAD_REQUEST = "BAD_REQUEST"  # the gateway says that the tensors do not fit
-    BUSY = "BUSY"  # too many requests are already waiting on this device
-    CLOSED = "CLOSED"  # the agent was shut down first
 
 
 @dataclass(frozen=True, slots=True)

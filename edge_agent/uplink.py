@@ -15,10 +15,10 @@ from collections.abc import Callable
 from edge_agent.compute import Crashed, Done, Failed, Job
 from edge_agent.connection import Change, Connection
 from edge_agent.errands import Ending, Outstanding, Post, Remote, Stop, Submit, Work
-from edge_agent.flights import CancelRemote, Finish, Instruction, Prepare, Send
-from edge_agent.ladder import Ladder
 from protocol import codecs, sockets, wire
 from protocol import messages as m
+from protocol.control.flights import CancelRemote, Finish, Instruction, Prepare, Send
+from protocol.control.ladder import Ladder
 from protocol.control.link import LinkEstimator
 from protocol.control.session import Event, State
 from protocol.errors import InvariantViolation, WireError

@@ -1,1 +1,1 @@
-"""Pure rooms shared by agent and simulator: session, link estimate, planning. No clock, socket, thread or chance."""
+"""Pure rooms shared by agent and simulator: session, link, plan, and what each failure means. No clock or socket."""

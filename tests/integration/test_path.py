@@ -18,10 +18,11 @@ from benchmarks.link import LinkEmulator
 from cloud_gateway.gateway import Gateway, GatewayConfig
 from edge_agent.agent import Agent, AgentConfig
 from edge_agent.client import AsyncClient, Client, RefusedError, unwrap
-from edge_agent.outcomes import Answer, Outcome, Refusal, RefusalCode
+from edge_agent.outcomes import Answer, Outcome, Refusal
 from protocol import messages as m
 from protocol import sockets, wire
 from protocol.bundle import Bundle
+from protocol.control.flights import RefusalCode
 from protocol.errors import InputError
 
 Array = npt.NDArray[Any]

@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from edge_agent.flights import CancelRemote, Finish, Instruction, Phase, Prepare, Row, Send
-from edge_agent.ladder import MOST_PENDING, Ladder
-from edge_agent.outcomes import RefusalCode
+from protocol.control.flights import CancelRemote, Finish, Instruction, Phase, Prepare, RefusalCode, Row, Send
+from protocol.control.ladder import MOST_PENDING, Ladder
 from protocol.control.planner import Candidate, Planner
 from protocol.errors import InvariantViolation
 from protocol.latency import LinkState, PlacementCost

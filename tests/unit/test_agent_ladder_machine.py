@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from edge_agent.flights import CancelRemote, Finish, Instruction, Phase, Prepare, Row, Send
-from edge_agent.ladder import Ladder
+from protocol.control.flights import CancelRemote, Finish, Instruction, Phase, Prepare, Row, Send
+from protocol.control.ladder import Ladder
 from protocol.control.planner import Candidate, Planner
 from protocol.latency import LinkState, PlacementCost
 from protocol.messages import PlacementKind, RejectCode

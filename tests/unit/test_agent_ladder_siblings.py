@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from edge_agent.flights import Finish, Prepare, Row, Send
-from edge_agent.ladder import Ladder
-from edge_agent.outcomes import RefusalCode
+from protocol.control.flights import Finish, Prepare, RefusalCode, Row, Send
+from protocol.control.ladder import Ladder
 from protocol.control.planner import Candidate, Planner
 from protocol.latency import LinkState, PlacementCost
 from protocol.messages import PlacementKind, RejectCode

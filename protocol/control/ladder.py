@@ -23,9 +23,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from edge_agent.breaker import Breaker
-from edge_agent.flights import CancelRemote, Finish, Flight, Instruction, Phase, Prepare, Row, Send
-from edge_agent.outcomes import RefusalCode
+from protocol.control.breaker import Breaker
+from protocol.control.flights import CancelRemote, Finish, Flight, Instruction, Phase, Prepare, RefusalCode, Row, Send
 from protocol.control.planner import Planner
 from protocol.errors import InvariantViolation
 from protocol.latency import LinkState

@@ -5,8 +5,15 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
-from edge_agent.outcomes import RefusalCode
 from protocol.messages import PlacementKind
+
+
+class RefusalCode(enum.StrEnum):
+    DEADLINE = "DEADLINE"  # the budget ran out
+    NO_PLACEMENT = "NO_PLACEMENT"  # nothing on the device or behind the link can do it now
+    BAD_REQUEST = "BAD_REQUEST"  # the gateway says that the tensors do not fit
+    BUSY = "BUSY"  # too many requests are already waiting on this device
+    CLOSED = "CLOSED"  # the agent was shut down first
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.breaker import Breaker, BreakerState
+from protocol.control.breaker import Breaker, BreakerState
 
 
 def opened(*, now: float, threshold: int = 3, wait_s: float = 1.0, longest_wait_s: float = 10.0) -> Breaker:

@@ -15,10 +15,10 @@ from zmq.utils.monitor import recv_monitor_message
 
 from protocol import messages as m
 from protocol import sockets, wire
+from protocol.control.pulse import SILENCE_S
 from protocol.control.session import Event, Role, Session, State
 from protocol.errors import InvariantViolation
 
-SILENCE_S = 4.0  # no message at all for this long, with pings out: the gateway is hung or the link half-open
 WELCOME_S = 3.0  # from transport handshake to Welcome
 RECREATE_S = 8.0  # without a handshake for this long, libzmq may have given up for good
 
@@ -119,10 +119,10 @@ class Connection:
             self._since = now
         return after
 
-    def overdue(self, *, now: float, travel_s: float = 0.0) -> str | None:
+    def overdue(self, *, now: float, patience_s: float = SILENCE_S) -> str | None:
         """Why the socket should be made anew now, if it should."""
         waited = now - self._since
-        if self.state in (State.READY, State.DRAINING) and now - self.heard_at > SILENCE_S + travel_s:
+        if self.state in (State.READY, State.DRAINING) and now - self.heard_at > patience_s:
             return "the gateway has fallen silent"
         if self.state is State.GREETING and waited > WELCOME_S:
             return "the gateway did not welcome us"

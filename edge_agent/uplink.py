@@ -20,16 +20,10 @@ from protocol import messages as m
 from protocol.control.flights import CancelRemote, Finish, Instruction, Prepare, Send
 from protocol.control.ladder import Ladder
 from protocol.control.link import LinkEstimator
+from protocol.control.pulse import Pulse, patience_s, wake_at
 from protocol.control.session import Event, State
 from protocol.errors import InvariantViolation, WireError
 from protocol.mailbox import Mailbox
-
-PING_IVL_S = 1.0
-LOCAL_PING_IVL_S = 0.5  # while requests are answered without the link: it is to be noticed soon when that changes
-ACTIVE_S = 3.0  # without a request for this long no probe is sent: an idle device must not pay for its link
-CONFIRM_IVL_S = 0.05  # between probes while they contradict the estimate
-IDLE_WAIT_S = 0.5
-BUSY_WAIT_S = 0.05  # breakers and credit have no alarm of their own
 
 
 class Uplink:
@@ -62,8 +56,7 @@ class Uplink:
         self._work: dict[int, Work] = {}
         self._out: dict[tuple[int, int], Outstanding] = {}  # (seq, attempt); pings under (-number, 0)
         self._pings = 0
-        self._next_ping = 0.0
-        self._active_until = 0.0
+        self._pulse = Pulse()
         self._stopping = False
         self._thread = threading.Thread(target=self._main, name="isthmus-uplink", daemon=True)
 
@@ -105,11 +98,8 @@ class Uplink:
         self._carry_out(self._ladder.close())
 
     def _wait_ms(self, now: float) -> int:
-        wake = min(self._ladder.next_deadline() or now + IDLE_WAIT_S, now + IDLE_WAIT_S)
-        if self._link.state is State.READY:
-            wake = min(wake, self._next_ping)
-        if self._ladder.flights:
-            wake = min(wake, now + BUSY_WAIT_S)
+        next_ping = self._pulse.next_at if self._link.state is State.READY else None
+        wake = wake_at(self._ladder.next_deadline(), next_ping, busy=bool(self._ladder.flights), now=now)
         return max(0, int((wake - now) * 1000 + 0.999))  # the poller truncates: round up
 
     def _handle_post(self, item: Post) -> None:
@@ -117,7 +107,7 @@ class Uplink:
         match item:
             case Submit(seq, inputs, deadline):
                 self._work[seq] = Work(inputs)
-                self._active_until = now + ACTIVE_S
+                self._pulse.requested(now=now)
                 self._ladder.link_measured(self.estimator.estimate(now))
                 self._carry_out(self._ladder.submitted(seq, deadline, now=now))
             case Done(seq, generation, placement, prepared):
@@ -135,14 +125,12 @@ class Uplink:
 
     def _timers(self, now: float) -> None:
         self._carry_out(self._ladder.tick(now=now))
-        link = self.estimator.estimate(now)
-        travel_s = self._ahead_nbytes() / link.uplink_bytes_per_s if link else 0.0
-        why = self._link.overdue(now=now, travel_s=2 * travel_s)
+        why = self._link.overdue(now=now, patience_s=patience_s(self._ahead_nbytes(), self.estimator.estimate(now)))
         if why is not None:
             self._lose_link(why, now)
             self.stats["sockets_recreated"] += 1
             self._link.recreate(now=now)
-        elif self._link.state in (State.READY, State.DRAINING) and now >= self._next_ping:
+        elif self._link.state in (State.READY, State.DRAINING) and now >= self._pulse.next_at:
             self._ping(now)
 
     # ---- carrying out -----------------------------------------------------------------------------------------------
@@ -192,12 +180,8 @@ class Uplink:
         return sum(out.nbytes for out in self._out.values())
 
     def _ping(self, now: float) -> None:
-        """A plain ping keeps T0 fresh; a padded one after it measures the bandwidth where ordinary traffic does not."""
-        active = now < self._active_until or not self.ready.is_set()
         ahead = self._ahead_nbytes()
-        padding = self.estimator.probe_nbytes(now) if active and not self._out else 0
-        self._next_ping = now + (LOCAL_PING_IVL_S if padding else PING_IVL_S)
-        for size in (0, padding) if padding else (0,):
+        for size in self._pulse.paddings(self.estimator, idle=not self._out, measured=self.ready.is_set(), now=now):
             self._pings += 1
             nbytes = self._link.send(m.Ping(self._pings, bytes(size)))
             if nbytes:
@@ -229,8 +213,7 @@ class Uplink:
             case m.Pong(number, queue_us):
                 if (out := self._out.pop((-number, 0), None)) is not None:
                     self._observe(out, now, residence_s=0.0, queue_s=queue_us / 1e6, down_nbytes=0)
-                    if self.estimator.wants_confirmation and (now < self._active_until or not self.ready.is_set()):
-                        self._next_ping = min(self._next_ping, now + CONFIRM_IVL_S)
+                    self._pulse.answered(self.estimator, measured=self.ready.is_set(), now=now)
             case m.NeedHello():
                 self._link.handle(Event.NEED_HELLO, now=now)
                 self._enter_greeting("the gateway does not know us (it was restarted)", now)
@@ -248,7 +231,7 @@ class Uplink:
     def _welcomed(self, welcome: m.Welcome, now: float) -> None:
         if self._link.handle(Event.WELCOME, now=now) is not State.READY:
             return
-        self._next_ping = now
+        self._pulse.welcomed(now=now)
         held = frozenset(welcome.segments) | frozenset(welcome.models)
         self._carry_out(
             self._ladder.link_up(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from edge_agent.connection import SILENCE_S, WELCOME_S, Connection
+from edge_agent.connection import WELCOME_S, Connection
+from protocol.control.pulse import SILENCE_S
 from protocol.control.session import Event
 from protocol.mailbox import Mailbox
 
@@ -18,7 +19,7 @@ def test_a_gateway_is_silent_only_when_it_has_had_time_to_hear_us() -> None:
         assert connection.overdue(now=1.0 + SILENCE_S - 0.1) is None
         assert connection.overdue(now=1.0 + SILENCE_S + 0.1) == "the gateway has fallen silent"
         # Pings queue behind an upload: on a slow link nothing can come back before it is through.
-        assert connection.overdue(now=1.0 + SILENCE_S + 0.1, travel_s=6.3) is None
+        assert connection.overdue(now=1.0 + SILENCE_S + 0.1, patience_s=SILENCE_S + 6.3) is None
     finally:
         connection.close()
         mailbox.close()

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from protocol.control.breaker import Breaker
+from protocol.control.availability import Availability
 from protocol.control.flights import CancelRemote, Finish, Flight, Instruction, Phase, Prepare, RefusalCode, Row, Send
 from protocol.control.planner import Planner
 from protocol.errors import InvariantViolation
@@ -37,7 +37,6 @@ LOCAL_RESERVE_MIN_S = 0.005
 LONGEST_PAUSE_S = 30.0  # whatever a gateway asks for
 SHORTEST_PAUSE_S = 0.01  # between two attempts of one request, whatever the gateway says
 TRAVEL_MARGIN = 1.25
-LONGEST_DEVICE_WAIT_S = 3.0  # trying a head again costs one local failure and no round trip
 MOST_PENDING = 256
 CODEC_REFUSED = f"gateway {RejectCode.BAD_REQUEST}:"
 
@@ -48,18 +47,10 @@ class Ladder:
     def __init__(self, rows: list[Row], planner: Planner, *, expects_gateway: bool = True) -> None:
         self.flights: dict[int, Flight] = {}
         self.planner = planner
-        self._rows = {row.id: row for row in rows}
-        self._local = next((r.id for r in rows if r.kind is PlacementKind.EDGE_ONLY), None)
-        heads = {row.head or row.id: Breaker(longest_wait_s=LONGEST_DEVICE_WAIT_S) for row in rows}
-        tails = {row.tail or row.id: Breaker() for row in rows}
-        self._device = {row.id: heads[row.head or row.id] for row in rows}
-        self._gateway = Breaker()
-        self._tails = {row.id: tails[row.tail or row.id] for row in rows}
+        self._usable = Availability(rows)
+        self._rows = self._usable.rows
+        self._local = self._usable.local
         self._expects_gateway = expects_gateway
-        self._broken: dict[str, str] = {}  # not at this gateway; forgotten with the next Welcome
-        self._disabled: dict[str, str] = {}
-        self._link_reason: str | None = "no gateway has answered yet"
-        self._held: frozenset[bytes] = frozenset()
         self._credit_requests = 0
         self._credit_nbytes = 0
         self._link: LinkState | None = None
@@ -81,15 +72,15 @@ class Ladder:
         if flight is None or flight.phase is not Phase.PREPARING or flight.generation != generation:
             return []
         row = self._rows[flight.placement]
-        self._device[row.id].succeeded()
+        self._usable.device[row.id].succeeded()
         self.planner.observe_edge(row.id, edge_s)
         if now >= flight.deadline:
             return self._expire(flight, now=now)
         if row.kind is PlacementKind.EDGE_ONLY:
             return [self._finish(flight)]
         flight.phase, flight.nbytes = Phase.READY, nbytes
-        if self._link_reason is not None:  # lost while the device was at work
-            return self._step_down(flight, self._link_reason, now=now)
+        if self._usable.link_reason is not None:  # lost while the device was at work
+            return self._step_down(flight, self._usable.link_reason, now=now)
         return self._send_ready(now=now)
 
     def preparation_failed(
@@ -100,10 +91,10 @@ class Ladder:
         if flight is None or flight.phase is not Phase.PREPARING or flight.generation != generation:
             return []
         if sound:
-            self._device[flight.placement].released()
+            self._usable.device[flight.placement].released()
         else:
-            self._device[flight.placement].failed(reason, now=now)
-        flight.avoided |= dict.fromkeys(self._sharing(flight.placement, head=True), reason)
+            self._usable.device[flight.placement].failed(reason, now=now)
+        flight.avoided |= dict.fromkeys(self._usable.sharing(flight.placement, head=True), reason)
         prefer = (
             self._best_full_cloud(flight, now=now) if self._rows[flight.placement].kind is PlacementKind.CUT else None
         )
@@ -111,15 +102,15 @@ class Ladder:
 
     def answered(self, seq: int, attempt: int, compute_s: float, *, now: float) -> list[Instruction]:
         """A result came. One of an earlier attempt is as good as any, and welcome even after a step down."""
-        self._gateway.succeeded()  # late, but it answers
+        self._usable.gateway.succeeded()  # late, but it answers
         flight = self.flights.get(seq)
         if flight is None or not 1 <= attempt <= len(flight.sent_as):
             return []  # answered late or twice; the request has ended already
         flight.placement = flight.sent_as[attempt - 1]
-        self._tails[flight.placement].succeeded()
+        self._usable.tails[flight.placement].succeeded()
         # What one codec of the same work was refused for and another was not is that gateway's want of the codec.
-        same = self._sharing(flight.placement)
-        self._broken |= {i: why for i, why in flight.avoided.items() if i in same and CODEC_REFUSED in why}
+        same = self._usable.sharing(flight.placement)
+        self._usable.broken |= {i: why for i, why in flight.avoided.items() if i in same and CODEC_REFUSED in why}
         self.planner.observe_tail(flight.placement, compute_s)
         if now >= flight.deadline:
             return [self._late(flight), *self._send_ready(now=now)]
@@ -136,19 +127,19 @@ class Ladder:
         placement = flight.placement
         prefer = None
         again = code in (RejectCode.BUSY, RejectCode.DRAINING, RejectCode.DEADLINE)
-        self._gateway.succeeded()  # whatever it says, it answers
+        self._usable.gateway.succeeded()  # whatever it says, it answers
         flight.refusals += code is RejectCode.DEADLINE
         if code is RejectCode.UNKNOWN_SEGMENT:
             unknown = self._rows[placement].segment
-            self._broken |= {row.id: why for row in self._rows.values() if row.segment == unknown}
+            self._usable.broken |= {row.id: why for row in self._rows.values() if row.segment == unknown}
             prefer = self._best_full_cloud(flight, now=now)
         elif code is RejectCode.INTERNAL:
-            flight.avoided |= dict.fromkeys(self._sharing(placement), why)
-            self._tails[placement].failed(why, now=now)
+            flight.avoided |= dict.fromkeys(self._usable.sharing(placement), why)
+            self._usable.tails[placement].failed(why, now=now)
         elif code in (RejectCode.BUSY, RejectCode.DRAINING):
             # Full-cloud would add load: everything behind this gateway has to wait as long as it asked.
             pause_s = max(min(retry_after_s, LONGEST_PAUSE_S), SHORTEST_PAUSE_S)
-            self._gateway.hold_off(why, pause_s, now=now)
+            self._usable.gateway.hold_off(why, pause_s, now=now)
         elif code is RejectCode.BAD_REQUEST and self._rows[placement].kind is PlacementKind.FULL_CLOUD:
             flight.avoided[placement] = why  # perhaps it only lacks the codec
             prefer = self._best_full_cloud(flight, now=now)
@@ -164,21 +155,18 @@ class Ladder:
         self, *, held: frozenset[bytes], credit_requests: int, credit_nbytes: int, now: float
     ) -> list[Instruction]:
         """A gateway welcomed us; `held` are the digests of the segments and models it can work on."""
-        self._link_reason = None
-        self._held = held
+        self._usable.welcomed(held)
         self._credit_requests, self._credit_nbytes = credit_requests, credit_nbytes
-        self._broken.clear()
-        self._gateway = Breaker()
         return self._send_ready(now=now)
 
     def link_lost(self, reason: str, *, now: float) -> list[Instruction]:
         """The gateway is gone or no longer takes requests. What was in flight goes local, or waits for its return."""
-        self._link_reason = reason
+        self._usable.link_reason = reason
         return self._all_step_down((Phase.SENT, Phase.READY), reason, now=now)
 
     def draining(self, reason: str, *, now: float) -> list[Instruction]:
         """The gateway takes nothing new; what it holds it still answers."""
-        self._link_reason = reason
+        self._usable.link_reason = reason
         return self._all_step_down((Phase.READY,), reason, now=now)
 
     def _all_step_down(self, phases: tuple[Phase, ...], why: str, *, now: float) -> list[Instruction]:
@@ -187,7 +175,7 @@ class Ladder:
 
     def disable(self, id_: str, reason: str) -> None:
         """This placement's head could not be loaded: it is never used."""
-        self._disabled[id_] = reason
+        self._usable.disabled[id_] = reason
 
     def unsent(self, seq: int, *, now: float) -> None:
         """A Send could not be carried out (no connection at this moment): it is ready again."""
@@ -196,8 +184,8 @@ class Ladder:
             flight.phase, flight.not_before = Phase.READY, now + SHORTEST_PAUSE_S
             flight.attempt -= 1
             flight.sent_as.pop()
-            self._gateway.released()
-            self._tails[flight.placement].released()
+            self._usable.gateway.released()
+            self._usable.tails[flight.placement].released()
 
     def link_measured(self, link: LinkState | None) -> None:
         self._link = link
@@ -211,7 +199,7 @@ class Ladder:
             if now >= flight.deadline:
                 out += self._expire(flight, now=now)
             elif flight.phase is Phase.SENT and now >= flight.attempt_until:
-                self._gateway.failed("the gateway does not answer", now=now)
+                self._usable.gateway.failed("the gateway does not answer", now=now)
                 out += self._step_down(flight, "the gateway did not answer in time", now=now)
             elif flight.phase is Phase.READY and self._local_must_start(flight, now=now):
                 out += self._step_down(flight, "no time left to wait for the gateway", now=now)
@@ -222,8 +210,8 @@ class Ladder:
         out: list[Instruction] = []
         if flight.phase is Phase.SENT:
             out.append(CancelRemote(flight.seq))
-            self._tails[flight.placement].released()
-            self._gateway.failed("the gateway does not answer", now=now)
+            self._usable.tails[flight.placement].released()
+            self._usable.gateway.failed("the gateway does not answer", now=now)
         out.append(self._late(flight))
         return out
 
@@ -261,8 +249,7 @@ class Ladder:
 
     def unavailable(self, *, now: float) -> dict[str, str]:
         """For every placement that cannot be used now, why."""
-        reasons = ((row.id, self._unusable(row, now=now)) for row in self._rows.values())
-        return {id_: why for id_, why in reasons if why is not None}
+        return self._usable.reasons(now=now)
 
     def validate(self) -> None:
         """Raise InvariantViolation if a promise of this room is broken (called after every test)."""
@@ -274,49 +261,21 @@ class Ladder:
 
     # ---- decisions --------------------------------------------------------------------------------------------------
 
-    def _device_refuses(self, row: Row, *, now: float) -> str | None:
-        if row.id in self._disabled:
-            return self._disabled[row.id]
-        device = self._device[row.id]
-        return device.reason if device.refuses(now=now) else None
-
-    def _unusable(self, row: Row, *, now: float) -> str | None:
-        reason = self._device_refuses(row, now=now)
-        if reason is not None:
-            return reason
-        if row.kind is PlacementKind.EDGE_ONLY:
-            return None
-        if self._link_reason is not None:
-            return self._link_reason
-        if row.id in self._broken:
-            return self._broken[row.id]
-        if row.segment not in self._held:
-            return f"the gateway does not hold {row.id}"
-        for breaker in (self._gateway, self._tails[row.id]):
-            if breaker.refuses(now=now):
-                return breaker.reason
-        return None
-
-    def _sharing(self, id_: str, *, head: bool = False) -> set[str]:
-        """Placements with the same tail, or the same head, under whatever codec."""
-        own = self._rows[id_].head if head else self._rows[id_].tail
-        return {r.id for r in self._rows.values() if own is not None and own == (r.head if head else r.tail)}
-
     def _best_full_cloud(self, flight: Flight, *, now: float) -> str | None:
         """The codec of the whole model's input that is predicted best now, if the gateway can be used at all."""
         rows = [r for r in self._rows.values() if r.kind is PlacementKind.FULL_CLOUD]
-        usable = [r.id for r in rows if r.id not in flight.avoided and self._unusable(r, now=now) is None]
+        usable = [r.id for r in rows if r.id not in flight.avoided and self._usable.reason(r, now=now) is None]
         predicted = self.planner.predict(self._link) if len(usable) > 1 else {}
         return min(usable, key=lambda id_: predicted.get(id_, 0.0), default=None)
 
     def _place(self, flight: Flight, *, now: float) -> list[Instruction]:
         """Choose a placement for a request that has none (or lost it)."""
-        unavailable = self.unavailable(now=now) | flight.avoided
+        unavailable = self._usable.reasons(now=now) | flight.avoided
         decision = self.planner.decide(self._link, unavailable)
         if decision is None:
             return self._wait_or_refuse(flight, unavailable, now=now)
-        if self._expects_gateway and self._link is None and self._link_reason is not None:
-            flight.note(self._link_reason)  # without a link the plan is a guess, but this much is known
+        if self._expects_gateway and self._link is None and self._usable.link_reason is not None:
+            flight.note(self._usable.link_reason)  # without a link the plan is a guess, but this much is known
         elif decision.because_of is not None:
             wanted, why = decision.because_of
             flight.note(why if wanted in why else f"{wanted}: {why}")
@@ -329,11 +288,11 @@ class Ladder:
         flight.note(why)
         was_sent = flight.phase is Phase.SENT
         if was_sent:
-            self._tails[flight.placement].released()
+            self._usable.tails[flight.placement].released()
         again = again and flight.phase is not Phase.PREPARING
         if not again:
             flight.avoided[flight.placement] = why
-        unavailable = self.unavailable(now=now) | flight.avoided
+        unavailable = self._usable.reasons(now=now) | flight.avoided
         for candidate in (prefer, self._local):
             if candidate is not None and candidate != flight.placement and candidate not in unavailable:
                 cancel: list[Instruction] = [CancelRemote(flight.seq)] if was_sent else []
@@ -350,12 +309,9 @@ class Ladder:
         waiting = [
             row.id
             for row in self._rows.values()
-            if row.kind is not PlacementKind.EDGE_ONLY
-            and row.id not in flight.avoided | self._broken
-            and self._device_refuses(row, now=now) is None
-            and (self._link_reason is not None or row.segment in self._held)
+            if row.id not in flight.avoided and self._usable.waits_for_gateway(row, now=now)
         ]
-        if waiting and (self._link_reason is not None or self._gateway.refuses(now=now)):
+        if waiting and (self._usable.link_reason is not None or self._usable.gateway.refuses(now=now)):
             predicted = self.planner.predict(self._link)
             for why in dict.fromkeys(unavailable[id_] for id_ in waiting):
                 flight.note(why)
@@ -367,18 +323,22 @@ class Ladder:
         flight.placement, flight.phase = placement, Phase.PREPARING
         flight.generation += 1
         flight.attempt_until = flight.deadline
-        self._device[placement].passing(now=now)
+        self._usable.device[placement].passing(now=now)
         return [Prepare(flight.seq, placement)]
 
     def _send_ready(self, *, now: float) -> list[Instruction]:
         """Send what is prepared, oldest first, while link and credit allow."""
-        if self._link_reason is not None:
+        if self._usable.link_reason is not None:
             return []
         out: list[Instruction] = []
         sent = self.in_flight()
         requests, nbytes = len(sent), sum(f.nbytes for f in sent)
         for flight in [f for f in self.flights.values() if f.phase is Phase.READY]:
-            if flight.not_before > now or self._gateway.refuses(now=now) or self._local_must_start(flight, now=now):
+            if (
+                flight.not_before > now
+                or self._usable.gateway.refuses(now=now)
+                or self._local_must_start(flight, now=now)
+            ):
                 continue
             # A request larger than the whole credit may go alone; the gateway refuses it in its own words if it must.
             too_large = requests > 0 and nbytes + flight.nbytes > self._credit_nbytes
@@ -399,8 +359,8 @@ class Ladder:
         flight.attempt += 1
         flight.sent_as.append(flight.placement)
         flight.attempt_until = min(now + ahead_s + self._allowed_s(flight), self._latest_remote_end(flight))
-        self._gateway.passing(now=now)
-        self._tails[flight.placement].passing(now=now)
+        self._usable.gateway.passing(now=now)
+        self._usable.tails[flight.placement].passing(now=now)
         budget_s = max(flight.attempt_until - now - ahead_s - self._travel_s(flight), 0.0)
         return Send(flight.seq, flight.placement, flight.attempt, budget_s)
 
@@ -424,7 +384,7 @@ class Ladder:
         """The latest moment at which edge-only can still start and meet the deadline; the deadline without it."""
         if self._local is None or self._local == flight.placement or flight.local_hopeless:
             return flight.deadline
-        if self._local in self._disabled:
+        if self._local in self._usable.disabled:
             return flight.deadline
         predicted = self.planner.predict(self._link)[self._local]
         return flight.deadline - max(LOCAL_RESERVE_FACTOR * predicted, LOCAL_RESERVE_MIN_S)

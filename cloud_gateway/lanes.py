@@ -16,6 +16,7 @@ import numpy as np
 
 from cloud_gateway.batcher import Batcher
 from cloud_gateway.cost_curve import CostCurve
+from cloud_gateway.references import References
 from protocol import drift
 from protocol.bundle import BoundaryTensor, Bundle, PlacementEntry
 from protocol.engines.base import Engine
@@ -61,6 +62,7 @@ class Lane:
         self.curve = CostCurve()
         self.batcher: Batcher[Item] = Batcher(self.curve, max_rows=max_rows if self.batchable else 1)
         self.condition = threading.Condition()
+        self.references = References()  # the worker's alone
         self.running_until = 0.0  # when the batch that now runs should be done
         self.stopping = False
         self.tried_at = -math.inf  # when a request was last let in only to measure again

@@ -12,6 +12,7 @@ import numpy as np
 from cloud_gateway.lanes import Item, Lane, stack
 from protocol import codecs, wire
 from protocol import messages as m
+from protocol.delta import DeltaCodec, UnknownReferenceError
 from protocol.errors import EngineError, InvariantViolation, WireError
 from protocol.tensors import Array, TensorHeader
 from protocol.wire import Buffer
@@ -140,12 +141,24 @@ class Worker:
                 if wire.checksum(item.parts) != item.infer.checksum:
                     raise WireError("the payload's checksum does not match", "send it again")
                 buffers = wire.join_parts(headers, item.parts)
-                arrays = {h.name: codecs.decode(h, b) for h, b in zip(headers, buffers, strict=True)}
+                arrays = {h.name: self._decode_one(item, h, b) for h, b in zip(headers, buffers, strict=True)}
+            except UnknownReferenceError as error:
+                self._post([NotComputed(item, m.RejectCode.UNKNOWN_REFERENCE, str(error))])
+                continue
             except WireError as error:
                 self._post([NotComputed(item, m.RejectCode.BAD_REQUEST, str(error))])
                 continue
+            if item.infer.keep:
+                frame = {h.name: arrays[h.name] for h in headers if h.codec == DeltaCodec.name}
+                self._lane.references.keep(_stream(item), item.infer.request.sequence, frame)
             decoded.append((item, arrays))
         return decoded
+
+    def _decode_one(self, item: Item, header: TensorHeader, data: Buffer) -> Array:
+        def recall(sequence: int) -> Array | None:
+            return self._lane.references.find(_stream(item), sequence, header.name)
+
+        return codecs.decode(header, data, recall)
 
     def _assemble(self, requests: Sequence[dict[str, Array]]) -> dict[str, Array]:
         if len(requests) == 1:
@@ -177,3 +190,8 @@ class Worker:
             axis = self._lane.output_axes[name]
             parts[name] = np.split(array, np.array(ends) * (array.shape[axis] // rows), axis)
         return [{name: arrays[i] for name, arrays in parts.items()} for i in range(len(items))]
+
+
+def _stream(item: Item) -> tuple[bytes, bytes]:
+    """Whose frames may refer to each other: one device's under one segment. Nobody can use another's boot id."""
+    return item.infer.request.boot, item.infer.segment

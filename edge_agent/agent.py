@@ -27,6 +27,7 @@ from edge_agent.compute import Compute
 from edge_agent.errands import Ending, Stop, Submit
 from edge_agent.heads import Heads
 from edge_agent.outcomes import Answer, Outcome, Refusal, StageTimings
+from edge_agent.references import References
 from edge_agent.uplink import Uplink
 from protocol import __version__, sockets
 from protocol import messages as m
@@ -89,6 +90,7 @@ class Agent:
         rows = [Row(e.id, e.kind, _segment(e), e.head, e.tail) for e in self._entries.values()]
         self.planner = Planner([Candidate(e.id, e.cost, e.head or "", e.tail or "") for e in self._entries.values()])
         self._ladder = Ladder(rows, self.planner, expects_gateway=self._endpoint is not None)
+        references = References()
         self.uplink = Uplink(
             endpoint=self._endpoint,
             hello=m.Hello(
@@ -100,11 +102,12 @@ class Agent:
             ladder=self._ladder,
             segments={row.id: row.segment for row in rows if row.segment is not None},
             outputs=frozenset(s.name for s in self.bundle.manifest.model.outputs),
+            references=references,
             submit_job=lambda job: self._compute.submit(job),
             ended=self._ended,
             crashed=self._crashed,
         )
-        self._compute = Compute(self.heads, self.uplink.post, self.uplink.wanted)
+        self._compute = Compute(self.heads, references, self.uplink.post, self.uplink.wanted)
 
     def start(self) -> None:
         """Load the heads and start the threads. Raises BundleError for a damaged file."""

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from edge_agent.heads import Heads, Prepared, ValuesError
+from edge_agent.references import References
 from protocol.errors import IsthmusError
 from protocol.tensors import Tensors
 
@@ -51,9 +52,14 @@ class Crashed:
 
 class Compute:
     def __init__(
-        self, heads: Heads, post: Callable[[Done | Failed | Crashed], None], wanted: Callable[[int, int], bool]
+        self,
+        heads: Heads,
+        references: References,
+        post: Callable[[Done | Failed | Crashed], None],
+        wanted: Callable[[int, int], bool],
     ) -> None:
         self._heads = heads
+        self._references = references
         self._wanted = wanted
         self._post = post
         self._stopping = False
@@ -90,7 +96,7 @@ class Compute:
         if start >= job.deadline or (done_by >= job.deadline and self._jobs.qsize()):
             return None  # too late for this one: the next may still be in time
         try:
-            made = self._heads.prepare(job.placement, job.inputs)
+            made = self._heads.prepare(job.placement, job.inputs, self._references.of(job.placement))
             self._took[job.placement] = time.monotonic() - start
             return Done(job.seq, job.generation, job.placement, made)
         except IsthmusError as error:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ import numpy as np
 from protocol import drift
 from protocol.bundle import Bundle, PlacementEntry
 from protocol.codecs import encode
+from protocol.delta import DeltaCodec, Reference
 from protocol.engines.base import Engine
 from protocol.engines.ort import OrtEngine
 from protocol.errors import EngineError, WireError
@@ -39,6 +40,7 @@ class Prepared:
     encode_s: float
     engine: str
     outer_ppm: int | None = None  # share of crossing codes at the ends of their range: see protocol.drift
+    codes: Mapping[str, Array] = field(default_factory=dict)  # what later frames may be sent as differences to
 
     @property
     def nbytes(self) -> int:
@@ -86,13 +88,16 @@ class Heads:
             engine.deactivate()
         self._engines.clear()
 
-    def prepare(self, placement: str, inputs: Tensors) -> Prepared:
-        """Do the device's share of one request. Raises EngineError when the head fails or is not there."""
+    def prepare(self, placement: str, inputs: Tensors, before: Mapping[str, Reference] | None = None) -> Prepared:
+        """Do the device's share of one request; `before` are tensors of an answered one, for differences.
+
+        Raises EngineError when the head fails or is not there.
+        """
         entry = self._entries[placement]
         start = time.perf_counter()
         values = self._run(entry, inputs)
         ran = time.perf_counter()
-        encoded = _encode(entry, values)
+        encoded = _encode(entry, values, before or {})
         done = time.perf_counter()
         if self._slowdown > 1.0:
             time.sleep((done - start) * (self._slowdown - 1.0))
@@ -108,6 +113,7 @@ class Heads:
             encode_s=(done - ran) * self._slowdown,
             engine=engine.description if engine else "",
             outer_ppm=drift.outer_ppm(entry.boundary, values),
+            codes={b.spec.name: values[b.spec.name] for b in entry.boundary if b.codec == DeltaCodec.name},
         )
 
     def _run(self, entry: PlacementEntry, inputs: Tensors) -> dict[str, Array]:
@@ -125,10 +131,14 @@ class Heads:
             raise ValuesError(error.fact, error.remedy) from error
 
 
-def _encode(entry: PlacementEntry, values: Mapping[str, Array]) -> list[tuple[TensorHeader, Buffer]]:
+def _encode(
+    entry: PlacementEntry, values: Mapping[str, Array], before: Mapping[str, Reference]
+) -> list[tuple[TensorHeader, Buffer]]:
     """Raises ValuesError: the codecs were tried at the start, so only these values (their shape) can be at fault."""
     try:
-        return [encode(b.spec.name, values[b.spec.name], b.codec, b.levels) for b in entry.boundary]
+        return [
+            encode(b.spec.name, values[b.spec.name], b.codec, b.levels, before.get(b.spec.name)) for b in entry.boundary
+        ]
     except WireError as error:
         raise ValuesError(error.fact, error.remedy) from error
 
@@ -136,7 +146,7 @@ def _encode(entry: PlacementEntry, values: Mapping[str, Array]) -> list[tuple[Te
 def _cannot_encode(entry: PlacementEntry) -> str:
     """Why this device cannot write the placement's codecs, or "". The trial also loads what a codec needs."""
     try:
-        _encode(entry, {b.spec.name: _zeros(b.spec) for b in entry.boundary})
+        _encode(entry, {b.spec.name: _zeros(b.spec) for b in entry.boundary}, {})
     except ValuesError as error:
         return str(error)
     return ""

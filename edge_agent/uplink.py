@@ -15,6 +15,7 @@ from collections.abc import Callable
 from edge_agent.compute import Crashed, Done, Failed, Job
 from edge_agent.connection import Change, Connection
 from edge_agent.errands import Ending, Outstanding, Post, Remote, Stop, Submit, Work
+from edge_agent.references import References
 from protocol import codecs, sockets, wire
 from protocol import messages as m
 from protocol.control.flights import CancelRemote, Finish, Instruction, Prepare, Send
@@ -37,6 +38,7 @@ class Uplink:
         ladder: Ladder,
         segments: dict[str, bytes],
         outputs: frozenset[str],
+        references: References,
         submit_job: Callable[[Job], None],
         ended: Callable[[Ending], None],
         crashed: Callable[[BaseException], None],
@@ -46,6 +48,7 @@ class Uplink:
         self.stats: Counter[str] = Counter()
         self.ready = threading.Event()
         self._outputs = outputs
+        self._references = references
         self._link = Connection(endpoint, self.mailbox.fileno())
         self._hello = hello
         self._ladder = ladder
@@ -165,6 +168,7 @@ class Uplink:
             tensors=prepared.headers,
             checksum=prepared.checksum,
             outer_ppm=prepared.outer_ppm,
+            keep=bool(prepared.codes),
         )
         now = time.monotonic()
         ahead = self._ahead_nbytes()
@@ -232,6 +236,7 @@ class Uplink:
         if self._link.handle(Event.WELCOME, now=now) is not State.READY:
             return
         self._pulse.welcomed(now=now)
+        self._references.forget_all()
         held = frozenset(welcome.segments) | frozenset(welcome.models)
         self._carry_out(
             self._ladder.link_up(
@@ -268,6 +273,9 @@ class Uplink:
             return
         round_trip_s = now - out.at if out else 0.0
         remote = Remote(outputs, result, round_trip_s, out.nbytes if out else 0, sum(sizes))
+        sent = self._ladder.sent_as(seq, result.attempt) or ""
+        if (prepared := self._work[seq].prepared.get(sent)) is not None:
+            self._references.answered(sent, seq, prepared.codes)
         compute_s = result.timings.compute_us / 1e6
         self._carry_out(self._ladder.answered(seq, result.attempt, compute_s, now=now), remote)
 
@@ -276,6 +284,8 @@ class Uplink:
         self.stats[f"rejected_{reject.code}"] += 1
         if (out := self._landed(seq, reject.attempt)) is not None:
             self._observe(out, now, reject.residence_us / 1e6, 0.0, 0)
+        if reject.code is m.RejectCode.UNKNOWN_REFERENCE and (sent := self._ladder.sent_as(seq, reject.attempt)):
+            self._references.forget(sent)
         self._carry_out(
             self._ladder.rejected(seq, reject.attempt, reject.code, reject.reason, reject.retry_after_us / 1e6, now=now)
         )

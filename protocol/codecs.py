@@ -4,6 +4,7 @@
     zstd     one zstd frame, level 1, over the codes in CHW order (0.2-0.5 byte/element on ReLU outputs)
     png, jpeg1 ... jpeg100   pictures (protocol/images.py); JPEG is lossy, its quality is the encoder's alone
     levels   8-bit codes on few levels, several to a byte, entropy-coded (protocol/levels.py); lossy by design
+    delta    the same as the difference to an earlier frame, where one is known to both sides (protocol/delta.py)
 
 The eight bits come from the head itself (its last operator emits uint8 codes), so "raw" on such a boundary is one byte
 an element. Decoders treat their input as hostile: the decoded size is known from the header and checked before
@@ -18,6 +19,7 @@ import numpy as np
 
 from protocol import images
 from protocol.bundle import Levels
+from protocol.delta import DeltaCodec, Recall, Reference
 from protocol.errors import WireError
 from protocol.frames import deflate, inflate
 from protocol.levels import LevelCodec
@@ -72,29 +74,41 @@ class Zstd:
         return inflate(data, header.decoded_nbytes())
 
 
-CODECS: dict[str, Codec] = {codec.name: codec for codec in (Raw(), Zstd(), LevelCodec())}
+CODECS: dict[str, Codec] = {codec.name: codec for codec in (Raw(), Zstd(), LevelCodec(), DeltaCodec())}
 
 
-def encode(name: str, array: Array, codec: str, levels: Levels | None = None) -> tuple[TensorHeader, Buffer]:
-    """Encode one tensor. Returns its wire header and its bytes; `levels` are for the codec "levels" alone.
+def encode(
+    name: str, array: Array, codec: str, levels: Levels | None = None, before: Reference | None = None
+) -> tuple[TensorHeader, Buffer]:
+    """Encode one tensor. Returns its wire header and its bytes.
 
+    `levels` are for the codecs "levels" and "delta", `before` (the same tensor of an answered request) for "delta".
     Raises WireError for a codec or an element type that may not cross, and for a codec that cannot take this tensor.
     """
     dtype = dtype_name(name, array)
     coder = _codec(codec, name, dtype, array.shape)
-    data = coder.encode(array, levels)
+    if before is not None and isinstance(coder, DeltaCodec):
+        data = coder.encode_after(array, levels, before)
+    else:
+        data = coder.encode(array, levels)
     return TensorHeader(name, dtype, array.shape, codec, memoryview(data).nbytes), data
 
 
-def decode(header: TensorHeader, data: Buffer) -> Array:
+def decode(header: TensorHeader, data: Buffer, recall: Recall | None = None) -> Array:
     """Decode one tensor to a read-only array of `header.shape`; raw data is viewed, not copied.
 
+    `recall` brings back the tensor of an earlier request, for the codec "delta"; without it, or where it brings back
+    nothing, a difference raises UnknownReferenceError.
     Raises WireError when header and data do not belong together, before anything of the claimed size is allocated.
     """
     nbytes = header.decoded_nbytes()
     if nbytes > MAX_PAYLOAD_NBYTES:
         raise WireError(f"tensor {header.name!r} would decode to {nbytes} bytes", f"at most {MAX_PAYLOAD_NBYTES}")
-    raw = _codec(header.codec, header.name, header.dtype, header.shape).decode(data, header)
+    coder = _codec(header.codec, header.name, header.dtype, header.shape)
+    if recall is not None and isinstance(coder, DeltaCodec):
+        raw = coder.decode_after(data, header, recall)
+    else:
+        raw = coder.decode(data, header)
     try:
         array: Array = np.frombuffer(raw, dtype=DTYPES[header.dtype]).reshape(header.shape)
     except ValueError as error:  # an empty tensor with dimensions beyond numpy's

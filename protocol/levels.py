@@ -55,26 +55,35 @@ class LevelCodec:
     def encode(self, array: Array, levels: Levels | None) -> Buffer:
         if levels is None:
             raise WireError("the codec 'levels' without its levels", "give the `levels` of the boundary tensor")
-        by_code, values = _table(levels)
+        by_code, values = table(levels)
         flat = quantise(array, by_code, levels.thresholds)
-        form, body = _body(flat, len(values))
+        form, body = body_of(flat, len(values))
         return b"".join((bytes((form, len(values) - 1)), values, *body))
 
     def decode(self, data: Buffer, header: TensorHeader) -> Buffer:
-        view = memoryview(data).cast("B")
-        if view.nbytes < 2 or view.nbytes < 3 + view[1]:
-            raise WireError(f"payload of {view.nbytes} bytes holds no levels", "see docs/wire.md for its beginning")
-        form, count = view[0], view[1] + 1
-        values, body = bytes(view[2 : 2 + count]), view[2 + count :]
-        elements = header.decoded_nbytes()
-        if form == _SPARSE:
-            return _unpack_sparse(body, values, elements)
-        nbytes = packed_nbytes(elements, count)
-        if form == _ZSTD:
-            body = memoryview(inflate(body, nbytes))
-        elif form != _PACKED or body.nbytes != nbytes:
-            raise WireError(f"levels in form {form} and {body.nbytes} bytes", f"{elements} elements need {nbytes}")
-        return unpack(body, values, elements)
+        form, values, body = parse(data)
+        return opened(form, body, values, header.decoded_nbytes())
+
+
+def parse(data: Buffer) -> tuple[int, bytes, memoryview]:
+    """Form, codes of the levels, body. Raises WireError for a payload that ends before its body."""
+    view = memoryview(data).cast("B")
+    if view.nbytes < 2 or view.nbytes < 3 + view[1]:
+        raise WireError(f"payload of {view.nbytes} bytes holds no levels", "see docs/wire.md for its beginning")
+    count = view[1] + 1
+    return view[0], bytes(view[2 : 2 + count]), view[2 + count :]
+
+
+def opened(form: int, body: memoryview, values: bytes, elements: int) -> Buffer:
+    """For each of `elements` levels in `body` the byte of `values` that it stands for. Raises WireError."""
+    if form == _SPARSE:
+        return _unpack_sparse(body, values, elements)
+    nbytes = packed_nbytes(elements, len(values))
+    if form == _ZSTD:
+        body = memoryview(inflate(body, nbytes))
+    elif form != _PACKED or body.nbytes != nbytes:
+        raise WireError(f"levels in form {form} and {body.nbytes} bytes", f"{elements} elements need {nbytes}")
+    return unpack(body, values, elements)
 
 
 def per_byte(base: int) -> int:
@@ -132,8 +141,8 @@ def unpack(packed: Buffer, values: bytes, elements: int) -> Buffer:
 # ---- sparse ---------------------------------------------------------------------------------------------------------
 
 
-def _body(flat: Array, count: int) -> tuple[int, tuple[Buffer, ...]]:
-    """The form that suits these levels, and its body."""
+def body_of(flat: Array, count: int) -> tuple[int, tuple[Buffer, ...]]:
+    """The form that suits these levels (flat uint8 below `count`), and its body."""
     zero = _zero(flat) if count > 2 else None
     if zero is not None:
         return _SPARSE, _pack_sparse(flat, count, zero)
@@ -189,7 +198,7 @@ def _scatter(out: Array, where: Array, codes: Array) -> None:
 
 
 @lru_cache(maxsize=64)
-def _table(levels: Levels) -> tuple[bytes, bytes]:
+def table(levels: Levels) -> tuple[bytes, bytes]:
     """Level by code, and code by level. Raises WireError for levels that no partitioner designs."""
     thresholds, values = levels.thresholds, levels.values
     ascending = all(a < b for a, b in pairwise((0, *thresholds, 256)))

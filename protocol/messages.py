@@ -47,6 +47,7 @@ class RejectCode(enum.StrEnum):
     BUSY = "BUSY"  # the queue is full: another gateway, or edge-only; never more load
     DEADLINE = "DEADLINE"  # it cannot finish within the budget
     UNKNOWN_SEGMENT = "UNKNOWN_SEGMENT"  # no such head/tail pair here: full-cloud if the model is held
+    UNKNOWN_REFERENCE = "UNKNOWN_REFERENCE"  # a difference to a frame that is not held: send this one alone
     BAD_REQUEST = "BAD_REQUEST"  # tensors or checksum do not fit: sending it again will not help
     TOO_LARGE = "TOO_LARGE"
     DRAINING = "DRAINING"  # shutting down: another gateway, or edge-only
@@ -102,6 +103,7 @@ class Infer(msgspec.Struct, frozen=True, array_like=True):
     sampled: bool = False
     # Share of the crossing 8-bit codes that lie at the ends of their range, in parts per million; None where none are.
     outer_ppm: Annotated[int, msgspec.Meta(ge=0, le=10**6)] | None = None
+    keep: bool = False  # what crosses may be referred to by later requests: see protocol.delta
 
 
 class Timings(msgspec.Struct, frozen=True, array_like=True):

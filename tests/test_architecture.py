@@ -68,6 +68,7 @@ PURE_ROOMS = (
     "cloud_gateway/batcher.py",
     "cloud_gateway/cost_curve.py",
     "cloud_gateway/dedup.py",
+    "cloud_gateway/references.py",
     "partitioner/measuring/anchors.py",
     "partitioner/solver/bounded.py",
     "partitioner/solver/budgets.py",

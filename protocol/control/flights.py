@@ -85,6 +85,7 @@ class Flight:
     generation: int = 0  # counts preparations, so that a late one is told from the current one
     sent_as: list[str] = field(default_factory=list)  # placement of each attempt
     refusals: int = 0  # how often the gateway has said that it cannot be in time
+    encoded_anew: bool = False  # since the gateway had forgotten the frame before
     local_hopeless: bool = False  # edge-only had to start but could not
     degraded: list[str] = field(default_factory=list)
     avoided: dict[str, str] = field(default_factory=dict)

@@ -12,6 +12,7 @@ When a step fails, its *cause* decides the next placement:
     head failed                 -> full-cloud, else edge-only     (its breaker opens)
     gateway busy or draining    -> edge-only, else wait           (full-cloud would add load)
     segment unknown there       -> full-cloud if it holds the model, else edge-only
+    frame before forgotten      -> the same placement at once, encoded anew without it
     attempt timed out           -> edge-only, else again under the same id (the gateway suppresses duplicates)
     link lost                   -> edge-only, else keep and send again under the same id when it is back
     budget used up              -> refusal
@@ -74,6 +75,7 @@ class Ladder:
         row = self._rows[flight.placement]
         self._usable.device[row.id].succeeded()
         self.planner.observe_edge(row.id, edge_s)
+        self.planner.observe_nbytes(row.id, nbytes)
         if now >= flight.deadline:
             return self._expire(flight, now=now)
         if row.kind is PlacementKind.EDGE_ONLY:
@@ -129,6 +131,10 @@ class Ladder:
         again = code in (RejectCode.BUSY, RejectCode.DRAINING, RejectCode.DEADLINE)
         self._usable.gateway.succeeded()  # whatever it says, it answers
         flight.refusals += code is RejectCode.DEADLINE
+        if code is RejectCode.UNKNOWN_REFERENCE and not flight.encoded_anew:
+            flight.encoded_anew = True
+            self._usable.tails[placement].released()
+            return self._prepare(flight, placement, now=now) + self._send_ready(now=now)
         if code is RejectCode.UNKNOWN_SEGMENT:
             unknown = self._rows[placement].segment
             self._usable.broken |= {row.id: why for row in self._rows.values() if row.segment == unknown}

@@ -2,7 +2,8 @@
 
 The offline costs are a prior. What requests really cost is learned online: one factor for the device (a hot or
 throttled device moves every head alike) and one per head where it was itself measured, and likewise for the
-gateway's compute by tail. A switch needs a clear gain (HYSTERESIS), so that noise around a breakpoint does not flap.
+gateway's compute by tail, and one for the bytes of each placement (a stream that moves more than the calibration
+samples compresses less). A switch needs a clear gain (HYSTERESIS), so that noise around a breakpoint does not flap.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class Planner:
         self._edge_factor: float | None = None
         self._edge_factors: dict[str, float] = {}  # by work on the device
         self._tail_factors: dict[str, float] = {}  # by tail
+        self._size_factors: dict[str, float] = {}  # by placement
         self._used: dict[str, None] = {}  # placements that were ever chosen
         self._tried_at: dict[str, int] = {}  # number of the decision that last chose this work
         self._decisions = 0
@@ -126,6 +128,13 @@ class Planner:
             self._edge_factor = _learn(self._edge_factor, ratio)
             self._forget(other for other, key in self._heads.items() if key not in self._edge_factors)
 
+    def observe_nbytes(self, id_: str, nbytes: int) -> None:
+        """How much one request's encoding really was. Unlike times, planned sizes hold on any machine."""
+        planned = self._costs[id_].up_nbytes
+        if planned > 0:
+            self._size_factors[id_] = _learn(self._size_factors.get(id_, 1.0), nbytes / planned)
+            self._forget((id_,))
+
     def observe_tail(self, id_: str, compute_s: float) -> None:
         planned, tail = self._costs[id_].tail_s, self._tails[id_]
         if planned > 0:
@@ -144,7 +153,11 @@ class Planner:
             edge = self._edge_factors.get(self._heads[id_], self._edge_factor or 1.0)
             tail = self._tail_factors.get(self._tails[id_], 1.0)
             known = self._adjusted_costs[id_] = msgspec.structs.replace(
-                cost, edge_s=cost.edge_s * edge, encode_s=cost.encode_s * edge, tail_s=cost.tail_s * tail
+                cost,
+                edge_s=cost.edge_s * edge,
+                encode_s=cost.encode_s * edge,
+                up_nbytes=cost.up_nbytes * self._size_factors.get(id_, 1.0),
+                tail_s=cost.tail_s * tail,
             )
         return known
 

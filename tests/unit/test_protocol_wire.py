@@ -179,7 +179,7 @@ def test_fields_appended_by_a_later_minor_version_are_skipped(message: m.Message
     ("message", "optional"),
     [
         (m.NeedHello(b"epoch---"), 1),
-        (m.Infer(REQUEST, bytes(32), 0, 1, 4, (), 0), 3),
+        (m.Infer(REQUEST, bytes(32), 0, 1, 4, (), 0), 4),
         (m.Reject(REQUEST, 1, m.RejectCode.BUSY, "full", 2, 3), 1),
         (m.Ping(3), 1),
         (m.Pong(3), 1),
@@ -448,6 +448,13 @@ def test_the_infer_in_the_documentation_is_what_the_code_writes_and_reads() -> N
 def test_the_levels_in_the_documentation_are_what_the_code_reads(form: str) -> None:
     payload = documented_hex(f"levels-{form}")
     read = codecs.decode(TensorHeader("x", "uint8", (1, 5), "levels", len(payload)), payload)
+    assert read.tolist() == [[3, 50, 140, 140, 3]]
+
+
+def test_the_difference_in_the_documentation_is_what_the_code_reads() -> None:
+    payload = documented_hex("delta")
+    held = {1: np.array([[3, 50, 50, 140, 3]], np.uint8)}
+    read = codecs.decode(TensorHeader("x", "uint8", (1, 5), "delta", len(payload)), payload, held.get)
     assert read.tolist() == [[3, 50, 140, 140, 3]]
 
 

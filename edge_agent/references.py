@@ -1,0 +1,42 @@
+"""What the next frame may be sent as a difference to: the latest answered request of each placement.
+
+The uplink's thread writes when answers come, the compute thread reads when it encodes; both touch one dictionary entry,
+whole. An answer proves that the gateway decoded the frame, so nothing else need be agreed on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from protocol.delta import Reference
+from protocol.tensors import Array
+
+
+class _Answered(NamedTuple):
+    sequence: int
+    codes: Mapping[str, Array]  # what crossed, before the codec
+
+
+class References:
+    def __init__(self) -> None:
+        self._answered: dict[str, _Answered] = {}
+
+    def answered(self, placement: str, sequence: int, codes: Mapping[str, Array]) -> None:
+        """The gateway has these codes. Answers may come in any order: the latest request counts."""
+        known = self._answered.get(placement)
+        if codes and (known is None or known.sequence < sequence):
+            self._answered[placement] = _Answered(sequence, codes)
+
+    def forget(self, placement: str) -> None:
+        """The gateway no longer has this placement's frame."""
+        self._answered.pop(placement, None)
+
+    def forget_all(self) -> None:
+        """This may be another gateway."""
+        self._answered.clear()
+
+    def of(self, placement: str) -> dict[str, Reference]:
+        """By tensor; empty where every frame has to go alone."""
+        known = self._answered.get(placement)
+        return {} if known is None else {name: Reference(known.sequence, codes) for name, codes in known.codes.items()}

@@ -1,0 +1,157 @@
+"""The codec "delta": 8-bit codes as the difference to the frame before, for streams whose pictures are alike.
+
+    payload = kind u8, rest
+
+    kind 0  alone: the rest is a payload of the codec "levels"
+    kind 1  difference: sequence u64, crc32 u32 (little endian), then a payload of the codec "levels" whose N codes are
+            the placement's, but whose digits are (level - level there) modulo N
+
+"There" is the same tensor of the request with that sequence number: same device, same segment, same shape, and answered
+before, so that the gateway surely had it. The checksum is that of the levels there, one a byte. A level is the first of
+the N that stands for its code. Without levels every code is its own (N = 256): then nothing is lost.
+
+The decoder keeps no state itself; whoever calls it remembers what was decoded and says what a number stands for. One
+that has forgotten raises UnknownReferenceError, and the sender sends the frame alone. The sender also does so by itself
+where a difference would not be smaller, as when the scene changes.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from protocol.bundle import Levels
+from protocol.errors import WireError
+from protocol.levels import LevelCodec, body_of, opened, parse, quantise, table
+from protocol.tensors import Array, TensorHeader
+from protocol.wire import Buffer
+
+ALONE, DIFFERENCE = 0, 1
+_HEAD = struct.Struct("<BQI")
+_SAMPLE = 2048  # elements that are looked at to choose between the two
+_ALL = Levels(tuple(range(1, 256)), tuple(range(256)))
+
+
+class UnknownReferenceError(WireError):
+    """The frame that a difference refers to is not held (any more): send this one alone."""
+
+
+class Reference(NamedTuple):
+    """A tensor of an answered request: its sequence number, and its codes before or after the codec (both do)."""
+
+    sequence: int
+    codes: Array
+
+
+Recall = Callable[[int], Array | None]  # the decoded codes of the tensor in the request with this sequence number
+
+
+class DeltaCodec:
+    """uint8 only. `encode` and `decode` know no other frame; `encode_after` and `decode_after` do."""
+
+    name = "delta"
+    _alone = LevelCodec()
+
+    def refusal(self, dtype: str, shape: tuple[int, ...]) -> str:
+        return "" if dtype == "uint8" else "the codec 'delta' takes 8-bit codes (uint8)"
+
+    def encode(self, array: Array, levels: Levels | None) -> Buffer:
+        return bytes((ALONE,)) + self._alone.encode(array, levels or _ALL)
+
+    def encode_after(self, array: Array, levels: Levels | None, before: Reference) -> Buffer:
+        """The smaller of both kinds, judged by a sample. Alone as well where the shapes differ."""
+        if before.codes.shape != array.shape or before.codes.dtype != array.dtype:
+            return self.encode(array, levels)
+        levels = levels or _ALL
+        first, values = _first_of_its_code(levels)
+        now, then = (_levels(codes, levels, first) for codes in (array, before.codes))
+        difference = _modulo(now, then, len(values))
+        if _bits(difference) >= _bits(now):
+            return self.encode(array, levels)
+        form, body = body_of(difference, len(values))
+        head = _HEAD.pack(DIFFERENCE, before.sequence, zlib.crc32(then.data))
+        return b"".join((head, bytes((form, len(values) - 1)), values, *body))
+
+    def decode(self, data: Buffer, header: TensorHeader) -> Buffer:
+        return self.decode_after(data, header, lambda _: None)
+
+    def decode_after(self, data: Buffer, header: TensorHeader, recall: Recall) -> Buffer:
+        """Raises UnknownReferenceError if `recall` does not bring back what was sent, WireError for other trouble."""
+        view = memoryview(data).cast("B")
+        if view.nbytes < 1 or view[0] not in (ALONE, DIFFERENCE):
+            raise WireError(f"payload of {view.nbytes} bytes is no delta", "see docs/wire.md for its beginning")
+        if view[0] == ALONE:
+            return self._alone.decode(view[1:], header)
+        if view.nbytes < _HEAD.size:
+            raise WireError(f"difference of {view.nbytes} bytes", f"it begins with {_HEAD.size}")
+        _, sequence, crc = _HEAD.unpack_from(view)
+        form, values, body = parse(view[_HEAD.size :])
+        then = _levels_there(recall(sequence), header, values, sequence, crc)
+        digits = opened(form, body, bytes(range(len(values))), then.size)
+        difference = np.frombuffer(digits, np.uint8)
+        return _plus(then, difference, len(values)).tobytes().translate(values.ljust(256, b"\0"))
+
+
+def _levels_there(codes: Array | None, header: TensorHeader, values: bytes, sequence: int, crc: int) -> Array:
+    """The levels of the frame that a difference refers to, shown to be the sender's."""
+    wanted = "send the frame alone"
+    if codes is None:
+        raise UnknownReferenceError(f"request {sequence} is not held", wanted)
+    if codes.shape != header.shape:
+        raise UnknownReferenceError(f"request {sequence} had shape {list(codes.shape)}", wanted)
+    levels = np.frombuffer(codes.tobytes().translate(_level_by_code(values)), np.uint8)
+    if zlib.crc32(levels.data) != crc:
+        raise UnknownReferenceError(f"request {sequence} held other levels", wanted)
+    return levels
+
+
+@lru_cache(maxsize=64)
+def _first_of_its_code(levels: Levels) -> tuple[bytes, bytes]:
+    """For each level the first one that stands for the same code, and the code of each level."""
+    _, values = table(levels)
+    return bytes(values.find(code) for code in values).ljust(256, b"\0"), values
+
+
+@lru_cache(maxsize=64)
+def _level_by_code(values: bytes) -> bytes:
+    """The first level that stands for each code; 0 for codes that no level stands for: the checksum finds those."""
+    return bytes(max(values.find(code), 0) for code in range(256))
+
+
+def _levels(codes: Array, levels: Levels, first: bytes) -> Array:
+    quantised = quantise(codes, table(levels)[0], levels.thresholds)
+    if len(set(levels.values)) == len(levels.values):
+        return quantised
+    return np.frombuffer(quantised.tobytes().translate(first), np.uint8)
+
+
+def _modulo(now: Array, then: Array, count: int) -> Array:
+    """(now - then) mod count, all uint8."""
+    if count == 256:
+        return now - then
+    return _reduced(now.astype(np.uint16) + np.uint16(count) - then, count)
+
+
+def _plus(then: Array, difference: Array, count: int) -> Array:
+    if count == 256:
+        return then + difference
+    return _reduced(then.astype(np.uint16) + difference, count)
+
+
+def _reduced(total: Array, count: int) -> Array:
+    """Modulo `count` of what is below twice as much; a division is several times slower."""
+    total -= (total >= count) * np.uint16(count)
+    return total.astype(np.uint8)
+
+
+def _bits(levels: Array) -> float:
+    """Entropy of a sample, in bits an element."""
+    sample = levels[:: max(levels.size // _SAMPLE, 1) | 1]  # odd, or it would meet the same columns of every row
+    counts = np.bincount(sample, minlength=1)
+    share = counts[counts > 0] / max(sample.size, 1)
+    return float(-share @ np.log2(share))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from edge_agent.heads import Heads, Prepared, ValuesError
 from edge_agent.references import References
+from protocol.control.overload import too_late
 from protocol.errors import IsthmusError
 from protocol.tensors import Tensors
 
@@ -92,9 +93,9 @@ class Compute:
 
     def _do(self, job: Job) -> Done | Failed | None:
         start = time.monotonic()
-        done_by = start + self._took.get(job.placement, 0.0)
-        if start >= job.deadline or (done_by >= job.deadline and self._jobs.qsize()):
-            return None  # too late for this one: the next may still be in time
+        usual_s = self._took.get(job.placement, 0.0)
+        if too_late(job.deadline, usual_s, others=self._jobs.qsize(), now=start):
+            return None
         try:
             made = self._heads.prepare(job.placement, job.inputs, self._references.of(job.placement))
             self._took[job.placement] = time.monotonic() - start

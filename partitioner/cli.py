@@ -208,7 +208,7 @@ def simulate(
     deadline_ms: Annotated[float, typer.Option(min=1.0, help="Every request's budget in milliseconds.")] = 1000.0,
     as_json: Json = False,
 ) -> None:
-    """Replay a bandwidth trace through the agent's own planner, beside an oracle and every fixed placement."""
+    """Replay a bandwidth trace through the agent's own decisions, beside an oracle and every fixed placement."""
     with _guarded():
         from partitioner.people.replay import Drive, simulate_bundle
         from partitioner.people.tables import print_simulated

@@ -1,94 +1,112 @@
-"""A trace replayed through the decision code that the agent runs: its planner and its link estimator. Pure.
+"""A trace replayed through the decision code that the agent runs, all of it from `protocol/control`. Pure.
 
-    submit --> Planner.decide(LinkEstimator.estimate(now)) --> device --> uplink --> gateway --> answer
-                   ^                     ^                                                         |
-                   `--- observe_edge, observe_tail                             observe ------------'
+    submit --> Ladder, Planner, LinkEstimator, Pulse --instructions--> device --> uplink --> gateway --> answer
+                   ^                                                                                       |
+                   `------------------ events: prepared, answered, rejected, link lost --------------------'
 
-Nothing here chooses a placement: this room only lets time pass, feeds back what an agent would see of it (round trips,
-residence, queues, pings, probes), and keeps the agent's rules about deadlines: an attempt may take four times what was
-predicted for it and must leave time for edge-only; three attempts in a row without an answer close the gateway for a
-while; a silent link is made anew. Those rules are the ladder's in the agent; what they mean is the same here.
-Events at one moment are handled in the order in which they were planned, so that a seed replays exactly.
+What the agent's threads do around that code is done here by a timeline: instructions take the time that the machines
+and the link need (`world.py`), and what the agent would hear of it comes back as the same events. Nothing in this room
+decides anything. Events at one moment are handled in the order in which they were planned: a seed replays exactly.
 """
 
 from __future__ import annotations
 
 import heapq
-import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from partitioner.people.world import HEADER_NBYTES, Outcome, Request, Scene, busy_s, served_s
+from partitioner.people.world import HEADER_NBYTES, Outcome, Request, Scene, busy_s, expected_s, served_s
+from protocol.control.flights import CancelRemote, Finish, Instruction, Prepare, Row, Send
+from protocol.control.ladder import Ladder
 from protocol.control.link import LinkEstimator
-from protocol.control.planner import Planner
-from protocol.latency import LinkState, PlacementCost
-
-# The agent's own figures (edge_agent: ladder, uplink, connection, breaker).
-ATTEMPT_FACTOR, SHORTEST_ATTEMPT_S = 4.0, 0.25
-LOCAL_RESERVE_FACTOR, LOCAL_RESERVE_MIN_S = 1.5, 0.005
-TRAVEL_MARGIN = 1.25
-FAILURES, PAUSE_S, LONGEST_PAUSE_S = 3, 1.0, 10.0
-PING_IVL_S, LOCAL_PING_IVL_S, WAKE_IVL_S, ACTIVE_S, SILENCE_S = 1.0, 0.5, 0.05, 3.0, 4.0
+from protocol.control.overload import too_late
+from protocol.control.planner import Candidate, Planner
+from protocol.control.pulse import Pulse, patience_s, wake_at
+from protocol.messages import PlacementKind, RejectCode
 
 START_S = -1.0  # the link is measured before the first request, as `Client.wait_ready` does
-PING_NBYTES, HELLO_NBYTES = 60, 2_000
+PING_NBYTES, CANCEL_NBYTES, HELLO_NBYTES = 60, 60, 2_000
+CREDIT_REQUESTS, CREDIT_NBYTES = 32, 32 << 20  # what a gateway grants unless it is told otherwise
+SHORTEST_WAIT_S = 0.001  # the agent's loop sleeps whole milliseconds
+
+
+class Timeline:
+    """What happens when. `now` is in seconds since the beginning of the trace."""
+
+    def __init__(self) -> None:
+        self.now = START_S
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._planned = 0
+
+    def at(self, when_s: float, event: Callable[[], None]) -> None:
+        self._planned += 1
+        heapq.heappush(self._events, (max(when_s, self.now), self._planned, event))
+
+    def advance(self, wake_s: float) -> None:
+        """Let the next event happen, or nothing until `wake_s` if that comes first."""
+        if self._events and self._events[0][0] <= wake_s:
+            self.now, _, event = heapq.heappop(self._events)
+            event()
+        else:
+            self.now = wake_s
+
+
+class Machine:
+    """Does one thing at a time, first come, first served."""
+
+    def __init__(self, timeline: Timeline) -> None:
+        self._timeline = timeline
+        self._waiting: deque[tuple[Callable[[], float | None], Callable[[], None]]] = deque()
+        self._free_at = START_S
+        self._busy = False
+
+    @property
+    def queue(self) -> int:
+        return len(self._waiting)
+
+    def wait_s(self) -> float:
+        """What is left of the current piece of work."""
+        return max(0.0, self._free_at - self._timeline.now)
+
+    def offer(self, begin: Callable[[], float | None], done: Callable[[], None]) -> None:
+        """`begin` is asked when its turn comes how many seconds it takes; None: nobody wants it any more."""
+        self._waiting.append((begin, done))
+        self._next()
+
+    def _next(self) -> None:
+        while self._waiting and not self._busy:
+            begin, done = self._waiting.popleft()
+            if (seconds := begin()) is not None:
+                self._busy, self._free_at = True, self._timeline.now + seconds
+                self._timeline.at(self._free_at, partial(self._done, done))
+
+    def _done(self, done: Callable[[], None]) -> None:
+        self._busy = False
+        done()
+        self._next()
 
 
 @dataclass
-class Flight:
-    """A request on its way. `number` is that of the message that carries it, while an attempt is under way."""
+class Work:
+    """A request at the gateway. Sent again it is the same work: the answer goes to the last attempt and connection."""
 
-    request: Request
-    until: float
-    decided: str
-    placement: str
-    number: int | None = None
-    waits: bool = False  # prepared, and there is no link to send it on
+    attempt: int
+    connection: int
+    arrived_s: float
+    budget_s: float
+    begun_s: float | None = None
+    done_s: float | None = None
 
 
-@dataclass
+@dataclass(frozen=True)
 class Trip:
-    """One message: when and behind how many bytes it left, and what its answer said."""
+    """One message: when, and behind how many unanswered bytes, it left."""
 
-    sent_at: float
+    sent_s: float
     nbytes: float
     ahead_nbytes: float
-    residence_s: float = 0.0
-    queue_s: float = 0.0
-    down_nbytes: float = 0.0
-
-    def answered(self, *, residence_s: float, queue_s: float, down_nbytes: float) -> None:
-        self.residence_s, self.queue_s, self.down_nbytes = residence_s, queue_s, down_nbytes
-
-
-@dataclass
-class Gate:
-    """Closes after failures in a row, then lets one trial through at a time; each failed trial doubles the pause."""
-
-    failures: int = 0
-    pause_s: float = PAUSE_S
-    opens_at: float = 0.0
-    trial_since: float = -math.inf
-
-    def refuses(self, now: float) -> bool:
-        if self.failures < FAILURES:
-            return False
-        return now < self.opens_at or now < self.trial_since + LONGEST_PAUSE_S
-
-    def passing(self, now: float) -> None:
-        if self.failures >= FAILURES:
-            self.trial_since = now
-
-    def failed(self, now: float) -> None:
-        self.failures += 1
-        if self.failures > FAILURES:
-            self.pause_s = min(2 * self.pause_s, LONGEST_PAUSE_S)
-        if self.failures >= FAILURES:
-            self.opens_at, self.trial_since = now + self.pause_s, -math.inf
-
-    def answered(self) -> None:
-        self.failures, self.pause_s, self.trial_since = 0, PAUSE_S, -math.inf
 
 
 @dataclass
@@ -97,222 +115,236 @@ class Replay:
 
     scene: Scene
     asked: Sequence[Request]
-    estimator: LinkEstimator = field(default_factory=LinkEstimator)
     outcomes: dict[int, Outcome] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.planner = Planner(self.scene.candidates)
-        self._costs: dict[str, PlacementCost] = {c.id: c.cost for c in self.scene.candidates}
-        self._local = next((c.id for c in self.scene.candidates if not c.cost.crosses), None)
-        self._events: list[tuple[float, int, Callable[[], None]]] = []
-        self._planned = 0
-        self._now = self._device_s = self._up_s = self._gateway_s = self._down_s = START_S
-        self._flying: dict[int, Flight] = {}
-        self._gate = Gate()
-        self._out: dict[int, float] = {}  # bytes of each message that was sent and not answered
-        self._numbers = 0
+        self._rows = {c.id: row_of(c) for c in self.scene.candidates}
+        self.ladder = Ladder(list(self._rows.values()), self.planner)
+        self.estimator, self.pulse = LinkEstimator(), Pulse()
+        self._costs = {c.id: c.cost for c in self.scene.candidates}
+        self._requests = {r.seq: r for r in self.asked}
+        self._time = Timeline()
+        self._device, self._engine = Machine(self._time), Machine(self._time)
+        self._up_s = self._down_s = START_S  # when the link's two directions are free again
+        self._decided: dict[int, str] = {}
+        self._took: dict[str, float] = {}  # what each placement last took on the device
+        self._working: dict[tuple[int, str], Work] = {}  # at the gateway
+        self._out: dict[tuple[int, int], Trip] = {}  # sent and not answered: (seq, attempt); pings under (-number, 0)
+        self._pings = 0
         self._connection = 0  # what was sent on an earlier one never arrives
-        self._up = True
-        self._heard_at = self._next_ping = START_S
-        self._active_until = ACTIVE_S
+        self._up = self._measured = False
+        self._heard_s = START_S
 
     def run(self) -> list[Outcome]:
         """Let all requests end and return what became of them, in their order."""
         for request in self.asked:
-            self._at(request.at_s, partial(self._submitted, request))
-        self._at(START_S, self._wake)
+            self._time.at(request.at_s, partial(self._submitted, request))
+        self._time.at(START_S, self._welcomed)
         while len(self.outcomes) < len(self.asked):
-            self._now, _, event = heapq.heappop(self._events)
-            event()
+            next_ping = self.pulse.next_at if self._up else None
+            busy = bool(self.ladder.flights)
+            wake_s = wake_at(self.ladder.next_deadline(), next_ping, busy=busy, now=self._now)
+            self._time.advance(max(wake_s, self._now + SHORTEST_WAIT_S))
+            self._timers()
         return [self.outcomes[request.seq] for request in self.asked]
 
-    def _at(self, when_s: float, event: Callable[[], None]) -> None:
-        self._planned += 1
-        heapq.heappush(self._events, (max(when_s, self._now), self._planned, event))
+    @property
+    def _now(self) -> float:
+        return self._time.now
 
-    # ---- one request ------------------------------------------------------------------------------------------------
+    # ---- the agent's loop -------------------------------------------------------------------------------------------
+
+    def _timers(self) -> None:
+        self._carry_out(self.ladder.tick(now=self._now))
+        if not self._up:
+            return
+        if self._now - self._heard_s > patience_s(self._ahead_nbytes(), self.estimator.estimate(self._now)):
+            self._lose_link()
+        elif self._now >= self.pulse.next_at:
+            self._ping()
 
     def _submitted(self, request: Request) -> None:
-        self._active_until = self._now + ACTIVE_S
-        closed = not self._up or self._gate.refuses(self._now)
-        unavailable = {id_: "no answer" for id_, cost in self._costs.items() if closed and cost.crosses}
-        decision = self.planner.decide(self._link(), unavailable)
-        # Without edge-only nothing may be left: the request then waits for the link with what is predicted best.
-        predicted = self.planner.predict(self._link())
-        chosen = decision.id if decision else min(predicted, key=predicted.__getitem__)
-        flight = self._flying[request.seq] = Flight(request, request.at_s + self.scene.deadline_s, chosen, chosen)
-        self._at(flight.until, partial(self._expired, flight))
-        self._prepare(flight, chosen)
+        self.pulse.requested(now=self._now)
+        self.ladder.link_measured(self.estimator.estimate(self._now))
+        deadline_s = request.at_s + self.scene.deadline_s
+        self._carry_out(self.ladder.submitted(request.seq, deadline_s, now=self._now))
 
-    def _prepare(self, flight: Flight, placement: str) -> None:
-        flight.placement, flight.number = placement, None
-        start_s = max(self._now, self._device_s)
-        if start_s < flight.until:  # otherwise nobody wants it any more when its turn comes
-            self._device_s = start_s + busy_s(self._costs[placement], flight.request)
-            self._at(self._device_s, partial(self._prepared, flight))
+    def _carry_out(self, instructions: list[Instruction]) -> None:
+        for instruction in instructions:
+            match instruction:
+                case Prepare(seq, placement):
+                    self._decided.setdefault(seq, placement)
+                    self._prepare(seq, self.ladder.flights[seq].generation, placement)
+                case Send():
+                    self._send(instruction)
+                case CancelRemote(seq):
+                    self._upload(CANCEL_NBYTES, partial(self._cancelled, seq))
+                case Finish():
+                    self._finish(instruction)
 
-    def _prepared(self, flight: Flight) -> None:
-        if not self._flies(flight):
+    def _finish(self, finish: Finish) -> None:
+        for attempt in range(1, finish.attempts + 1):
+            self._out.pop((finish.seq, attempt), None)
+        request, late = self._requests[finish.seq], finish.code is not None
+        latency_s = self.scene.deadline_s if late else self._now - request.at_s
+        decided = self._decided.get(finish.seq, finish.placement)
+        self.outcomes[finish.seq] = Outcome(request.at_s, decided, finish.placement, latency_s, late)
+
+    # ---- the device -------------------------------------------------------------------------------------------------
+
+    def _prepare(self, seq: int, generation: int, placement: str) -> None:
+        cost, deadline_s = self._costs[placement], self.ladder.flights[seq].deadline
+        seconds = busy_s(cost, self._requests[seq])
+
+        def begin() -> float | None:
+            flight, usual_s = self.ladder.flights.get(seq), self._took.get(placement, 0.0)
+            if flight is None or flight.generation != generation:
+                return None
+            return None if too_late(deadline_s, usual_s, others=self._device.queue, now=self._now) else seconds
+
+        def done() -> None:
+            self._took[placement] = seconds
+            nbytes = int(cost.up_nbytes)
+            self._carry_out(self.ladder.prepared(seq, generation, nbytes, seconds, now=self._now))
+
+        self._device.offer(begin, done)
+
+    # ---- the gateway ------------------------------------------------------------------------------------------------
+
+    def _send(self, send: Send) -> None:
+        nbytes = self._costs[send.placement].up_nbytes + HEADER_NBYTES
+        self._out[send.seq, send.attempt] = Trip(self._now, nbytes, self._ahead_nbytes())
+        self._upload(nbytes, partial(self._arrived, send))
+
+    def _arrived(self, send: Send) -> None:
+        key = send.seq, send.placement
+        fresh = Work(send.attempt, self._connection, self._now, send.budget_s)
+        work = self._working.setdefault(key, fresh)
+        if work is fresh:
+            self._engine.offer(partial(self._begin, key, work), partial(self._end, key, work))
             return
-        cost = self._costs[flight.placement]
-        self.planner.observe_edge(flight.placement, busy_s(cost, flight.request))
-        if not cost.crosses:
-            self._end(flight)
-        elif self._local is not None and (not self._up or self._now >= self._last_start(flight) - self._travel_s(cost)):
-            self._prepare(flight, self._local)
-        elif self._up:
-            self._send(flight)
-        else:
-            flight.waits = True
+        work.attempt, work.connection = send.attempt, self._connection
+        if work.done_s is not None:
+            self._answer(key, work)
 
-    def _send(self, flight: Flight) -> None:
-        cost, flight.waits = self._costs[flight.placement], False
-        link, ahead_nbytes = self._link(), self._ahead_nbytes()
-        ahead_s = ahead_nbytes / link.uplink_bytes_per_s if link else 0.0
-        allowed_s = max(ATTEMPT_FACTOR * self.planner.predict(link)[flight.placement], SHORTEST_ATTEMPT_S)
-        until = min(self._now + ahead_s + allowed_s, self._last_start(flight))
-        self._gate.passing(self._now)
-        trip = Trip(self._now, cost.up_nbytes + HEADER_NBYTES, ahead_nbytes)
-        flight.number = self._transmit(trip, partial(self._at_gateway, flight, trip))
-        self._at(until, partial(self._timed_out, flight, flight.number))
+    def _begin(self, key: tuple[int, str], work: Work) -> float | None:
+        if self._working.get(key) is not work:
+            return None  # cancelled meanwhile
+        cost = self._costs[key[1]]
+        if self._now + expected_s(cost) > work.arrived_s + work.budget_s:
+            del self._working[key]
+            self._reject(key[0], work)
+            return None
+        work.begun_s = self._now
+        return served_s(cost, self._requests[key[0]])
 
-    def _at_gateway(self, flight: Flight, trip: Trip, number: int) -> None:
-        if not self._flies(flight) or flight.number != number:
-            self._out.pop(number, None)
-            return  # cancelled meanwhile
-        cost, arrived = self._costs[flight.placement], self._now
-        started = max(arrived, self._gateway_s)
-        self._gateway_s = done = started + served_s(cost, flight.request)
+    def _end(self, key: tuple[int, str], work: Work) -> None:
+        work.done_s = self._now
+        if self._working.get(key) is work and work.connection == self._connection:
+            self._answer(key, work)
 
-        def answer() -> None:
-            trip.answered(residence_s=done - arrived, queue_s=started - arrived, down_nbytes=cost.down_nbytes)
-            self._landed(number, trip)
-            self._gate.answered()
-            self.planner.observe_tail(flight.decided, done - started)
-            if self._flies(flight):
-                flight.placement = flight.decided
-                self._end(flight)
+    def _cancelled(self, seq: int) -> None:
+        for key in [k for k, work in self._working.items() if k[0] == seq and work.done_s is None]:
+            del self._working[key]
 
-        self._at(done, partial(self._return, cost.down_nbytes + HEADER_NBYTES, answer))
+    def _answer(self, key: tuple[int, str], work: Work) -> None:
+        seq, down_nbytes = key[0], self._costs[key[1]].down_nbytes
+        begun_s, attempt = work.begun_s or 0.0, work.attempt
+        compute_s, queue_s = (work.done_s or 0.0) - begun_s, begun_s - work.arrived_s
+        residence_s = self._now - work.arrived_s
 
-    def _timed_out(self, flight: Flight, number: int) -> None:
-        if not self._flies(flight) or flight.number != number:
-            return
-        self._gate.failed(self._now)
-        if self._local is not None:  # otherwise the gateway may still answer before the deadline
-            self._prepare(flight, self._local)
+        def landed() -> None:
+            self._land(seq, attempt, residence_s, queue_s, down_nbytes)
+            self._carry_out(self.ladder.answered(seq, attempt, compute_s, now=self._now))
 
-    def _expired(self, flight: Flight) -> None:
-        if self._flies(flight):
-            if flight.number is not None:
-                self._gate.failed(self._now)
-            self._end(flight, late=True)
+        self._download(down_nbytes + HEADER_NBYTES, landed)
 
-    def _end(self, flight: Flight, *, late: bool = False) -> None:
-        request = flight.request
-        del self._flying[request.seq]
-        if flight.number is not None:
-            self._out.pop(flight.number, None)
-        latency_s = self._now - request.at_s
-        self.outcomes[request.seq] = Outcome(request.at_s, flight.decided, flight.placement, latency_s, late)
+    def _reject(self, seq: int, work: Work) -> None:
+        attempt, residence_s = work.attempt, self._now - work.arrived_s
 
-    def _flies(self, flight: Flight) -> bool:
-        return flight.request.seq in self._flying
+        def landed() -> None:
+            self._land(seq, attempt, residence_s, 0.0, 0.0)
+            why = "the budget does not suffice"
+            self._carry_out(self.ladder.rejected(seq, attempt, RejectCode.DEADLINE, why, 0.0, now=self._now))
 
-    def _last_start(self, flight: Flight) -> float:
-        """When edge-only has to start at the latest, or the deadline where there is none."""
-        if self._local is None:
-            return flight.until
-        predicted = self.planner.predict(self._link())[self._local]
-        return flight.until - max(LOCAL_RESERVE_FACTOR * predicted, LOCAL_RESERVE_MIN_S)
-
-    def _travel_s(self, cost: PlacementCost) -> float:
-        link = self._link()
-        return (cost.up_nbytes / link.uplink_bytes_per_s + link.rtt_s) * TRAVEL_MARGIN if link else 0.0
+        self._download(HEADER_NBYTES, landed)
 
     # ---- the link ---------------------------------------------------------------------------------------------------
 
-    def _link(self) -> LinkState | None:
-        return self.estimator.estimate(self._now)
-
     def _ahead_nbytes(self) -> float:
-        return sum(self._out.values())
+        return sum(trip.nbytes for trip in self._out.values())
 
-    def _transmit(self, trip: Trip, arrived: Callable[[int], None]) -> int:
-        """Queue a message on the uplink; `arrived` is called with its number when the gateway has all of it."""
-        self._numbers += 1
-        self._out[self._numbers] = trip.nbytes
-        self._up_s = self.scene.trace.arrival_s(max(self._now, self._up_s), trip.nbytes)
-        self._after_half_a_round_trip(self._up_s, partial(arrived, self._numbers))
-        return self._numbers
+    def _upload(self, nbytes: float, event: Callable[[], None]) -> None:
+        self._up_s = self.scene.trace.arrival_s(max(self._now, self._up_s), nbytes)
+        self._after_half_a_round_trip(self._up_s, event)
 
-    def _return(self, nbytes: float, landed: Callable[[], None]) -> None:
+    def _download(self, nbytes: float, event: Callable[[], None]) -> None:
         self._down_s = self.scene.trace.arrival_s(max(self._now, self._down_s), nbytes)
-        self._after_half_a_round_trip(self._down_s, landed)
+        self._after_half_a_round_trip(self._down_s, event)
 
     def _after_half_a_round_trip(self, from_s: float, event: Callable[[], None]) -> None:
         connection = self._connection
-        self._at(from_s + self.scene.rtt_s / 2, lambda: event() if connection == self._connection else None)
+        self._time.at(from_s + self.scene.rtt_s / 2, lambda: event() if connection == self._connection else None)
 
-    def _landed(self, number: int, trip: Trip) -> None:
-        self._heard_at = self._now
-        if self._out.pop(number, None) is not None:
-            self.estimator.observe(
-                nbytes=int(trip.nbytes + trip.down_nbytes),
-                round_trip_s=self._now - trip.sent_at,
-                residence_s=trip.residence_s,
-                queue_s=trip.queue_s,
-                ahead_nbytes=int(trip.ahead_nbytes),
-                now=self._now,
-            )
-
-    # ---- pings and silence ------------------------------------------------------------------------------------------
-
-    def _wake(self) -> None:
-        """What the agent's loop does between events."""
-        link = self._link()
-        travel_s = self._ahead_nbytes() / link.uplink_bytes_per_s if link else 0.0
-        if self._up and self._now - self._heard_at > SILENCE_S + 2 * travel_s:
-            self._lose_link()
-        elif self._up and self._now >= self._next_ping:
-            self._ping()
-        self._at(self._now + WAKE_IVL_S, self._wake)
+    def _land(self, seq: int, attempt: int, residence_s: float, queue_s: float, down_nbytes: float) -> None:
+        """An answer is there: what it says about the link. Earlier attempts are not answered any more."""
+        self._heard_s = self._now
+        for key in [k for k in self._out if k[0] == seq and k[1] < attempt]:
+            del self._out[key]
+        trip = self._out.pop((seq, attempt), None)
+        if trip is None:
+            return
+        self.estimator.observe(
+            nbytes=int(trip.nbytes + down_nbytes),
+            round_trip_s=self._now - trip.sent_s,
+            residence_s=residence_s,
+            queue_s=queue_s,
+            ahead_nbytes=int(trip.ahead_nbytes),
+            now=self._now,
+        )
+        self._measured = self._measured or self.estimator.estimate(self._now) is not None
 
     def _ping(self) -> None:
-        """A plain one keeps the round trip fresh, a padded one after it measures where ordinary traffic does not."""
-        active = self._now < self._active_until
-        padding = self.estimator.probe_nbytes(self._now) if active and not self._out else 0
-        self._next_ping = self._now + (LOCAL_PING_IVL_S if padding else PING_IVL_S)
-        ahead_nbytes = self._ahead_nbytes()
-        for size in (0, padding) if padding else (0,):
-            trip = Trip(self._now, PING_NBYTES + size, ahead_nbytes)
-            self._transmit(trip, partial(self._ping_at_gateway, trip))
+        ahead_nbytes, idle = self._ahead_nbytes(), not self._out
+        for padding in self.pulse.paddings(self.estimator, idle=idle, measured=self._measured, now=self._now):
+            self._pings += 1
+            self._out[-self._pings, 0] = Trip(self._now, PING_NBYTES + padding, ahead_nbytes)
+            self._upload(PING_NBYTES + padding, partial(self._pinged, -self._pings))
 
-    def _ping_at_gateway(self, trip: Trip, number: int) -> None:
-        trip.answered(residence_s=0.0, queue_s=max(0.0, self._gateway_s - self._now), down_nbytes=0.0)
+    def _pinged(self, number: int) -> None:
+        queue_s = self._engine.wait_s()
 
-        def pong() -> None:
-            self._landed(number, trip)
-            if self.estimator.wants_confirmation and self._now < self._active_until:
-                self._next_ping = min(self._next_ping, self._now + WAKE_IVL_S)
+        def landed() -> None:
+            self._land(number, 0, 0.0, queue_s, 0.0)
+            self.pulse.answered(self.estimator, measured=self._measured, now=self._now)
 
-        self._return(PING_NBYTES, pong)
+        self._download(PING_NBYTES, landed)
 
     def _lose_link(self) -> None:
         """Nothing was heard for too long: the socket is made anew, and what it still held is gone."""
-        self._up = False
+        self._up = self._measured = False
         self._connection += 1
         self._out.clear()
         self.estimator.lost()
         self._up_s = self._down_s = self._now
-        for flight in [f for f in self._flying.values() if f.number is not None]:
-            flight.number, flight.waits = None, self._local is None
-            if self._local is not None:
-                self._prepare(flight, self._local)
-        self._at(self.scene.trace.arrival_s(self._now, HELLO_NBYTES) + 2 * self.scene.rtt_s, self._welcomed)
+        self._time.at(self.scene.trace.arrival_s(self._now, HELLO_NBYTES) + 2 * self.scene.rtt_s, self._welcomed)
+        self._carry_out(self.ladder.link_lost("the gateway has fallen silent", now=self._now))
 
     def _welcomed(self) -> None:
-        self._up, self._heard_at, self._next_ping = True, self._now, self._now
-        self._gate = Gate()
-        for flight in [f for f in self._flying.values() if f.waits]:
-            self._send(flight)
+        self._up, self._heard_s = True, self._now
+        self.pulse.welcomed(now=self._now)
+        held = frozenset(row.segment for row in self._rows.values() if row.segment is not None)
+        self._carry_out(
+            self.ladder.link_up(held=held, credit_requests=CREDIT_REQUESTS, credit_nbytes=CREDIT_NBYTES, now=self._now)
+        )
+
+
+def row_of(candidate: Candidate) -> Row:
+    """What the ladder knows of a placement. Its kind follows from its cost: who computes at all."""
+    id_, cost = candidate.id, candidate.cost
+    if not cost.crosses:
+        kind, segment = PlacementKind.EDGE_ONLY, None
+    else:
+        kind, segment = PlacementKind.CUT if cost.edge_s > 0 else PlacementKind.FULL_CLOUD, id_.encode()
+    return Row(id_, kind, segment, candidate.head or None, candidate.tail or None)

@@ -75,7 +75,12 @@ def busy_s(cost: PlacementCost, request: Request) -> float:
 
 def served_s(cost: PlacementCost, request: Request) -> float:
     """What decoding and tail of this request take at the gateway."""
-    return (cost.decode_s + cost.tail_s) * _factor(cost.tail_spread, request.tail_luck)
+    return expected_s(cost) * _factor(cost.tail_spread, request.tail_luck)
+
+
+def expected_s(cost: PlacementCost) -> float:
+    """What a gateway expects decoding and tail to take."""
+    return cost.decode_s + cost.tail_s
 
 
 def _factor(spread: float, luck: float) -> float:

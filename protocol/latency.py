@@ -110,12 +110,13 @@ def adjusted(
     """The same placement on a device `edge_factor` times as slow, a gateway `cloud_factor` times as slow and busy for
     the share `cloud_load`, with every stage at its `quantile`.
 
-    Raises ValueError for a load outside [0, 1), a quantile outside (0, 1) or a factor that is negative.
+    Raises ValueError for a load outside [0, 1), a quantile outside (0, 1) or a factor that is negative or infinite.
     """
-    if not (0 <= cloud_load < 1 and 0 < quantile < 1 and edge_factor >= 0 and cloud_factor >= 0):
+    factors_are_some = 0 <= edge_factor < math.inf and 0 <= cloud_factor < math.inf
+    if not (0 <= cloud_load < 1 and 0 < quantile < 1 and factors_are_some):
         raise ValueError(
             f"load {cloud_load}, quantile {quantile}, factors {edge_factor} and {cloud_factor}: "
-            "a load is in [0, 1), a quantile in (0, 1), a factor 0 or more"
+            "a load is in [0, 1), a quantile in (0, 1), a factor finite and 0 or more"
         )
     share = _NORMAL.inv_cdf(quantile) / _Z_OF_SPREAD
     edge = edge_factor * max(0.0, 1 + share * cost.edge_spread)

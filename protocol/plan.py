@@ -128,12 +128,9 @@ class PlanTable(msgspec.Struct, frozen=True, dict=True):
         """
         if id_ not in self._costs:
             raise InputError(f"the plan has no placement {id_!r}", f"it has {', '.join(self._costs)}")
-        now_mbit = link.uplink_bytes_per_s * 8 / _BITS_PER_MBIT
         over_x = _winning(self._lines(link), id_, "uplink_mbit", 1 / link.uplink_bytes_per_s)
         return (
-            over_x._replace(
-                now=now_mbit, low=_mbit(over_x.high), high=_mbit(over_x.low), below=over_x.above, above=over_x.below
-            ),
+            _over_mbit(over_x, link.uplink_bytes_per_s * 8 / _BITS_PER_MBIT),
             _winning(self._by(_round_trip, link.rtt_s, link), id_, "rtt_s", link.rtt_s),
             _winning(self._by(_edge_slowness, 1.0, link), id_, "edge_factor", 1.0),
             _winning(self._by(_cloud_slowness, 1.0, link), id_, "cloud_factor", 1.0),
@@ -216,6 +213,7 @@ def plan_table(rows: Sequence[Row], conditions: PlanConditions) -> PlanTable:
             f"a plan from {conditions.fastest_mbit} down to {conditions.slowest_mbit} Mbit/s",
             "the slowest link must be slower than the fastest, and faster than nothing",
         )
+    _check_conditions(conditions)
     given = {"rtt_s": conditions.rtt_s, "queue_s": conditions.queue_s, "up_over_down": conditions.up_over_down}
     try:
         lines = [line_of(under(row.cost, conditions), **given) for row in rows]
@@ -224,6 +222,13 @@ def plan_table(rows: Sequence[Row], conditions: PlanConditions) -> PlanTable:
     pieces = lower_envelope(lines, seconds_per_byte(conditions.fastest_mbit), seconds_per_byte(conditions.slowest_mbit))
     stretches = tuple(PlanStretch(ids[p.line], _mbit(p.from_x), _mbit(p.to_x)) for p in pieces)
     return PlanTable(tuple(rows), conditions, stretches)
+
+
+def _check_conditions(conditions: PlanConditions) -> None:
+    for name in ("rtt_s", "queue_s", "up_over_down"):
+        value = getattr(conditions, name)
+        if not 0 <= value < math.inf:
+            raise InputError(f"a plan for {name} = {value}", "give a finite number that is 0 or more")
 
 
 def under(cost: PlacementCost, conditions: PlanConditions) -> PlacementCost:
@@ -243,6 +248,12 @@ def seconds_per_byte(mbit: float) -> float:
 
 def _mbit(seconds_per_byte_: float) -> float:
     return 8.0 / seconds_per_byte_ / _BITS_PER_MBIT if seconds_per_byte_ > 0 else math.inf
+
+
+def _over_mbit(over_x: WinningRange, now_mbit: float) -> WinningRange:
+    """A range of seconds per byte as one of Mbit/s, where the ends change places; one that is empty stays empty."""
+    low, high = (_mbit(over_x.high), _mbit(over_x.low)) if over_x.exists else (math.inf, -math.inf)
+    return over_x._replace(now=now_mbit, low=low, high=high, below=over_x.above, above=over_x.below)
 
 
 def _ratio(link: LinkState) -> float:

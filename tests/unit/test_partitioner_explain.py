@@ -36,10 +36,14 @@ def at(mbit: float, of: Manifest = TOY, **more: float) -> Explanation:
     return explain(of, Question(mbit, **more))
 
 
-def fastest(of: Manifest, mbit: float, rtt_s: float, edge: float = 1.0, cloud: float = 1.0) -> str:
+def latencies(of: Manifest, mbit: float, rtt_s: float, edge: float = 1.0, cloud: float = 1.0) -> dict[str, float]:
     link = link_of(mbit, rtt_s)
-    costs = {p.id: adjusted(p.cost, edge_factor=edge, cloud_factor=cloud) for p in of.placements}
-    return min(costs, key=lambda id_: latency_s(costs[id_], link))
+    return {p.id: latency_s(adjusted(p.cost, edge_factor=edge, cloud_factor=cloud), link) for p in of.placements}
+
+
+def fastest(of: Manifest, mbit: float, rtt_s: float) -> str:
+    seen = latencies(of, mbit, rtt_s)
+    return min(seen, key=seen.__getitem__)
 
 
 def text(seen: Explanation) -> str:
@@ -81,16 +85,16 @@ def test_stretches_are_where_each_wins_with_open_ends() -> None:
         assert fastest(TOY, math.sqrt(low * high), 0.010) == stretch.id
 
 
-def conditions_at(flip: Flip, seen: Explanation, beyond: float) -> str:
-    """Who is fastest when the flip's condition is `beyond` times its value."""
+def latencies_at(flip: Flip, seen: Explanation, beyond: float) -> dict[str, float]:
+    """Every placement's latency when the flip's condition is `beyond` times its value."""
     value = flip.at * beyond
     if flip.condition == "uplink_mbit":
-        return fastest(TOY, value, seen.rtt_s)
+        return latencies(TOY, value, seen.rtt_s)
     if flip.condition == "rtt_s":
-        return fastest(TOY, seen.mbit, value)
+        return latencies(TOY, seen.mbit, value)
     edge = value if flip.condition == "edge_factor" else 1.0
     cloud = value if flip.condition == "cloud_factor" else 1.0
-    return fastest(TOY, seen.mbit, seen.rtt_s, edge, cloud)
+    return latencies(TOY, seen.mbit, seen.rtt_s, edge, cloud)
 
 
 @given(st.floats(0.1, 1000))
@@ -98,9 +102,13 @@ def test_every_flip_point_is_where_the_winner_changes(mbit: float) -> None:
     seen = at(mbit)
     assert seen.flips
     for flip in seen.flips:
+        # A third one may take over right behind a flip, so it is asked who is fastest *at* it, and what changes there.
+        there = latencies_at(flip, seen, 1.0)
+        assert there[flip.id] == pytest.approx(there[seen.best.id]) == pytest.approx(min(there.values())), flip
         outwards = 1.0001 if flip.when == "above" else 0.9999
-        assert conditions_at(flip, seen, outwards) == flip.id, flip
-        assert conditions_at(flip, seen, 2 - outwards) == seen.best.id, flip
+        beyond, before = latencies_at(flip, seen, outwards), latencies_at(flip, seen, 2 - outwards)
+        assert beyond[flip.id] < beyond[seen.best.id], flip
+        assert min(before, key=before.__getitem__) == seen.best.id, flip
 
 
 def test_another_slow_down_of_the_device_rescales_head_and_encoding_exactly() -> None:

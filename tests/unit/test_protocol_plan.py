@@ -122,6 +122,13 @@ def test_conditions_that_are_none_are_refused(name: str) -> None:
         table(conditions=msgspec.structs.replace(CONDITIONS, **{name: value}))
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
+@pytest.mark.parametrize("name", ["rtt_s", "queue_s", "up_over_down", "edge_factor", "cloud_factor"])
+def test_a_table_is_made_for_finite_conditions_only(name: str, value: float) -> None:
+    with pytest.raises(InputError, match="finite"):
+        table(conditions=msgspec.structs.replace(CONDITIONS, **{name: value}))
+
+
 def test_the_throughput_is_that_of_the_slowest_stage() -> None:
     at = link(8, up_over_down=2.0)  # 1 MB/s up, 0.5 MB/s down
     cost = PlacementCost(edge_s=0.1, encode_s=0.1, up_nbytes=1000, decode_s=0.01, tail_s=0.02, down_nbytes=500)
@@ -180,6 +187,9 @@ def test_a_placement_that_is_never_best_has_an_empty_range() -> None:
     worse = Row("worse", PlacementCost(edge_s=0.03, up_nbytes=20_000, tail_s=0.01, down_nbytes=400))
     bandwidth = table(CLOUD, CUT, EDGE, worse).flip_points("worse", link(10))[0]
     assert not bandwidth.exists
+    # Slower at every bandwidth and by more on slower links: it would win only where a byte took less than no time.
+    dominated = Row("dominated", PlacementCost(edge_s=0.2, up_nbytes=20_000))
+    assert not table(EDGE, dominated).flip_points("dominated", link(10))[0].exists
     parallel = Row("parallel", msgspec.structs.replace(EDGE.cost, edge_s=0.2))
     assert not table(EDGE, parallel).flip_points("parallel", link(10))[0].exists
     with pytest.raises(InputError, match="no placement 'nobody'"):

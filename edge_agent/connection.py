@@ -65,8 +65,7 @@ class Connection:
             return
         if self._socket is not None:
             raise InvariantViolation("a connection is opened twice")
-        self._socket = sockets.dealer(self._context, self._endpoint)
-        self._monitor = self._socket.get_monitor_socket()
+        self._socket, self._monitor = sockets.watched_dealer(self._context, self._endpoint)
         self._since = now
         self._poller = zmq.Poller()
         for source in (self._socket, self._monitor, self._mailbox_fd):

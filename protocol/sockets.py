@@ -90,13 +90,32 @@ def make_context() -> zmq.Context[zmq.Socket[bytes]]:
 
 def dealer(context: zmq.Context[zmq.Socket[bytes]], endpoint: Endpoint) -> zmq.Socket[bytes]:
     """A connected DEALER for one gateway (never one DEALER for several: it would spread requests blindly)."""
+    sock = _dealer(context)
+    sock.connect(str(endpoint))
+    return sock
+
+
+def watched_dealer(
+    context: zmq.Context[zmq.Socket[bytes]], endpoint: Endpoint
+) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
+    """The same and its monitor, which watches before the socket connects.
+
+    A monitor that is attached later misses the handshake if the thread is held up in between (1 of 100 connections on
+    a busy machine), and the connection then seems never to have been made.
+    """
+    sock = _dealer(context)
+    monitor = sock.get_monitor_socket()
+    sock.connect(str(endpoint))
+    return sock, monitor
+
+
+def _dealer(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
     sock = context.socket(zmq.DEALER)
     _harden(sock)
     sock.setsockopt(zmq.IMMEDIATE, 1)  # queue nothing for a connection that does not exist
     sock.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT_TIMEOUT_MS)
     sock.setsockopt(zmq.RECONNECT_IVL, random.randint(*RECONNECT_IVL_MS))
     sock.setsockopt(zmq.RECONNECT_IVL_MAX, random.randint(*RECONNECT_IVL_MAX_MS))
-    sock.connect(str(endpoint))
     return sock
 
 

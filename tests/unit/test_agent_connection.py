@@ -1,8 +1,14 @@
-"""When a connection is given up: silence counts from the last word, and a long upload is no silence."""
+"""When a connection is made, which must never be missed, and when it is given up: a long upload is no silence."""
 
 from __future__ import annotations
 
-from edge_agent.connection import WELCOME_S, Connection
+import time
+
+import pytest
+import zmq
+
+from edge_agent.connection import WELCOME_S, Change, Connection
+from protocol import sockets
 from protocol.control.pulse import SILENCE_S
 from protocol.control.session import Event
 from protocol.mailbox import Mailbox
@@ -23,3 +29,31 @@ def test_a_gateway_is_silent_only_when_it_has_had_time_to_hear_us() -> None:
     finally:
         connection.close()
         mailbox.close()
+
+
+def test_the_first_handshake_is_seen_however_slow_the_thread_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt = zmq.Socket.get_monitor_socket
+
+    def held_up(sock: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
+        time.sleep(0.3)  # as on a busy machine: a loopback handshake takes a millisecond
+        return prompt(sock)
+
+    monkeypatch.setattr(zmq.Socket, "get_monitor_socket", held_up)
+    context = sockets.make_context()
+    router, bound = sockets.router(context, sockets.Endpoint("127.0.0.1", 0))
+    mailbox: Mailbox[object] = Mailbox()
+    connection = Connection(bound, mailbox.fileno())
+    try:
+        connection.open(now=0.0)
+        seen: list[Change] = []
+        for _ in range(50):  # the monitor also tells of the steps before it
+            connection.poll(100)
+            seen += connection.changes()
+            if seen:
+                break
+        assert seen == [Change.HANDSHAKE]
+    finally:
+        connection.close()
+        mailbox.close()
+        router.close(0)
+        context.term()

@@ -78,6 +78,10 @@ KeepBest = Annotated[bool, typer.Option("--keep-best", help="Keep the best cut e
 LosslessInput = Annotated[
     bool, typer.Option("--lossless-input", help="What the application hands in may not be sent with loss (no JPEG).")
 ]
+Stream = Annotated[
+    bool,
+    typer.Option("--stream", help="The samples are consecutive frames, as requests will be: offer differences."),
+]
 OnDevice = Annotated[
     list[str] | None, typer.Option(metavar="NODE", help="This node must stay on the device; repeat it for more.")
 ]
@@ -116,6 +120,7 @@ class PlanFlags:
     labels: Labels = None
     label_offset: LabelOffset = 0
     inputs: Inputs = None
+    stream: Stream = False
     lossless_input: LosslessInput = False
     on_device: OnDevice = None
     max_edge_mb: MaxEdgeMb = None
@@ -139,6 +144,8 @@ class PlanFlags:
             raise typer.BadParameter("--from-mbit must be below --to-mbit")
         if self.labels is not None and self.calibration is None:
             raise typer.BadParameter("--labels needs --calibration DATA.npz")
+        if self.stream and self.calibration is None:
+            raise typer.BadParameter("--stream needs --calibration DATA, whose samples are consecutive frames")
         if self.max_joules is not None and not (self.device_watts or self.radio_j_per_mb):
             raise typer.BadParameter("--max-joules needs --device-watts or --radio-j-per-mb")
         if (self.max_edge_mb is not None or self.max_cloud_mb is not None) and not self.memory:
@@ -162,6 +169,7 @@ class PlanFlags:
             calibration=self.calibration,
             labels=self.labels,
             label_offset=self.label_offset,
+            stream=self.stream,
             lossless_input=self.lossless_input,
             inputs=tuple(self.inputs or ()),
         )

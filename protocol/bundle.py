@@ -57,8 +57,8 @@ class BoundaryTensor(msgspec.Struct, frozen=True):
     """One tensor that crosses. `spec` is what travels; 8-bit codes mean (code - zero_point) * scale.
 
     `batch_axis` is None when no axis was found that grows with the batch; a tail with such a tensor runs at batch 1.
-    `levels` belongs to codecs that need it. `outer_share` is the share of codes at either end of the range (0 and 255)
-    that calibration showed: much more of them in service means that the data has drifted.
+    `levels` belongs to the codecs "levels" and "delta". `outer_share` is the share of codes at either end of the range
+    (0 and 255) that calibration showed: much more of them in service means that the data has drifted.
     """
 
     spec: TensorSpec
@@ -142,6 +142,7 @@ class Conditions(msgspec.Struct, frozen=True):
     calibration_samples: int
     created_utc: str
     label_offset: int = 0  # added to the labels of the data
+    stream: bool = False  # the calibration samples were consecutive frames
     declared_inputs: tuple[str, ...] = ()  # image inputs and their pre-processing, as they were declared
     planned: PlanConditions | None = None
     constraints: tuple[str, ...] = ()  # what every placement keeps, in words

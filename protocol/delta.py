@@ -1,14 +1,15 @@
 """The codec "delta": 8-bit codes as the difference to the frame before, for streams whose pictures are alike.
 
-    payload = kind u8, rest
+    payload = kind u8 [, sequence u64, crc32 u32 (little endian)], form u8 [, N - 1 u8, N codes], body
 
-    kind 0  alone: the rest is a payload of the codec "levels"
-    kind 1  difference: sequence u64, crc32 u32 (little endian), then a payload of the codec "levels" whose N codes are
-            the placement's, but whose digits are (level - level there) modulo N
+    kind 0  alone            as under the codec "levels"
+    kind 1  difference       with sequence and crc32; the body's digits are (level - level there) modulo N
+    kind 2  alone, exact     without N and codes: every code is its own level, N = 256
+    kind 3  difference, exact
 
 "There" is the same tensor of the request with that sequence number: same device, same segment, same shape, and answered
 before, so that the gateway surely had it. The checksum is that of the levels there, one a byte. A level is the first of
-the N that stands for its code. Without levels every code is its own (N = 256): then nothing is lost.
+the N that stands for its code.
 
 The decoder keeps no state itself; whoever calls it remembers what was decoded and says what a number stands for. One
 that has forgotten raises UnknownReferenceError, and the sender sends the frame alone. The sender also does so by itself
@@ -27,14 +28,15 @@ import numpy as np
 
 from protocol.bundle import Levels
 from protocol.errors import WireError
-from protocol.levels import LevelCodec, body_of, opened, parse, quantise, table
+from protocol.levels import body_of, opened, parse, quantise, table
 from protocol.tensors import Array, TensorHeader
 from protocol.wire import Buffer
 
-ALONE, DIFFERENCE = 0, 1
-_HEAD = struct.Struct("<BQI")
+_DIFFERENCE, _EXACT = 1, 2  # bits of the kind
+_REFERENCE = struct.Struct("<QI")
 _SAMPLE = 2048  # elements that are looked at to choose between the two
-_ALL = Levels(tuple(range(1, 256)), tuple(range(256)))
+_EVERY_CODE = bytes(range(256))
+_ALL = Levels(tuple(range(1, 256)), tuple(_EVERY_CODE))
 
 
 class UnknownReferenceError(WireError):
@@ -55,27 +57,24 @@ class DeltaCodec:
     """uint8 only. `encode` and `decode` know no other frame; `encode_after` and `decode_after` do."""
 
     name = "delta"
-    _alone = LevelCodec()
 
     def refusal(self, dtype: str, shape: tuple[int, ...]) -> str:
         return "" if dtype == "uint8" else "the codec 'delta' takes 8-bit codes (uint8)"
 
     def encode(self, array: Array, levels: Levels | None) -> Buffer:
-        return bytes((ALONE,)) + self._alone.encode(array, levels or _ALL)
+        first, values = _first_of_its_code(levels or _ALL)
+        return _packed(_levels(array, levels or _ALL, first), levels, values)
 
     def encode_after(self, array: Array, levels: Levels | None, before: Reference) -> Buffer:
         """The smaller of both kinds, judged by a sample. Alone as well where the shapes differ."""
         if before.codes.shape != array.shape or before.codes.dtype != array.dtype:
             return self.encode(array, levels)
-        levels = levels or _ALL
-        first, values = _first_of_its_code(levels)
-        now, then = (_levels(codes, levels, first) for codes in (array, before.codes))
+        first, values = _first_of_its_code(levels or _ALL)
+        now, then = (_levels(codes, levels or _ALL, first) for codes in (array, before.codes))
         difference = _modulo(now, then, len(values))
         if _bits(difference) >= _bits(now):
-            return self.encode(array, levels)
-        form, body = body_of(difference, len(values))
-        head = _HEAD.pack(DIFFERENCE, before.sequence, zlib.crc32(then.data))
-        return b"".join((head, bytes((form, len(values) - 1)), values, *body))
+            return _packed(now, levels, values)
+        return _packed(difference, levels, values, _REFERENCE.pack(before.sequence, zlib.crc32(then.data)))
 
     def decode(self, data: Buffer, header: TensorHeader) -> Buffer:
         return self.decode_after(data, header, lambda _: None)
@@ -83,18 +82,26 @@ class DeltaCodec:
     def decode_after(self, data: Buffer, header: TensorHeader, recall: Recall) -> Buffer:
         """Raises UnknownReferenceError if `recall` does not bring back what was sent, WireError for other trouble."""
         view = memoryview(data).cast("B")
-        if view.nbytes < 1 or view[0] not in (ALONE, DIFFERENCE):
+        kind = view[0] if view.nbytes else -1
+        at = 1 + (_REFERENCE.size if kind & _DIFFERENCE else 0)
+        if not 0 <= kind <= _DIFFERENCE | _EXACT or view.nbytes <= at:
             raise WireError(f"payload of {view.nbytes} bytes is no delta", "see docs/wire.md for its beginning")
-        if view[0] == ALONE:
-            return self._alone.decode(view[1:], header)
-        if view.nbytes < _HEAD.size:
-            raise WireError(f"difference of {view.nbytes} bytes", f"it begins with {_HEAD.size}")
-        _, sequence, crc = _HEAD.unpack_from(view)
-        form, values, body = parse(view[_HEAD.size :])
+        form, values, body = (view[at], _EVERY_CODE, view[at + 1 :]) if kind & _EXACT else parse(view[at:])
+        if not kind & _DIFFERENCE:
+            return opened(form, body, values, header.decoded_nbytes())
+        sequence, crc = _REFERENCE.unpack_from(view, 1)
         then = _levels_there(recall(sequence), header, values, sequence, crc)
-        digits = opened(form, body, bytes(range(len(values))), then.size)
-        difference = np.frombuffer(digits, np.uint8)
-        return _plus(then, difference, len(values)).tobytes().translate(values.ljust(256, b"\0"))
+        digits = opened(form, body, _EVERY_CODE[: len(values)], then.size)
+        now = _plus(then, np.frombuffer(digits, np.uint8), len(values))
+        return now.data if kind & _EXACT else now.tobytes().translate(values.ljust(256, b"\0"))
+
+
+def _packed(digits: Array, levels: Levels | None, values: bytes, reference: bytes = b"") -> bytes:
+    """The payload of these digits, which are levels or their differences. `values` are the codes of the levels."""
+    form, body = body_of(digits, len(values))
+    kind = (_DIFFERENCE if reference else 0) | (_EXACT if levels is None else 0)
+    names = b"" if levels is None else bytes((len(values) - 1,)) + values
+    return b"".join((bytes((kind,)), reference, bytes((form,)), names, *body))
 
 
 def _levels_there(codes: Array | None, header: TensorHeader, values: bytes, sequence: int, crc: int) -> Array:

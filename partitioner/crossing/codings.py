@@ -11,9 +11,12 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
+import numpy as np
+
 from partitioner.measuring.measure import interleaved_medians
 from protocol import codecs
 from protocol.bundle import Levels
+from protocol.delta import Reference
 from protocol.tensors import Array, TensorHeader, Tensors
 from protocol.wire import Buffer
 
@@ -26,7 +29,7 @@ Made = TypeVar("Made")
 
 
 class Way(NamedTuple):
-    """How one tensor is coded; `levels` belongs to the codec of that name."""
+    """How one tensor is coded; `levels` belongs to the codecs "levels" and "delta"."""
 
     codec: str
     levels: Levels | None = None
@@ -52,20 +55,45 @@ def lossless(crossings: Sequence[Tensors]) -> dict[str, Way]:
     return {name: choose(name) for name in crossings[0]}
 
 
-def measure_coding(crossings: Sequence[Tensors], ways: Mapping[str, Way]) -> Coding:
-    """Mean size over `crossings` (at most CODEC_SAMPLES of them), and median seconds to encode and decode one."""
+def differing(crossings: Sequence[Tensors], before: Sequence[Tensors], ways: Mapping[str, Way]) -> dict[str, Way]:
+    """The same ways for a stream: codes cross as differences to the frame `before` where that saves enough."""
+
+    def choose(name: str, way: Way) -> Way:
+        delta = Way("delta", way.levels)
+        if way.codec not in ("raw", "zstd", "levels") or any(c[name].dtype != np.uint8 for c in crossings):
+            return way
+        pairs = list(zip(crossings[:CODEC_SAMPLES], before, strict=False))
+        after = statistics.fmean(_encode(name, now[name], delta, then[name])[0].nbytes for now, then in pairs)
+        alone = statistics.fmean(_nbytes(name, now[name], way) for now, _ in pairs)
+        return delta if after <= (1.0 - MIN_SAVING) * alone else way
+
+    return {name: choose(name, way) for name, way in ways.items()}
+
+
+def measure_coding(
+    crossings: Sequence[Tensors], ways: Mapping[str, Way], before: Sequence[Tensors] | None = None
+) -> Coding:
+    """Mean size over `crossings` (at most CODEC_SAMPLES of them), and median seconds to encode and decode one.
+
+    `before` holds, for each of those, what crossed for the frame before it: differences refer to that.
+    """
     some = crossings[:CODEC_SAMPLES]
-    encoded = [[_encode(n, c[n], way) for n, way in ways.items()] for c in some]
+    pairs = list(zip(some, before or [{}] * len(some), strict=False))
+
+    def coded(now: Tensors, then: Tensors) -> list[tuple[TensorHeader, Buffer]]:
+        return [_encode(n, now[n], way, then.get(n)) for n, way in ways.items()]
+
+    encoded = [coded(now, then) for now, then in pairs]
+    held = [_received_alone(then, ways) for _, then in pairs]
 
     def encode_all() -> None:
-        for crossing in some:
-            for name, way in ways.items():
-                _encode(name, crossing[name], way)
+        for now, then in pairs:
+            coded(now, then)
 
     def decode_all() -> None:
-        for tensors in encoded:
+        for tensors, then in zip(encoded, held, strict=True):
             for header, data in tensors:
-                codecs.decode(header, data)
+                codecs.decode(header, data, {0: then.get(header.name)}.get)
 
     times = interleaved_medians({"encode": encode_all, "decode": decode_all})
     nbytes = statistics.fmean(sum(header.nbytes for header, _ in tensors) for tensors in encoded)
@@ -75,6 +103,11 @@ def measure_coding(crossings: Sequence[Tensors], ways: Mapping[str, Way]) -> Cod
 def received(crossing: Tensors, ways: Mapping[str, Way]) -> dict[str, Array]:
     """What the other side gets when `crossing` is sent: the same arrays, less what the codecs lose."""
     return {name: codecs.decode(*_encode(name, crossing[name], way)) for name, way in ways.items()}
+
+
+def _received_alone(crossing: Tensors, ways: Mapping[str, Way]) -> dict[str, Array]:
+    """What differences refer to, as the other side has it."""
+    return received(crossing, {n: way for n, way in ways.items() if n in crossing and way.codec == "delta"})
 
 
 def descend(rungs: Sequence[Rung], attempt: Callable[[Rung], Made | None]) -> list[Made]:
@@ -91,8 +124,8 @@ def descend(rungs: Sequence[Rung], attempt: Callable[[Rung], Made | None]) -> li
     return [held[i] for i in sorted(held)]
 
 
-def _encode(name: str, array: Array, way: Way) -> tuple[TensorHeader, Buffer]:
-    return codecs.encode(name, array, way.codec, way.levels)
+def _encode(name: str, array: Array, way: Way, before: Array | None = None) -> tuple[TensorHeader, Buffer]:
+    return codecs.encode(name, array, way.codec, way.levels, None if before is None else Reference(0, before))
 
 
 def _nbytes(name: str, array: Array, way: Way) -> int:

@@ -4,7 +4,8 @@ An .npz holds one array per model input whose first axis counts samples, and per
 the one image input of a model (judging/pictures.py). One half, at most 128 samples, calibrates and the rest judges,
 so that nothing is judged on what it was fitted to. Which sample goes where is decided by the golden ratio: sample i has
 the key frac(i * 0.618...), and the smaller keys calibrate. That is the same on every machine, and spreads both parts,
-and every first few of either, evenly over the file: over sorted labels as well as over alternating ones.
+and every first few of either, evenly over the file: over sorted labels as well as over alternating ones. Frames of a
+stream are all but copies of their neighbours: there the first half of the file calibrates and the second judges.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class Samples:
     """Samples by input name, first axis counting them; `labels` int64 [S] where known.
 
     `whole` names the inputs of which one sample is the whole tensor; of the others it is one row, fed as batch 1.
-    With `calibrates` false nothing is fitted to them, and all of them judge. `notes` say what was done to them.
+    With `calibrates` false nothing is fitted to them, and all of them judge. `consecutive` samples are the frames of a
+    stream in their order. `notes` say what was done to them.
     """
 
     arrays: Mapping[str, Array | Ragged]
@@ -47,6 +49,7 @@ class Samples:
     is_random: bool
     digest: str
     calibrates: bool = True
+    consecutive: bool = False
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -61,13 +64,23 @@ class Samples:
 
     @property
     def calibration(self) -> Sequence[int]:
-        """Indices of the samples that calibrate; any first few of them are spread evenly over all."""
-        return _order(len(self))[: min(len(self) // 2, MAX_CALIBRATION)] if self.calibrates else ()
+        """Indices of the samples that calibrate; any first few of them are spread evenly over their part."""
+        half = len(self) // 2
+        return _order(half if self.consecutive else len(self))[: min(half, MAX_CALIBRATION)] if self.calibrates else ()
 
     @property
     def held_out(self) -> Sequence[int]:
         """Indices of the samples that judge: likewise, or all of them as they come where nothing is fitted."""
-        return _order(len(self))[len(self.calibration) :] if self.calibrates else range(len(self))
+        if not self.calibrates:
+            return range(len(self))
+        if self.consecutive:
+            half = len(self) // 2
+            return tuple(half + i for i in _order(len(self) - half))
+        return _order(len(self))[len(self.calibration) :]
+
+    def neighbours(self, indices: Sequence[int]) -> list[int]:
+        """For each frame the one before it (for the first the one after it, which is as far away)."""
+        return [i - 1 if i else min(1, len(self) - 1) for i in indices]
 
 
 @functools.lru_cache(maxsize=8)
@@ -89,14 +102,16 @@ def load(
     labels: str | None = None,
     label_offset: int = 0,
     classes: int | None = None,
+    consecutive: bool = False,
 ) -> Samples:
     """Read an .npz or a folder of pictures for a model with these inputs.
 
     `labels` names their array in an .npz. `label_offset` is added to every label, for models with a class in front that
-    the data does not count. Labels must lie in 0 ... `classes` - 1 then. Raises InputError naming the array or file,
-    what it is and what the model takes.
+    the data does not count. Labels must lie in 0 ... `classes` - 1 then. `consecutive` samples are frames of a stream.
+    Raises InputError naming the array or file, what it is and what the model takes.
     """
     samples = _load_folder(path, inputs, labels) if path.is_dir() else _load_npz(path, inputs, labels)
+    samples = replace(samples, consecutive=consecutive)
     if len(samples) < MIN_SAMPLES:
         raise InputError(
             f"{path} holds {len(samples)} samples",

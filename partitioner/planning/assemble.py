@@ -17,7 +17,15 @@ import onnx_ir as ir
 
 from partitioner.crossing import decorrelate, rungs
 from partitioner.crossing.boundary import Codes, emit_codes, take_codes
-from partitioner.crossing.codings import Way, descend, lossless, measure_coding, received
+from partitioner.crossing.codings import (
+    CODEC_SAMPLES,
+    Way,
+    descend,
+    differing,
+    lossless,
+    measure_coding,
+    received,
+)
 from partitioner.crossing.decorrelate import Transform, begin_tail, end_head
 from partitioner.crossing.halves import emit_halves, take_halves
 from partitioner.graph import cuts
@@ -210,13 +218,17 @@ def _judge(
     tail, proof, axes = _batchable_tail(shop, sides, attempt.head, _taking(fp32_tail, attempt))
     with SplitPair(attempt.head, tail, sides.cut, sides.head_outputs) as pair:
         runs = [pair.run(feed) for feed in shop.samples.feeds(shop.samples.held_out)]
+        before = _frames_before(shop, pair)
         fitted = [pair.run(feed) for feed in shop.samples.feeds(shop.samples.calibration)]
         some = [crossing for crossing, _ in fitted[:DESIGN_SAMPLES]]
         shares = {n: _outer_share([made[n] for made in some], c) for n, c in attempt.codes.items()}
 
         def variant(rung: str, ways: Mapping[str, Way], got: list[Outputs]) -> Variant:
+            crossings = [crossing for crossing, _ in runs]
+            if before is not None:
+                ways = differing(crossings, before, ways)
             boundary = boundary_of(pair.tail.inputs, ways, axes, proof, attempt.codes, shares)
-            coding = measure_coding([crossing for crossing, _ in runs], ways)
+            coding = measure_coding(crossings, ways, before)
             return Variant(rung, boundary, coding, certificate_of(shop, got, exact))
 
         answers = [answer for _, answer in runs]
@@ -275,6 +287,14 @@ def _costs_little(
     if there is not None:
         lost += len(coded_there) * (there.score(plain_there) - there.score(coded_there))
     return lost <= (stick.reference - stick.bound) * (len(coded) + len(coded_there)) + 1e-9
+
+
+def _frames_before(shop: Workshop, pair: SplitPair) -> list[Outputs] | None:
+    """What crossed just before each of the first held-out samples, where those are frames of a stream."""
+    if not shop.samples.consecutive:
+        return None
+    indices = shop.samples.neighbours(shop.samples.held_out[:CODEC_SAMPLES])
+    return [pair.run(feed)[0] for feed in shop.samples.feeds(indices)]
 
 
 def _through(pair: SplitPair, runs: Sequence[tuple[Outputs, Outputs]], ways: Mapping[str, Way]) -> list[Outputs]:

@@ -49,6 +49,7 @@ class Order:
     calibration: Path | None = None
     labels: str | None = None
     label_offset: int = 0
+    stream: bool = False  # the samples are consecutive frames, and so will be the requests
     lossless_input: bool = False  # full-cloud may not send JPEG
     inputs: tuple[str, ...] = ()  # declared images, in the grammar of docs/inputs.md
     force: bool = False
@@ -119,6 +120,7 @@ def _samples(order: Order, model: LoadedModel) -> data.Samples:
         labels=order.labels,
         label_offset=order.label_offset,
         classes=data.classes_of(model.outputs),
+        consecutive=order.stream,
     )
 
 

@@ -9,18 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from partitioner.crossing.codings import Way, descend, lossless, measure_coding, received
+from partitioner.crossing.codings import CODEC_SAMPLES, Way, descend, differing, lossless, measure_coding, received
 from partitioner.judging import batch, verify
 from partitioner.planning.assemble import assemble_edge
 from partitioner.planning.workshop import Variant, Workshop, boundary_of, certificate_of, saving
 from protocol import images
 from protocol.bundle import BatchProof, ParityCertificate
 from protocol.engines.ort import OrtEngine
-from protocol.tensors import TensorSpec
+from protocol.tensors import Tensors, TensorSpec
 
 # Qualities worth offering, best first: 90 is what people send, 75 what the encoder's authors recommend, 50 where little
 # fits; a bound of 1 % on real photographs may leave 98 alone (MobileNetV2: 0.868 of 0.876, at quality 90 0.848).
 PNG = "png"
+DELTA = "delta"  # of a stream, to the frame before
 LOSSY = ("jpeg98", "jpeg95", "jpeg90", "jpeg75", "jpeg50")
 
 
@@ -51,11 +52,15 @@ def make_ends(shop: Workshop) -> Ends:
 
 def _variants(shop: Workshop, full: bytes, axes: batch.Axes, proof: BatchProof) -> list[Variant]:
     feeds = list(shop.samples.feeds(shop.samples.held_out))
+    before: list[Tensors] | None = None
+    if shop.samples.consecutive:
+        before = list(shop.samples.feeds(shop.samples.neighbours(shop.samples.held_out[:CODEC_SAMPLES])))
     with OrtEngine(full, label="full.onnx", threads=verify.JUDGING_THREADS) as engine:
 
         def variant(rung: str, ways: Mapping[str, Way], got: list[verify.Outputs]) -> Variant:
             boundary = boundary_of(engine.inputs, ways, axes, proof, {}, {})
-            return Variant(rung, boundary, measure_coding(feeds, ways), certificate_of(shop, got, verify.EXACT))
+            coding = measure_coding(feeds, ways, before)
+            return Variant(rung, boundary, coding, certificate_of(shop, got, verify.EXACT))
 
         def lossy(codec: str) -> Variant | None:
             coded = ways | dict.fromkeys(pictures, Way(codec))
@@ -64,6 +69,8 @@ def _variants(shop: Workshop, full: bytes, axes: batch.Axes, proof: BatchProof) 
 
         ways, answers = lossless(feeds), list(shop.yardstick.expected)
         exact = [variant("", ways, answers)]
+        if before is not None and (differences := differing(feeds, before, ways)) != ways:
+            exact.append(variant(DELTA, differences, answers))
         pictures = [spec.name for spec in engine.inputs if _is_picture(spec)]
         if not pictures:
             return exact

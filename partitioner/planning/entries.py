@@ -182,6 +182,7 @@ def _conditions(order: Order, shop: Workshop, slowdown: float) -> Conditions:
         calibration_samples=len(shop.samples.calibration),
         created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
         label_offset=order.label_offset,
+        stream=order.stream,
         declared_inputs=order.inputs,
         planned=order.search.scope,
         constraints=described(order.search.constraints),

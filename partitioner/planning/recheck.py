@@ -72,7 +72,8 @@ def _samples(manifest: Manifest, data_path: Path | None) -> data.Samples:
         classes=data.classes_of(manifest.model.outputs),
     )
     # What the bundle was calibrated on must not judge it; other data judges with all of its samples.
-    return replace(samples, calibrates=samples.digest == manifest.conditions.calibration_digest)
+    calibrates = samples.digest == manifest.conditions.calibration_digest
+    return replace(samples, calibrates=calibrates, consecutive=manifest.conditions.stream)
 
 
 def _recheck_one(

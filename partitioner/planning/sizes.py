@@ -10,18 +10,20 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 
 import numpy as np
 
 from partitioner.crossing import decorrelate, rungs
 from partitioner.crossing.boundary import Codes, codes_for
-from partitioner.crossing.codings import Way
+from partitioner.crossing.codings import Way, received
 from partitioner.graph.model import serialise
 from partitioner.graph.split import with_outputs
 from partitioner.judging.verify import JUDGING_THREADS
 from partitioner.planning.workshop import Workshop
 from partitioner.solver.problem import Size
 from protocol import codecs
+from protocol.delta import Reference
 from protocol.engines.ort import OrtEngine
 from protocol.tensors import Array
 
@@ -46,10 +48,14 @@ def measure_sizes(shop: Workshop, progress: Callable[[int, int], None]) -> Sizes
     names = _names(shop)
     table: dict[str, dict[str, Size]] = {}
     done = 0
-    for group in _groups(shop, names):
-        values = _compute(shop, group)
+    some = shop.samples.calibration[:SAMPLES] or shop.samples.held_out[:SAMPLES]
+    neighbours = shop.samples.neighbours(some) if shop.samples.consecutive else []
+    indices = [*some, *neighbours]
+    for group in _groups(shop, names, GROUP_NBYTES // len(indices)):
+        values = _compute(shop, group, indices)
         for name in group:
-            table[name] = _sizes_of(shop, name, [v[name] for v in values])
+            seen = [v[name] for v in values]
+            table[name] = _sizes_of(shop, name, seen[: len(some)], seen[len(some) :])
             done += 1
             progress(done, len(names))
     found = dict.fromkeys([LOSSLESS, *(rung for sizes in table.values() for rung in sizes)])
@@ -70,12 +76,13 @@ def _names(shop: Workshop) -> list[str]:
     return [n for n in flowing if n in topology.live and n in infos and infos[n].elements and not infos[n].barred]
 
 
-def _groups(shop: Workshop, names: Sequence[str]) -> Iterator[list[str]]:
+def _groups(shop: Workshop, names: Sequence[str], most_nbytes: int) -> Iterator[list[str]]:
+    """The names in groups whose tensors hold at most so many bytes on one sample; one tensor is always a group."""
     group: list[str] = []
     nbytes = 0
     for name in names:
         own = 8 * (shop.model.topology.tensors[name].elements or 0)
-        if group and nbytes + own > GROUP_NBYTES / SAMPLES:
+        if group and nbytes + own > most_nbytes:
             yield group
             group, nbytes = [], 0
         group.append(name)
@@ -84,12 +91,11 @@ def _groups(shop: Workshop, names: Sequence[str]) -> Iterator[list[str]]:
         yield group
 
 
-def _compute(shop: Workshop, names: Sequence[str]) -> list[Mapping[str, Array]]:
+def _compute(shop: Workshop, names: Sequence[str], indices: Sequence[int]) -> list[Mapping[str, Array]]:
     """The named tensors on each of the samples."""
     inputs = set(shop.model.topology.inputs)
     made = [n for n in names if n not in inputs]
-    some = shop.samples.calibration[:SAMPLES] or shop.samples.held_out[:SAMPLES]
-    feeds = list(shop.samples.feeds(some))
+    feeds = list(shop.samples.feeds(indices))
     if not made:
         return list(feeds)
     data = serialise(with_outputs(shop.model.graph, made))
@@ -97,16 +103,20 @@ def _compute(shop: Workshop, names: Sequence[str]) -> list[Mapping[str, Array]]:
         return [feed | engine.infer(feed) for feed in feeds]
 
 
-def _sizes_of(shop: Workshop, name: str, arrays: Sequence[Array]) -> dict[str, Size]:
+def _sizes_of(shop: Workshop, name: str, arrays: Sequence[Array], before: Sequence[Array]) -> dict[str, Size]:
+    """By rung. `before` are the same tensor's values one frame earlier; empty where there are no frames."""
     topology = shop.model.topology
     if not topology.crosses_as_codes(name) or name not in shop.ranges:
-        return {LOSSLESS: _least(name, arrays)}
+        return {LOSSLESS: _least(name, arrays, before)}
     code = codes_for(*shop.ranges[name])
-    codes = [to_codes(array, code) for array in arrays]
-    found = {LOSSLESS: _least(name, codes)}
+    codes, codes_before = ([to_codes(array, code) for array in those] for those in (arrays, before))
+    found = {LOSSLESS: _least(name, codes, codes_before)}
     input_nbytes = sum(a.nbytes for a in shop.samples.feed(0).values())
     if found[LOSSLESS].nbytes <= MAX_INPUT_MULTIPLE * input_nbytes:
-        found |= {r.name: _size(name, codes, Way(r.codec, r.levels)) for r in rungs.design(codes) if r.levels}
+        codec = "delta" if before else "levels"
+        found |= {
+            r.name: _size(name, codes, Way(codec, r.levels), codes_before) for r in rungs.design(codes) if r.levels
+        }
         if decorrelate.suits(np.concatenate(arrays)) and len(found) > 1:
             typical = found[list(found)[len(found) // 2]]
             found[DECORRELATED] = typical._replace(nbytes=SAVED_BY_TRANSFORM * typical.nbytes)
@@ -120,18 +130,21 @@ def to_codes(array: Array, code: Codes) -> Array:
     return codes
 
 
-def _least(name: str, arrays: Sequence[Array]) -> Size:
-    return min((_size(name, arrays, Way(codec)) for codec in ("raw", "zstd")), key=lambda s: s.nbytes)
+def _least(name: str, arrays: Sequence[Array], before: Sequence[Array]) -> Size:
+    known = ("raw", "zstd", "delta") if before and arrays[0].dtype == np.uint8 else ("raw", "zstd")
+    return min((_size(name, arrays, Way(codec), before) for codec in known), key=lambda s: s.nbytes)
 
 
-def _size(name: str, arrays: Sequence[Array], way: Way) -> Size:
-    seen = [_coded(name, array, way) for array in arrays]
+def _size(name: str, arrays: Sequence[Array], way: Way, before: Sequence[Array]) -> Size:
+    seen = [_coded(name, array, way, then) for array, then in zip_longest(arrays, before)]
     return Size(statistics.fmean(s.nbytes for s in seen), min(s.encode_s for s in seen), min(s.decode_s for s in seen))
 
 
-def _coded(name: str, array: Array, way: Way) -> Size:
+def _coded(name: str, array: Array, way: Way, before: Array | None) -> Size:
+    reference = None if before is None else Reference(0, before)
+    held = None if before is None or way.codec != "delta" else received({name: before}, {name: way})[name]
     start = time.perf_counter()
-    header, data = codecs.encode(name, array, way.codec, way.levels)
+    header, data = codecs.encode(name, array, way.codec, way.levels, reference)
     encoded = time.perf_counter()
-    codecs.decode(header, data)
+    codecs.decode(header, data, lambda _: held)
     return Size(header.nbytes, encoded - start, time.perf_counter() - encoded)

@@ -328,6 +328,25 @@ def test_an_unknown_segment_goes_edge_only_if_the_model_is_not_held() -> None:
     assert Prepare(1, "edge") in s.reject(RejectCode.UNKNOWN_SEGMENT)
 
 
+def test_a_frame_whose_reference_was_forgotten_is_encoded_anew_at_once_for_the_same_placement() -> None:
+    s = scene("cut", "cloud", "edge")
+    assert s.send(1).attempt == 1
+    assert s.reject(RejectCode.UNKNOWN_REFERENCE) == [Prepare(1, "cut")]
+    (sent,) = s.prepared(1)
+    assert isinstance(sent, Send)
+    assert (sent.placement, sent.attempt) == ("cut", 2)
+    assert finish_of(s.answer(1, attempt=2)).degraded == ()
+    assert s.send(2).placement == "cut", "nothing was held against it"
+
+
+def test_a_gateway_that_never_knows_the_reference_is_left_for_another_placement() -> None:
+    s = scene("cut", "edge")
+    s.send(1)
+    s.reject(RejectCode.UNKNOWN_REFERENCE)
+    s.prepared(1)
+    assert Prepare(1, "edge") in s.reject(RejectCode.UNKNOWN_REFERENCE, attempt=2)
+
+
 def test_an_unknown_segment_is_not_offered_again_until_the_next_welcome() -> None:
     s = scene("cut", "cloud", "edge")
     s.send(1)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from partitioner.crossing.codings import Way, descend, lossless, measure_coding, received
+from partitioner.crossing.codings import Way, descend, differing, lossless, measure_coding, received
 from protocol.bundle import Levels
 
 RNG = np.random.default_rng(5)
@@ -47,3 +47,25 @@ def test_a_coding_of_fewer_levels_sends_less() -> None:
     assert coarse.nbytes < exact.nbytes / 6
     assert coarse.encode_s > 0
     assert coarse.decode_s > 0
+
+
+# ---- streams --------------------------------------------------------------------------------------------------------
+
+STILL = [{"t": np.where(RNG.random((1, 8, 16, 16)) < 0.02, 9, NOISE[0]["t"]).astype(np.uint8)} for _ in range(4)]
+
+
+def test_codes_of_a_stream_cross_as_differences_where_that_saves_enough() -> None:
+    exact, coarse = {"t": Way("raw")}, {"t": TWO}
+    assert differing(STILL, STILL[::-1], exact) == {"t": Way("delta")}
+    assert differing(STILL, STILL[::-1], coarse) == {"t": Way("delta", TWO.levels)}
+    assert differing(NOISE, NOISE[::-1], exact) == exact
+    floats = [{"t": c["t"].astype(np.float32)} for c in STILL]
+    assert differing(floats, floats, exact) == exact
+
+
+def test_a_coding_of_differences_is_measured_on_frames_with_the_one_before() -> None:
+    delta = {"t": Way("delta")}
+    alone, after = measure_coding(STILL, delta), measure_coding(STILL, delta, STILL[::-1])
+    assert after.nbytes < 0.5 * alone.nbytes
+    assert after.encode_s > 0 < after.decode_s
+    assert received(STILL[0], delta)["t"].tolist() == STILL[0]["t"].tolist()

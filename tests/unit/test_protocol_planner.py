@@ -146,6 +146,18 @@ def test_a_slow_tail_is_learned_for_its_own_placement_only() -> None:
     assert predicted_edge_s(planner, "full-cloud") == pytest.approx(0.016)
 
 
+def test_a_stream_that_compresses_less_than_planned_is_learned_for_its_own_placement_only() -> None:
+    planner = Planner([Candidate(i, PlacementCost(up_nbytes=10_000), "h", "t") for i in ("cut-1", "cut-1.q2")])
+    planned = planner.predict(link(8, 0.0))["cut-1"]
+    planner.observe_nbytes("cut-1", 20_000)
+    once = planner.predict(link(8, 0.0))
+    assert planned < once["cut-1"] < 1.5 * planned, "one frame sent alone is no trend"
+    assert once["cut-1.q2"] == pytest.approx(planned)
+    for _ in range(30):
+        planner.observe_nbytes("cut-1", 20_000)
+    assert planner.predict(link(8, 0.0))["cut-1"] == pytest.approx(2 * planned, rel=0.02)
+
+
 def test_learning_moves_the_choice() -> None:
     planner = Planner(ALL)
     assert chosen(planner, 10) == "cut-1"

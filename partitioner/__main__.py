@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from partitioner.cli import app
+from protocol.terminal import run
 
 
 def main() -> None:
     """Run the command line; always leaves through SystemExit."""
+    run(_app)
+
+
+def _app() -> None:
+    from partitioner.cli import app  # in here, so that an interrupt while it loads ends like any other
+
     app()
 
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from partitioner.options import BundlePath, Inputs, Json, ModelPath, PlanFlags, Role, with_plan_flags
-from protocol.errors import IsthmusError
+from protocol.terminal import guarded, print_json
 
 app = typer.Typer(
     help="Split an ONNX model between edge and cloud, prove every part, and write a bundle.",
@@ -41,7 +39,7 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Find every placement of MODEL that is best at some bandwidth, within the constraints; write no bundle."""
-    with _guarded():
+    with guarded():
         from partitioner.people.report import Bar, Silent
         from partitioner.people.tables import print_plan
         from partitioner.planning.plans import make_plan, write_plan
@@ -56,7 +54,7 @@ def plan(
         if output is not None:
             write_plan(output, made)
         if as_json:
-            _print_json(made)
+            print_json(made)
         else:
             _warn_of_random_inputs(flags)
             print_plan(made, _console())
@@ -82,7 +80,7 @@ def split(
     """Cut MODEL into head and tail, prove that they answer like the whole, and write a bundle."""
     if bool(cut) + auto + (planned is not None) != 1:
         raise typer.BadParameter("give one of --cut TENSOR[,...], --auto and --plan PLAN.json")
-    with _guarded():
+    with guarded():
         from partitioner.people.report import Bar, Silent, print_built
         from partitioner.planning.build import build
         from partitioner.planning.plans import to_build
@@ -95,7 +93,7 @@ def split(
             order = replace(order, cuts=document.cuts, source_digest=document.source_digest)
         if as_json:
             built = build(order, Silent())
-            _print_json({"bundle": str(built.target), "digest": built.digest, "manifest": built.manifest})
+            print_json({"bundle": str(built.target), "digest": built.digest, "manifest": built.manifest})
         else:
             with Bar() as bar:
                 built = build(order, bar)
@@ -110,13 +108,13 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Hash every file of BUNDLE again and compare every placement's answers with the full model's."""
-    with _guarded():
+    with guarded():
         from partitioner.people.report import print_verified
         from partitioner.planning.recheck import recheck
 
         verified = recheck(bundle, data)
         if as_json:
-            _print_json(verified)
+            print_json(verified)
         else:
             print_verified(verified, _console())
 
@@ -124,13 +122,13 @@ def verify(
 @app.command()
 def inspect(model: ModelPath, inputs: Inputs = None, as_json: Json = False) -> None:
     """List MODEL's inputs, outputs and possible cuts."""
-    with _guarded():
+    with guarded():
         from partitioner.people.inspection import inspect as look
         from partitioner.people.report import print_inspection
 
         seen = look(model, inputs or ())
         if as_json:
-            _print_json(seen)
+            print_json(seen)
         else:
             print_inspection(seen, _console())
 
@@ -151,7 +149,7 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """Say in sentences why this placement, and what would have to change for another one."""
-    with _guarded():
+    with guarded():
         from partitioner.people.explain import Question
         from partitioner.people.explain import explain as explained
         from protocol.bundle import Bundle
@@ -159,7 +157,7 @@ def explain(
         question = Question(mbit, None if rtt_ms is None else rtt_ms / 1e3, edge_slowdown, cloud_load, quantile)
         seen = explained(Bundle.open(bundle).manifest, question)
         if as_json:
-            _print_json(seen)
+            print_json(seen)
         else:
             from partitioner.people.tables import print_explained
 
@@ -181,7 +179,7 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Write one self-contained HTML page about BUNDLE: where time goes, who wins where, what was proven."""
-    with _guarded():
+    with guarded():
         from partitioner.people.explain import Question
         from partitioner.people.page.write import write_page
         from partitioner.people.sentences import headline
@@ -189,7 +187,7 @@ def report(
         question = Question(mbit, None if rtt_ms is None else rtt_ms / 1e3, edge_slowdown)
         seen = write_page(bundle, output, question)
         if as_json:
-            _print_json({"page": str(output), "nbytes": output.stat().st_size, "explanation": seen})
+            print_json({"page": str(output), "nbytes": output.stat().st_size, "explanation": seen})
         else:
             print(f"{headline(seen)}; wrote {output}")
 
@@ -209,14 +207,14 @@ def simulate(
     as_json: Json = False,
 ) -> None:
     """Replay a bandwidth trace through the agent's own decisions, beside an oracle and every fixed placement."""
-    with _guarded():
+    with guarded():
         from partitioner.people.replay import Drive, simulate_bundle
         from partitioner.people.tables import print_simulated
 
         rtt_s = None if rtt_ms is None else rtt_ms / 1e3
         seen = simulate_bundle(bundle, Drive(trace, seed, rtt_s, requests_per_s, deadline_ms / 1e3))
         if as_json:
-            _print_json(seen)
+            print_json(seen)
         else:
             print_simulated(seen, _console())
 
@@ -245,7 +243,7 @@ def profile(
     """Measure MODEL on this machine: whole, and cut at a few places from which all others are predicted."""
     if int8 and role is not Role.EDGE:
         raise typer.BadParameter("--int8 is for heads: use --role edge")
-    with _guarded():
+    with guarded():
         from partitioner.measuring import kit as kits
         from partitioner.measuring import profile as profiling
         from partitioner.people.report import Bar, Silent
@@ -272,7 +270,7 @@ def profile(
                 profiling.write(output, made)
                 summary, document = f"{output}: {profiling.describe(made)}", made
         if as_json:
-            _print_json(document)
+            print_json(document)
         else:
             print(summary)
 
@@ -284,28 +282,13 @@ def _warn_of_random_inputs(flags: PlanFlags) -> None:
         )
 
 
-@contextmanager
-def _guarded() -> Iterator[None]:
-    """Expected trouble becomes one sentence and its exit code; a bug keeps its traceback."""
-    try:
-        yield
-    except IsthmusError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        raise typer.Exit(error.exit_code) from None
-    except KeyboardInterrupt:
-        print("interrupted: no bundle was written", file=sys.stderr)
-        raise typer.Exit(130) from None
-
-
 def _console() -> Any:
     from rich.console import Console
 
+    class Screen(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # rich would end the process with 1
+
     # Piped output keeps its tables readable instead of folding them at 80 columns.
-    console = Console()
-    return console if console.is_terminal else Console(width=160)
-
-
-def _print_json(document: object) -> None:
-    import msgspec
-
-    sys.stdout.write(msgspec.json.encode(document).decode() + "\n")
+    console = Screen()
+    return console if console.is_terminal else Screen(width=160)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -23,13 +25,22 @@ REMEDIES = {
 def run(app: Callable[[], Any]) -> None:
     """Run a command line and end the process with its exit code (see `protocol.errors`)."""
     try:
-        app()
+        with guarded():
+            app()
+    except Exception:
+        traceback.print_exc()
+        raise SystemExit(1) from None
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """Expected trouble becomes one sentence on stderr and its exit code; a bug keeps its traceback."""
+    try:
+        yield
     except IsthmusError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
+        _end(f"error: {' '.join(str(error).split())}", error.exit_code)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
+        _end("interrupted: nothing is left half written", 130)
     except BrokenPipeError:
         # Whoever read our output has gone; that is their right. Python would complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -37,13 +48,17 @@ def run(app: Callable[[], Any]) -> None:
     except ModuleNotFoundError as error:
         remedy = REMEDIES.get((error.name or "").partition(".")[0])
         if remedy is None:
-            traceback.print_exc()
-            raise SystemExit(1) from None
-        print(f"error: the package {error.name} is not installed; {remedy}", file=sys.stderr)
-        raise SystemExit(EngineError.exit_code) from None
-    except Exception:
-        traceback.print_exc()
-        raise SystemExit(1) from None
+            raise
+        _end(f"error: the package {error.name} is not installed; {remedy}", EngineError.exit_code)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _end(f"error: {error.strerror}; free some and run it again", 1)
+
+
+def _end(sentence: str, code: int) -> None:
+    print(sentence, file=sys.stderr)
+    raise SystemExit(code) from None
 
 
 def print_json(document: Any) -> None:

@@ -126,6 +126,36 @@ def test_a_shell_completes_the_verbs(typed: str, offered: str) -> None:
     assert offered in program(**asked).stdout.split()
 
 
+def test_whoever_stops_reading_is_no_error(toy_bundle: Path) -> None:
+    command = [Path(sys.executable).with_name("partitioner"), "explain", str(toy_bundle)]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as broken:
+        done = subprocess.run(command, stdout=broken, stderr=subprocess.PIPE, text=True, check=False, timeout=100)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_full_disk_under_the_output_is_one_sentence(toy_bundle: Path) -> None:
+    command = [Path(sys.executable).with_name("partitioner"), "explain", str(toy_bundle), "--json"]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=100)
+    assert done.returncode == 1
+    assert done.stderr == "error: No space left on device; free some and run it again\n"
+
+
+def test_a_package_that_is_not_installed_is_named_with_its_remedy(tmp_path: Path) -> None:
+    (tmp_path / "onnx.py").write_text("raise ModuleNotFoundError('no onnx here', name='onnx')\n")
+    done = program("inspect", tmp_path / "onnx.py", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 7
+    assert done.stderr == "error: the package onnx is not installed; pip install 'isthmus[partition]'\n"
+
+
+def test_an_interrupt_while_the_command_line_loads_leaves_no_traceback(toy_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt\n")
+    done = program("explain", toy_bundle, PYTHONPATH=str(tmp_path))
+    assert (done.returncode, done.stderr) == (130, "interrupted: nothing is left half written\n")
+
+
 def test_explaining_and_simulating_load_none_of_the_workbenchs_libraries(toy_bundle: Path) -> None:
     heavy = ("onnx", "onnx_ir", "onnxruntime", "scipy")
     for verb in ("explain", "simulate"):

@@ -1,19 +1,19 @@
 """Cuts one graph in two with onnx-ir: the head keeps the model's inputs, the tail takes the crossing tensors as inputs.
 
-Each half is a clone of the whole graph that is told what its inputs and outputs are and then loses what it does not
-need. Captures of If, Loop and Scan bodies survive that, since a use inside a body is a use like any other, and what
-depends on no input lands on both sides (`onnx.utils.extract_model` breaks on the former: measured).
+Each half is a copy of the steps on its side and of the constants that they read, and costs no more than its own size.
+What bodies of If, Loop and Scan capture counts as read by their step, and what depends on no input lands on both sides
+(`onnx.utils.extract_model` breaks on the former: measured).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import onnx_ir as ir
 
 from partitioner.graph.cuts import Sides
-from partitioner.graph.model import LoadedModel, reinfer, serialise, subgraphs_of
+from partitioner.graph.model import LoadedModel, reinfer, serialise
 from partitioner.graph.topology import TensorInfo, Topology
 from protocol.tensors import DTYPES
 
@@ -27,8 +27,8 @@ class Halves(NamedTuple):
 
 def split(model: LoadedModel, sides: Sides) -> Halves:
     """Build both halves of a cut that `cuts.separate` accepted; tensors keep their names."""
-    crossing_and_outputs = dict.fromkeys([*sides.cut, *sides.head_outputs])
-    return Halves(_head(model, sides, list(crossing_and_outputs)), _tail(model, sides))
+    crossing_and_outputs = list(dict.fromkeys([*sides.cut, *sides.head_outputs]))
+    return Halves(_part(model, model.topology.inputs, crossing_and_outputs, sides.head_steps), _tail(model, sides))
 
 
 def clone(model: ir.Model) -> ir.Model:
@@ -64,58 +64,45 @@ def free_axes(model: ir.Model, axes: dict[str, int]) -> bytes:
     return reinfer(serialise(copy))
 
 
-def _head(model: LoadedModel, sides: Sides, outputs: list[str]) -> ir.Model:
-    copy = with_outputs(model.graph, outputs)
-    _keep_only(copy, {model.topology.steps[i].name for i in sides.head_steps})
-    return copy
-
-
 def _tail(model: LoadedModel, sides: Sides) -> ir.Model:
-    copy = clone(model.graph)
-    values = values_of(copy)
-    _set_outputs(copy, sides.tail_outputs)
-    entries = [_entry(values[name], model.topology) for name in sides.cut]
-    copy.graph.inputs.extend(entries)
-    _keep_only(copy, {model.topology.steps[i].name for i in sides.tail_steps})
-    copy.graph.inputs[:] = entries
+    copy = _part(model, sides.cut, sides.tail_outputs, sides.tail_steps)
+    entries = {entry.name: entry for entry in copy.graph.inputs}
+    for entry in entries.values():
+        _describe(entry, model.topology)
+    for value in [o for node in copy.graph for o in node.outputs if o.name in entries]:
+        # A step that the tail recomputes for its other output: this one has crossed.
+        entry = entries[value.name]
+        value.name = f"{entry.name}/before_cut"
+        value.replace_all_uses_with(entry)
     return copy
 
 
-def _entry(value: ir.Value, topology: Topology) -> ir.Value:
-    """A graph input that takes the place of `value` under its name; what inference left open was seen in a run."""
-    name = value.name or ""
-    seen = topology.tensors.get(name, TensorInfo(None, None))
-    entry = ir.Value(name=name, type=value.type, shape=value.shape)
+def _part(model: LoadedModel, inputs: Sequence[str], outputs: Sequence[str], steps: Collection[int]) -> ir.Model:
+    """A copy of `steps` (indices) alone, from the tensors `inputs` to `outputs`; the bytes of weights are shared."""
+    whole, values = model.graph.graph, values_of(model.graph)
+    kept = [model.topology.steps[i] for i in steps]
+    names, needed = {step.name for step in kept}, {*outputs}.union(*(step.inputs for step in kept))
+    view = ir.GraphView(
+        [values[name] for name in inputs],
+        [values[name] for name in outputs],
+        nodes=[node for node in whole if node.name in names],
+        initializers=[value for name, value in whole.initializers.items() if name in needed],
+        doc_string=whole.doc_string,
+        opset_imports=dict(whole.opset_imports),
+        name=whole.name,
+    )
+    return ir.Model(view.clone(), ir_version=model.graph.ir_version, producer_name="isthmus")
+
+
+def _describe(entry: ir.Value, topology: Topology) -> None:
+    """Say what shape inference left open about a tensor that enters the tail: it was seen in a run."""
+    seen = topology.tensors.get(entry.name or "", TensorInfo(None, None))
     if entry.type is None and seen.dtype is not None:
         entry.dtype = ir.DataType.from_numpy(DTYPES[seen.dtype])
     if entry.shape is None and seen.shape is not None:
         entry.shape = ir.Shape([None] * len(seen.shape))
-    value.name = f"{name}/before_cut"
-    value.replace_all_uses_with(entry)
-    return entry
 
 
 def _set_outputs(model: ir.Model, names: Sequence[str]) -> None:
     values = values_of(model)
     model.graph.outputs[:] = [values[name] for name in names]
-
-
-def _keep_only(model: ir.Model, names: set[str]) -> None:
-    """Remove all other nodes, last first, and then the initializers that nothing uses."""
-    graph = model.graph
-    for node in reversed(list(graph)):
-        if node.name not in names:
-            _release_captures(node)
-            graph.remove(node, safe=True)
-    for name, value in list(graph.initializers.items()):
-        if not value.uses() and not value.is_graph_output():
-            del graph.initializers[name]
-
-
-def _release_captures(node: ir.Node) -> None:
-    """A removed If or Loop would go on using what its bodies captured."""
-    for attribute in node.attributes.values():
-        for subgraph in subgraphs_of(attribute):
-            for inner in subgraph.all_nodes():
-                for i in range(len(inner.inputs)):
-                    inner.replace_input_with(i, None)

@@ -121,6 +121,28 @@ def test_a_mask_is_recomputed_in_the_tail_that_ships(tmp_path: Path) -> None:
     assert {"Unsqueeze", "Cast", "Sub", "Mul", "Expand", "Shape"} <= {n.op_type for n in tail.graph}
 
 
+def test_a_step_recomputed_for_one_output_does_not_replace_the_other_that_crossed(tmp_path: Path) -> None:
+    net = models.Net()
+    net.add("Cast", ["mask"], "wide", to=FLOAT)
+    net.nodes.append(helper.make_node("Split", ["wide"], ["left", "right"], name="halves", axis=1, num_outputs=2))
+    net.add("MatMul", ["x", net.weight("w1", 8, 8)], "hidden")
+    net.add("Mul", ["hidden", "left"], "shown")
+    net.add("MatMul", ["shown", net.weight("w2", 8, 8)], "mixed")
+    net.add("Add", ["mixed", "right"], "moved")
+    net.add("Mul", ["moved", "left"], "y")
+    inputs = {"x": (FLOAT, [1, 8]), "mask": (TensorProto.INT64, [1, 16])}
+    model, feed = cuts_suite.prepared(models.write(net.model(inputs, {"y": [1, 8]}, opset=18), tmp_path))
+    sides = separate(model.topology, ["mask", "left", "shown"])
+    assert {model.topology.steps[i].name for i in sides.head_steps & sides.tail_steps} == {"node_wide", "halves"}
+    tail = split(model, sides).tail
+    assert {v.name for v in tail.graph.inputs} == {"mask", "left", "shown"}
+    found = cuts_suite.sweep("mask", model, feed, [sides])
+    assert (found.exact, found.tried) == (1, 1)
+    with OrtEngine(serialise(tail), label="tail", optimise=False) as engine:  # what crossed is read, not made anew
+        crossed = {"mask": feed["mask"], "shown": np.ones((1, 8), np.float32), "left": np.zeros((1, 8), np.float32)}
+        assert not engine.infer(crossed)["y"].any()
+
+
 def quantised(kind: type[np.integer]) -> onnx.ModelProto:
     """conv -> Q -> DQ -> relu -> Q -> DQ -> conv, with the codes read on two ways."""
     net = models.Net()

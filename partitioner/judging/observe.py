@@ -43,9 +43,14 @@ def observed_topology(model: LoadedModel, samples: Samples) -> Topology:
 def ranges(
     model: LoadedModel, samples: Samples, *, threads: int = 1, progress: Callable[[int, int], None] | None = None
 ) -> Ranges:
-    """Least and greatest value of every float32 tensor that is computed or given, over the calibration samples."""
+    """Least and greatest value of every float32 tensor that is computed or given, over the calibration samples.
+
+    One that is ever NaN or infinite has no range. Raises InputError for a sample that the model does not take.
+    """
     flowing = (*model.topology.inputs, *model.topology.producer)
     names = [n for n in flowing if model.topology.tensors[n].dtype == "float32" and model.topology.tensors[n].elements]
+    if not names:  # a model in half or double precision
+        return {}
     data = serialise(_with_extremes(model.graph, names))
     low = dict.fromkeys(names, np.inf)
     high = dict.fromkeys(names, -np.inf)
@@ -58,7 +63,8 @@ def ranges(
                 fact = f"the model does not run on sample {indices[done - 1]} of the calibration data ({error.fact})"
                 raise InputError(fact, "give data that the model accepts") from error
             for n in names:
-                low[n] = min(low[n], _scalar(seen[_low(n)]))
+                # Minima and maxima pass over NaN (measured: unless it comes first), sums never do.
+                low[n] = -np.inf if np.isnan(seen[_sum(n)]) else min(low[n], _scalar(seen[_low(n)]))
                 high[n] = max(high[n], _scalar(seen[_high(n)]))
             if progress:
                 progress(done, len(indices))
@@ -66,12 +72,12 @@ def ranges(
 
 
 def _with_extremes(model: ir.Model, names: Sequence[str]) -> ir.Model:
-    """A copy whose outputs are the minimum and the maximum of each named tensor."""
+    """A copy whose outputs are the minimum, the maximum and the sum of magnitudes of each named tensor."""
     copy = clone(model)
     values = values_of(copy)
     outputs: list[ir.Value] = []
     for name in names:
-        for op, output in (("ReduceMin", _low(name)), ("ReduceMax", _high(name))):
+        for op, output in (("ReduceMin", _low(name)), ("ReduceMax", _high(name)), ("ReduceL1", _sum(name))):
             value = ir.val(output, ir.DataType.FLOAT, [])
             copy.graph.append(ir.node(op, [values[name]], {"keepdims": 0}, outputs=[value]))
             outputs.append(value)
@@ -85,6 +91,10 @@ def _low(name: str) -> str:
 
 def _high(name: str) -> str:
     return f"{name}/high"
+
+
+def _sum(name: str) -> str:
+    return f"{name}/sum"
 
 
 def _scalar(value: Array) -> float:

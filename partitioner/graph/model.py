@@ -173,9 +173,11 @@ def _check(proto: onnx.ModelProto, path: Path) -> None:
 
 
 def _check_interface(proto: onnx.ModelProto, path: Path) -> None:
-    """Refuse inputs and outputs that are no tensors of numbers, before a runtime trips over them."""
+    """Refuse inputs and outputs that are missing or no tensors of numbers, before anything trips over them."""
     constants = {t.name for t in proto.graph.initializer}
     inputs = [v for v in proto.graph.input if v.name not in constants]
+    if not inputs:
+        raise ModelError(f"{path} takes no input, so its answer is always the same", "export it with its inputs")
     for word, values in (("input", inputs), ("output", proto.graph.output)):
         for value in values:
             held = value.type.WhichOneof("value")

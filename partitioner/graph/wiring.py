@@ -48,8 +48,9 @@ def _given(graph: onnx.GraphProto) -> set[str]:
 
 
 def _writers(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> dict[str, int]:
-    for kind, names in (("input", [v.name for v in graph.input]), ("initializer", [t.name for t in graph.initializer])):
-        twice = _first_twice(names)
+    named = {"input": graph.input, "output": graph.output, "initializer": graph.initializer}
+    for kind, listed in named.items():
+        twice = _first_twice(value.name for value in listed)
         if twice is not None:
             raise ModelError(f"the graph has two {kind}s {twice!r}", "export it again")
     writer: dict[str, int] = {}

@@ -358,6 +358,15 @@ def test_a_tensor_that_is_written_twice_is_named(tmp_path: Path) -> None:
     proto = models.residual()
     proto.graph.initializer.append(proto.graph.initializer[0])
     assert f"two initializers {proto.graph.initializer[0].name!r}" in refusal(proto, tmp_path)
+    proto = models.residual()
+    proto.graph.output.append(proto.graph.output[0])
+    assert "the graph has two outputs 'logits'" in refusal(proto, tmp_path)
+
+
+def test_a_model_that_takes_nothing_is_refused(tmp_path: Path) -> None:
+    net = models.Net()
+    net.add("RandomNormal", [], "noise", shape=[1, 4])
+    assert "takes no input" in refusal(net.model({}, {"noise": [1, 4]}), tmp_path)
 
 
 def test_nodes_out_of_order_are_put_in_order(tmp_path: Path) -> None:

@@ -53,12 +53,12 @@ def quantise(
         prepared = rounded(prepared, recipe, ranges, left)
     try:
         with _quiet():
-            quantised = _quantiser(onnx.shape_inference.infer_shapes(ir.to_proto(prepared)), ranges, recipe, left)
-    except Exception as error:  # the quantiser raises bare ValueError, KeyError, RuntimeError and others
+            proto = onnx.shape_inference.infer_shapes(ir.to_proto(prepared))
+            result = ir.from_proto(_quantiser(proto, ranges, recipe, left))
+    except Exception as error:  # it raises bare ValueError, KeyError, RuntimeError and others, or breaks the graph
         raise ModelError(
             f"the quantiser failed ({type(error).__name__}: {str(error)[:200]})", "it stays fp32"
         ) from error
-    result = ir.from_proto(quantised)
     result.graph.sort()  # the quantiser appends its nodes at the end
     result = _float_scores(result)
     _shield_float_products(result)

@@ -169,7 +169,7 @@ class Explorer:
         return Cut(tensors, alone and self.sizes[rung][tensors[0]] not in self._plain_sizes(tensors[0]))
 
     def _plain_sizes(self, name: str) -> list[Size]:
-        return [sizes[name] for rung, sizes in self.sizes.items() if rung != DECORRELATED]
+        return [sizes[name] for rung, sizes in self.sizes.items() if rung != DECORRELATED and name in sizes]
 
     def _setting(self, scope: PlanConditions) -> Setting:
         # What a rung loses depends on the cut: cuts that lose too much are refused when they were built and judged.
@@ -232,7 +232,8 @@ class Explorer:
         """What could not be built never crosses again that way: the solver finds what is best without it."""
         if cut.decorrelated:
             name = cut.tensors[0]
-            self.sizes[DECORRELATED][name] = self._plain_sizes(name)[-1]
+            if plain := self._plain_sizes(name):  # none where it was given up without a transform before
+                self.sizes[DECORRELATED][name] = plain[-1]
             return
         for tensors in self.sizes.values():
             for name in cut.tensors:

@@ -147,6 +147,20 @@ def test_a_model_without_any_cut_is_not_split(tmp_path: Path) -> None:
     assert any("do not split: the model has no cut" in note for note in manifest.notes)
 
 
+def test_a_model_that_draws_random_numbers_is_planned_with_the_cuts_behind_the_draw(tmp_path: Path) -> None:
+    net = models.Net()
+    features = net.add("Relu", [net.conv("x", "c1", 3, 8)], "r1")
+    net.add("RandomNormalLike", [features], "noise")
+    net.add("Add", [features, "noise"], "noisy")
+    net.add("GlobalAveragePool", ["noisy"], "pooled")
+    np.savez(tmp_path / "data.npz", x=models.image_samples(24))
+    path = models.write(net.model(models.IMAGE, {"pooled": ["N", 8, 1, 1]}), tmp_path)
+    asked = Order(path, tmp_path / "b", search=SEARCH, calibration=tmp_path / "data.npz", recipe_budget_s=0.0)
+    manifest = decide(asked, Silent()).manifest
+    assert "noisy" in {name for p in manifest.placements if p.kind is PlacementKind.CUT for name in p.cut}
+    assert any("changes the model's answers" in note for note in manifest.notes)  # what was given up, and why
+
+
 def test_the_plan_is_one_json_document_with_finite_numbers(asked: Order, tmp_path: Path) -> None:
     write_plan(tmp_path / "plan.json", make_plan(asked, (), 10.0, Silent()))
     document = json.loads((tmp_path / "plan.json").read_text())

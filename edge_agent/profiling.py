@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from protocol.errors import InputError
 from protocol.kit import KitRun, run_kit
+from protocol.outputs import check_output, write_output
 from protocol.profile import Profile, encode
 
 
@@ -41,15 +41,11 @@ def profile(kit: Path, output: Path, how: KitRun) -> Profile:
     Raises BundleError for a damaged kit, EngineError for a graph that does not run, InputError when `output` cannot be
     written.
     """
-    if output.is_dir() or not output.absolute().parent.is_dir():
-        raise InputError(f"{output} cannot be written: it is no file in an existing folder", "choose another place")
+    check_output(output)
     ticker = Ticker()
     try:
         made = run_kit(kit, how, ticker)
     finally:
         ticker.clear()
-    try:
-        output.write_bytes(encode(made))
-    except OSError as error:
-        raise InputError(f"{output} cannot be written ({error.strerror})", "choose another place") from error
+    write_output(output, encode(made))
     return made

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from partitioner.options import BundlePath, Inputs, Json, ModelPath, PlanFlags, Role, with_plan_flags
+from protocol.outputs import check_output
 from protocol.terminal import guarded, print_json
 
 app = typer.Typer(
@@ -44,6 +45,8 @@ def plan(
         from partitioner.people.tables import print_plan
         from partitioner.planning.plans import make_plan, write_plan
 
+        if output is not None:
+            check_output(output)
         order = flags.order(model, Path())
         objectives = tuple(o.strip() for o in pareto.split(",") if o.strip())
         if as_json:
@@ -248,6 +251,8 @@ def profile(
         from partitioner.measuring import profile as profiling
         from partitioner.people.report import Bar, Silent
 
+        if not kit:
+            check_output(output)
         order = profiling.ProfileOrder(
             model=model,
             role=role.value,

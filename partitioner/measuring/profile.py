@@ -30,6 +30,7 @@ from protocol.bench import Bench, Job, Reporter, kernels
 from protocol.bundle import sha256
 from protocol.engines.ort import OrtEngine
 from protocol.errors import InputError, ModelError
+from protocol.outputs import write_output
 from protocol.profile import SCHEMA_VERSION, Energy, Profile, Role, Side, StepCost, decode, encode, step_costs
 from protocol.tensors import Tensors
 
@@ -192,10 +193,7 @@ def describe(made: Profile) -> str:
 
 def write(path: Path, made: Profile) -> None:
     """Write a profile file. Raises InputError when it cannot be written."""
-    try:
-        path.write_bytes(encode(made))
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror})", "choose another place") from error
+    write_output(path, encode(made))
 
 
 class Segments:

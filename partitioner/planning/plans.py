@@ -15,9 +15,11 @@ from protocol.bundle import Conditions, Manifest, Measured
 from protocol.errors import InputError
 from protocol.latency import LinkState
 from protocol.messages import PlacementKind
-from protocol.plan import PlanTable, Row, plan_table
+from protocol.outputs import write_output
+from protocol.plan import OBJECTIVES, PlanTable, Row, plan_table
 
 SCHEMA_VERSION = 1
+ACCURACY = "accuracy"  # the metric that each row achieved, whichever it is
 
 
 class Front(msgspec.Struct, frozen=True):
@@ -43,6 +45,9 @@ class PlanDocument(msgspec.Struct, frozen=True):
 
 def make_plan(order: Order, objectives: tuple[str, ...], mbit: float, reporter: Reporter) -> PlanDocument:
     """Find the plan. Raises InputError for constraints that conflict and for unknown objectives, ModelError, ..."""
+    known = (*OBJECTIVES, ACCURACY)
+    if unknown := [name for name in objectives if name not in known]:
+        raise InputError(f"{unknown[0]!r} is no objective of --pareto", f"give some of {', '.join(known)}")
     manifest = decide(order, reporter).manifest
     table = table_of(manifest, order)
     return PlanDocument(
@@ -61,7 +66,7 @@ def make_plan(order: Order, objectives: tuple[str, ...], mbit: float, reporter: 
 def table_of(manifest: Manifest, order: Order) -> PlanTable:
     """The manifest's placements as a table, the metric that each achieved as attribute `accuracy`."""
     rows = [
-        Row(p.id, p.cost, {} if p.certificate is None else {"accuracy": p.certificate.achieved})
+        Row(p.id, p.cost, {} if p.certificate is None else {ACCURACY: p.certificate.achieved})
         for p in manifest.placements
     ]
     return plan_table(rows, order.search.scope)
@@ -71,16 +76,13 @@ def front_of(table: PlanTable, objectives: tuple[str, ...], mbit: float) -> Fron
     rate = mbit * 1e6 / 8
     conditions = table.conditions
     link = LinkState(rate, conditions.rtt_s, rate / conditions.up_over_down if conditions.up_over_down else 1e18)
-    rows = table.pareto(objectives, link, greatest=("accuracy",))
+    rows = table.pareto(objectives, link, greatest=(ACCURACY,))
     return Front(objectives, mbit, rows, {o: table.values(o, link) for o in objectives})
 
 
 def write_plan(path: Path, document: PlanDocument) -> None:
     """Raises InputError when the file cannot be written."""
-    try:
-        path.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror})", "choose another place") from error
+    write_output(path, msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
 
 
 def read_plan(path: Path) -> PlanDocument:

@@ -104,8 +104,19 @@ def test_wrong_conditions_exit_with_three(toy_bundle: Path, tmp_path: Path) -> N
     assert_refused(run("explain", toy_bundle, "--mbit", "0"), 3, "--mbit must be a number above 0")
     assert_refused(run("explain", toy_bundle, "--cloud-load", "1"), 3, "--cloud-load", "0.5 doubles its times")
     assert_refused(run("report", toy_bundle, "-o", tmp_path / "page.html", "--rtt-ms", "-1"), 3, "--rtt-ms")
-    assert_refused(run("report", toy_bundle, "-o", tmp_path), 3, "cannot be a file", "give the path")
+    assert_refused(run("report", toy_bundle, "-o", tmp_path), 3, "cannot be a file", "give the path of a file")
     assert_refused(run("report", toy_bundle, "-o", tmp_path / "none" / "page.html"), 3, "in a folder that exists")
+
+
+@pytest.mark.parametrize("verb", [["plan"], ["profile", "--role", "edge"]])
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(verb: list[str], tmp_path: Path) -> None:
+    refused = run(*verb, tmp_path / "missing.onnx", "-o", tmp_path / "none" / "out.json")
+    assert_refused(refused, 3, "out.json cannot be a file")
+
+
+def test_an_unknown_objective_is_refused_before_the_work(tmp_path: Path) -> None:
+    refused = run("plan", tmp_path / "missing.onnx", "--pareto", "latency_s,beauty")
+    assert_refused(refused, 3, "'beauty' is no objective of --pareto", "energy_j", "accuracy")
 
 
 def test_a_wrong_trace_names_its_line_and_the_remedy(toy_bundle: Path, tmp_path: Path) -> None:

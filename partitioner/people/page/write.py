@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from partitioner.graph.cuts import separate
@@ -11,16 +10,16 @@ from partitioner.people.explain import Explanation, Question, explain
 from partitioner.people.neighbourhood import Neighbourhood, around
 from partitioner.people.page import Sheet, render
 from protocol.bundle import Bundle
-from protocol.errors import InputError, IsthmusError
+from protocol.errors import IsthmusError
 from protocol.messages import PlacementKind
+from protocol.outputs import check_output, write_output
 
 PANELS = (0.1, 1.0, 10.0)  # times the bandwidth asked about
 
 
 def write_page(bundle: Path, target: Path, question: Question) -> Explanation:
     """Write the report of `bundle` to `target` and return what it says. Raises BundleError or InputError."""
-    if target.is_dir() or not target.parent.is_dir():
-        raise InputError(f"{target} cannot be a file", "give the path of an HTML file in a folder that exists")
+    check_output(target)
     opened = Bundle.open(bundle)
     manifest = opened.manifest
     seen = explain(manifest, question)
@@ -32,7 +31,7 @@ def write_page(bundle: Path, target: Path, question: Question) -> Explanation:
         graph=_graph(opened, seen),
         command=f"partitioner report {bundle.name} -o {target.name} --mbit {question.mbit:g}",
     )
-    _write(target, render(sheet))
+    write_output(target, render(sheet).encode())
     return seen
 
 
@@ -51,13 +50,3 @@ def _graph(opened: Bundle, seen: Explanation) -> Neighbourhood | str:
         return around(topology, separate(topology, cut))
     except IsthmusError as error:
         return f"The graph cannot be drawn: {error}."
-
-
-def _write(target: Path, page: str) -> None:
-    part = target.with_name(f".{target.name}.part")
-    try:
-        part.write_text(page, "utf-8")
-        os.replace(part, target)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise InputError(f"{target} cannot be written ({error.strerror})", "choose another place") from error

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import typer
 
 from cloud_gateway.gateway import Gateway, GatewayConfig
 from cloud_gateway.references import References
 from edge_agent.client import Client, unwrap
+from partitioner.options import PlanFlags
 from partitioner.people.report import Silent
 from partitioner.planning.build import Order, build
 from partitioner.planning.explore import Search
@@ -104,6 +106,12 @@ def test_frames_judge_that_come_after_those_that_calibrate(stream_bundle: Path) 
     assert {c.samples for c in certificates} == {24}
     checked = recheck(stream_bundle, stream_bundle.parent / "frames.npz")
     assert {p.samples for p in checked.placements} == {24}
+
+
+def test_a_stream_without_frames_to_calibrate_on_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(typer.BadParameter, match="--stream needs --calibration"):
+        PlanFlags(stream=True).check()
+    PlanFlags(stream=True, calibration=tmp_path).check()
 
 
 @pytest.mark.parametrize("id_", PLACEMENTS)

@@ -14,10 +14,12 @@ from protocol.bundle import (
     BatchProof,
     BoundaryTensor,
     Conditions,
+    LayerLoss,
     Manifest,
     ModelInfo,
     ParityCertificate,
     PlacementEntry,
+    TriedRecipe,
 )
 from protocol.latency import PlacementCost
 from protocol.messages import PlacementKind
@@ -27,6 +29,18 @@ DIGEST = "0" * 64
 IMAGE = TensorSpec("image", "uint8", (None, 3, 32, 32))
 LOGITS = TensorSpec("logits", "float32", (None, 10))
 PROOF = ParityCertificate(1e-7, 1e-5, "accuracy", 0.98, 0.975, 0.97, 200)
+
+
+RECIPES = (
+    TriedRecipe("minmax", 0.96875, True, 0.37503, None, False),
+    TriedRecipe("mse", 0.96875, True, 0.36994, 0.98958333333, True),
+    TriedRecipe("entropy", None, False, None, None, False, "no histogram"),
+)
+LAYERS = (
+    LayerLoss("conv1", "Conv", 36.552, 49.654, 0.0048, False),
+    LayerLoss("conv2", "Conv", 30.487, 28.1, 0.0378, True),
+    LayerLoss("fc", "Gemm", None, None, 0.0, False),
+)
 
 
 def entry(

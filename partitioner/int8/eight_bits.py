@@ -121,6 +121,10 @@ class ModelKitchen:
     def certify(self, graph: ir.Model) -> Score:
         return self._judge(graph, self._stick, self._samples.held_out)
 
+    def asked(self, *, held_out: bool) -> str:
+        stick = self._stick if held_out else self._calibrated
+        return f"{stick.metric} {stick.bound:.4f}"
+
     def ratio(self, graph: ir.Model) -> float:
         """Median of the INT8 graph's time over the fp32 model's just before it, until its interval is narrow."""
         feed = self._samples.feed(self._samples.calibration[0])

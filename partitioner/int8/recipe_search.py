@@ -95,7 +95,9 @@ class _Search(Generic[Graph]):
         culprits = preventing(self.costs)
         if not spent:
             culprits = tuple(replace(c, alone=self._fit_alone(base.recipe, c)) for c in culprits)
-        why = f"{self._why()}; the budget of {self.budget_s:.0f} s was spent" if spent else self._why()
+        why = self._why()
+        if spent:
+            why += f"; the search ended after its {self.budget_s:g} s (--recipe-budget-s)"
         return Refusal(why, culprits, tuple(self.trials.values()), safer_forms(base.recipe, self.costs))
 
     def _spent(self) -> float:
@@ -241,11 +243,11 @@ class _Search(Generic[Graph]):
         if not known:
             return tried[0].problem if tried else "no recipe was tried"
         if refused := [t.held_out.metric for t in known if t.held_out is not None]:
-            best = max(refused)
-            return (
-                f"{len(refused)} recipes held on calibration but not on held-out samples (the best reaches {best:.4f})"
-            )
+            near = f"the best reaches {max(refused):.4f}, asked was {self.kitchen.asked(held_out=True)}"
+            count = f"{len(refused)} recipe{'s' * (len(refused) != 1)}"
+            return f"{count} held on calibration samples but not on held-out ones ({near})"
         if holding := [t.ratio for t in known if t.holds and t.ratio is not None]:
             return f"no recipe that holds is fast enough here (the best takes {min(holding):.2f} of fp32's time)"
         best = max(t.fit.metric for t in known if t.fit is not None)
-        return f"none of {len(tried)} recipes meets the bound on the calibration samples (the best reaches {best:.4f})"
+        near = f"the best reaches {best:.4f}, asked was {self.kitchen.asked(held_out=False)}"
+        return f"none of {len(tried)} recipes meets the bound on the calibration samples ({near})"

@@ -138,7 +138,7 @@ class Kitchen(Protocol[Graph]):
     """What the search asks of the world. Any call with a graph may raise ModelError or EngineError: it is then out.
 
     `sense` judges on a few calibration samples, `fit` on all of them, `certify` on the held-out ones; `ratio` is the
-    graph's time over the fp32 model's; `own_noise` is in dB by layer name.
+    graph's time over the fp32 model's; `own_noise` is in dB by layer name; `asked` puts the bound in words.
     """
 
     def layers(self) -> Sequence[Layer]: ...
@@ -148,6 +148,7 @@ class Kitchen(Protocol[Graph]):
     def fit(self, graph: Graph) -> Score: ...
     def certify(self, graph: Graph) -> Score: ...
     def ratio(self, graph: Graph) -> float: ...
+    def asked(self, *, held_out: bool) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -172,14 +173,10 @@ class Refusal:
     trials: tuple[Trial, ...]
     closest: tuple[Recipe, ...]
 
-    @property
-    def offer(self) -> str:
-        return "the head stays fp32 and its boundary crosses as 8-bit codes, float16 or float32, the first that holds"
-
     def __str__(self) -> str:
-        names = ", ".join(cost.layer.name for cost in self.layers[:5])
-        culprits = f"; most of the noise comes from {names}" if names else ""
-        return f"{self.reason}{culprits}; {self.offer}"
+        named = ", ".join(f"{cost.layer.name} ({cost.outputs_db:.0f} dB)" for cost in self.layers)
+        culprits = f"; most of the noise at the outputs comes from {named}" if named else ""
+        return f"{self.reason}{culprits}"
 
 
 def excluding(recipe: Recipe, nodes: Iterable[str]) -> Recipe:

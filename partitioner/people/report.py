@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 from rich.text import Text
 
+from partitioner.people.eight_bits import Grid, grids
 from partitioner.people.explain import family_of
 from partitioner.people.inspection import Inspection
 from partitioner.people.sentences import number
@@ -58,6 +59,7 @@ class Bar:
 
 WIDE = 140  # columns that the whole table needs; on narrower terminals what crosses and the metrics come below it
 MOST_MEASURED = 30
+MOST_LAYERS = 8
 
 
 def print_built(built: Built, console: Console) -> None:
@@ -74,6 +76,8 @@ def print_built(built: Built, console: Console) -> None:
     )
     if manifest.measured:
         _print_measured(manifest.measured, console, wide=wide)
+    for grid in grids(manifest, most_layers=MOST_LAYERS):
+        _print_grid(grid, console)
     _print_notes(manifest, console)
     console.print(f"wrote {built.target} (manifest sha256 {built.digest[:16]}...)", highlight=False, markup=False)
 
@@ -162,6 +166,17 @@ def _print_measured(measured: Sequence[Measured], console: Console, *, wide: boo
     console.print(table)
     if len(measured) > len(shown):
         console.print(f"and {len(measured) - len(shown)} that send more; the manifest lists all", highlight=False)
+
+
+def _print_grid(grid: Grid, console: Console) -> None:
+    table = Table(title=grid.title, title_justify="left")
+    for heading in grid.headings:
+        figure = heading.startswith("#")
+        table.add_column(heading.removeprefix("#"), justify="right" if figure else "left", no_wrap=figure)
+    for at, cells in enumerate(grid.rows):
+        table.add_row(*map(Text, cells), style="bold" if at in grid.chosen else None)
+    console.print(table)
+    console.print(grid.about, highlight=False, markup=False)
 
 
 def _print_notes(manifest: Manifest, console: Console) -> None:

@@ -86,6 +86,12 @@ class _Attempt(NamedTuple):
     transforms: Transforms
 
 
+_REMEDY = (
+    "use a larger --bound, or --precision auto, which keeps in fp32 what does not hold and sends its boundary as 8-bit "
+    "codes, float16 or float32, the first that holds"
+)
+
+
 def assemble(shop: Workshop, cut: tuple[str, ...], *, decorrelated: bool = False) -> Segment:
     """Split at `cut`, prove it, and climb down the ladder until the bound is met.
 
@@ -107,7 +113,7 @@ def assemble(shop: Workshop, cut: tuple[str, ...], *, decorrelated: bool = False
         if segment is not None:
             return replace(segment, notes=tuple(notes))
         notes.append(f"{rung} not shipped: {reason}")
-    raise AccuracyRefusedError(f"cut {', '.join(cut)}: {notes[-1]}", "use --precision auto or a larger --bound")
+    raise AccuracyRefusedError(f"cut {', '.join(cut)}: {notes[-1]}", _REMEDY)
 
 
 def _try(
@@ -158,7 +164,7 @@ def assemble_edge(shop: Workshop) -> tuple[bytes, str, ParityCertificate, tuple[
             return data, "int8", certificate, ()
         notes.append(f"INT8 model not shipped: {reason}")
         if shop.precision == "int8":
-            raise AccuracyRefusedError(f"edge-only: {notes[0]}", "use --precision auto or a larger --bound")
+            raise AccuracyRefusedError(f"edge-only: {notes[0]}", _REMEDY)
     return shop.model.data, "fp32", certificate_of(shop, list(shop.yardstick.expected), verify.EXACT), tuple(notes)
 
 

@@ -285,15 +285,19 @@ def test_figures_are_written_for_people() -> None:
     assert [size(v) for v in (12, 1500, 999_600, 2.5e6)] == ["12 B", "1.5 KB", "1 MB", "2.5 MB"]
 
 
-def test_structs_of_a_later_version_become_a_table() -> None:
-    class Recipe(msgspec.Struct):
-        name: str
-        top_1: float
-        excluded: tuple[str, ...] = ()
+def test_recipes_and_layers_are_tables_in_words_and_rounded_figures() -> None:
+    seen = rendered(sheet(msgspec.structs.replace(TOY, recipes=manifests.RECIPES, layers=manifests.LAYERS)))
+    assert seen.faults() == []
+    assert "minmax 0.9688 yes 0.38 - mse 0.9688 yes 0.37 0.9896 chosen" in seen.words
+    assert "What eight bits cost each layer, worst first" in seen.words
+    assert seen.words.index("conv2") < seen.words.index("conv1 Conv 49.7 36.6 0.5%")
+    assert "left float" in seen.words
 
-    page = read(sections.rows_of_anything([Recipe("minmax", 0.97), Recipe("<mse>", 0.98)]))
-    assert page.faults() == []
-    assert page.text == ["name", "top 1", "minmax", "0.97", "<mse>", "0.98"]
+
+def test_where_no_recipe_was_found_the_layers_are_those_that_prevent_it() -> None:
+    failed = tuple(msgspec.structs.replace(r, chosen=False) for r in manifests.RECIPES)
+    seen = rendered(sheet(msgspec.structs.replace(TOY, recipes=failed, layers=manifests.LAYERS)))
+    assert "Layers that prevent eight bits, worst first" in seen.words
 
 
 def test_measured_cuts_are_listed_with_what_became_of_them() -> None:

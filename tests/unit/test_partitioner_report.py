@@ -17,7 +17,7 @@ from partitioner.planning.build import Built
 from partitioner.planning.recheck import Recheck, Verified
 from protocol.bundle import Manifest, Measured
 from protocol.latency import PlacementCost
-from tests.manifests import PROOF, cut, edge_only, full_cloud, manifest
+from tests.manifests import LAYERS, PROOF, RECIPES, cut, edge_only, full_cloud, manifest
 
 TOY = msgspec.structs.replace(
     manifest(notes=("one note",)),
@@ -55,6 +55,15 @@ def test_the_table_fits_and_keeps_every_id_whole(of: Manifest, width: int) -> No
     assert max(map(len, lines)) <= width
     for placement in of.placements:
         assert sum(line.strip("│ ").startswith(f"{placement.id} ") for line in lines) == 1, placement.id
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_what_eight_bits_cost_is_a_table_of_recipes_and_one_of_layers(width: int) -> None:
+    lines = built(msgspec.structs.replace(TOY, recipes=RECIPES, layers=LAYERS), width)
+    assert max(map(len, lines)) <= width
+    shown = [line.strip("│ ").split() for line in lines]
+    assert ["mse", "│", "0.9688", "│", "yes", "│", "0.37", "│", "0.9896", "│", "chosen"] in shown
+    assert ["conv2", "│", "Conv", "│", "28.1", "│", "30.5", "│", "3.8%", "│", "left", "float"] in shown
 
 
 def test_what_codecs_of_a_cut_share_is_said_once() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from partitioner.people.eight_bits import grids
 from partitioner.people.explain import Explanation
 from partitioner.people.neighbourhood import Neighbourhood
 from partitioner.people.page import bars, graph, pareto, sections
@@ -178,9 +179,7 @@ def _accuracy(sheet: Sheet) -> Markup:
             "was achieved; the last column compares the fp32 halves with the whole model, optimisation off."
         )
         content += [el("p", text, class_="soft"), certificates]
-    recipes = getattr(sheet.manifest, "recipes", ())
-    if recipes:
-        content += [el("h3", "Eight-bit recipes that were tried"), sections.rows_of_anything(recipes)]
+    content += [sections.grid(made) for made in grids(sheet.manifest)]
     return sections.section("How true the answers are", *content)
 
 

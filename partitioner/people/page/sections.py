@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
-import msgspec
-
+from partitioner.people.eight_bits import Grid
 from partitioner.people.explain import Explanation, Ranked
 from partitioner.people.page.markup import Markup, el, joined
 from partitioner.people.page.scales import Linear, ms, short, size
@@ -149,21 +147,18 @@ def measured(rows: Sequence[Measured]) -> Markup:
     return joined([shown, el("p", f"and {left} more", class_="soft")]) if left else shown
 
 
-def rows_of_anything(rows: Sequence[Any]) -> Markup:
-    """A table of structs whose fields this version need not know: scalars as columns, the rest left out."""
-    plain = [r for r in (msgspec.to_builtins(row) for row in rows) if isinstance(r, Mapping)]
-    names = list(dict.fromkeys(k for r in plain for k, v in r.items() if isinstance(v, str | int | float)))
-    numeric = {n for n in names if all(isinstance(r.get(n, 0), int | float) for r in plain)}
-    headings = [f"#{n.replace('_', ' ')}" if n in numeric else n.replace("_", " ") for n in names]
-    cells = [el("tr", *(_any(r.get(n), numeric=n in numeric) for n in names)) for r in plain]
-    return table(headings, cells)
-
-
-def _any(value: object, *, numeric: bool) -> Markup:
-    written = (
-        short(float(value)) if numeric and isinstance(value, int | float) else str(value if value is not None else "")
-    )
-    return el("td", written, class_="n" if numeric else None)
+def grid(of: Grid) -> Markup:
+    """A table with its title and what its figures mean."""
+    figures = [h.startswith("#") for h in of.headings]
+    rows = [
+        el(
+            "tr",
+            *(_n(c) if figure else el("td", c, class_=None if n else "name") for n, (c, figure) in enumerate(cells)),
+            class_="best" if at in of.chosen else None,
+        )
+        for at, cells in enumerate([list(zip(row, figures, strict=True)) for row in of.rows])
+    ]
+    return joined([el("h3", of.title), el("p", of.about, class_="soft"), table(of.headings, rows)])
 
 
 def conditions(manifest: Manifest, digest: str) -> Markup:

@@ -113,7 +113,7 @@ class Heads:
             encode_s=(done - ran) * self._slowdown,
             engine=engine.description if engine else "",
             outer_ppm=drift.outer_ppm(entry.boundary, values),
-            codes={b.spec.name: values[b.spec.name] for b in entry.boundary if b.codec == DeltaCodec.name},
+            codes=_to_refer_to(entry, values),
         )
 
     def _run(self, entry: PlacementEntry, inputs: Tensors) -> dict[str, Array]:
@@ -141,6 +141,12 @@ def _encode(
         ]
     except WireError as error:
         raise ValuesError(error.fact, error.remedy) from error
+
+
+def _to_refer_to(entry: PlacementEntry, values: Mapping[str, Array]) -> dict[str, Array]:
+    """What crosses as differences. Without a head it is the caller's, who may write the next frame into the same array."""
+    names = [b.spec.name for b in entry.boundary if b.codec == DeltaCodec.name]
+    return {name: values[name] if entry.head else values[name].copy() for name in names}
 
 
 def _cannot_encode(entry: PlacementEntry) -> str:

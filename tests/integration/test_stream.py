@@ -129,6 +129,17 @@ def test_every_frame_is_answered_as_if_it_had_crossed_alone_and_all_but_the_firs
     assert "rejected_UNKNOWN_REFERENCE" not in gateway.stats()
 
 
+def test_a_camera_that_writes_every_frame_into_the_same_array_costs_no_refusal(
+    gateway: Gateway, stream_bundle: Path, frames: Array
+) -> None:
+    buffer = np.empty((1, *frames.shape[1:]), np.uint8)
+    with Client(stream_bundle, gateway=str(gateway.endpoint), placements=("full-cloud.delta",)) as client:
+        assert client.wait_ready(15)
+        for frame in frames[:6]:
+            buffer[0] = frame
+            assert unwrap(client.infer({"x": buffer}, deadline_s=5)).attempts == 1
+
+
 def test_many_frames_on_their_way_at_once_refer_to_what_is_surely_there(
     gateway: Gateway, stream_bundle: Path, frames: Array
 ) -> None:

@@ -144,7 +144,7 @@ def _encode(
 
 
 def _to_refer_to(entry: PlacementEntry, values: Mapping[str, Array]) -> dict[str, Array]:
-    """What crosses as differences. Without a head it is the caller's, who may write the next frame into the same array."""
+    """What crosses as differences. Without a head it is the caller's array, which may soon hold the next frame."""
     names = [b.spec.name for b in entry.boundary if b.codec == DeltaCodec.name]
     return {name: values[name] if entry.head else values[name].copy() for name in names}
 

@@ -22,6 +22,7 @@ from protocol.plan import PlanConditions, PlanTable, Row, plan_table, under
 LEAST_MBIT, MOST_MBIT = 0.05, 10_000.0  # where "anywhere" ends: below a modem, beyond what a device is attached to
 FARTHEST = 100.0  # a flip that takes a machine so many times slower or faster is no advice
 LONGEST_RTT_S = 5.0
+ENDED_EARLY = "stopped before it was stable"  # as the note of a search says (`planning/choose.py`)
 
 Stage = Literal["device", "encoding", "upload", "round trip", "cloud", "download"]
 Condition = Literal["uplink_mbit", "rtt_s", "edge_factor", "cloud_factor"]
@@ -100,7 +101,8 @@ class NoSplit(msgspec.Struct, frozen=True):
 
     `nearest` is the cut that loses least, at `mbit`, with `ratio` times the latency of `against`; `blame` is where it
     spends most more than that one, `lost_s` how much. `shrink`: how many times smaller its payload would have to be to
-    draw level there; None if no codec could do it.
+    draw level there; None if no codec could do it. `compared` cuts were looked at: the bundle's, or all that were
+    measured for it. `ended_early`: the search for cuts was stopped before it was stable.
     """
 
     anywhere: bool
@@ -113,6 +115,8 @@ class NoSplit(msgspec.Struct, frozen=True):
     blame: Stage | None
     lost_s: float
     shrink: float | None
+    compared: int = 0
+    ended_early: bool = False
 
 
 class Explanation(msgspec.Struct, frozen=True):
@@ -283,7 +287,7 @@ def _no_split(
     costs = _costs(table)
     cuts = {p.id: costs[p.id] for p in manifest.placements if p.kind is PlacementKind.CUT}
     anywhere = not any(s.id in cuts for s in stretches)
-    crossing = {p.id: p.cut for p in manifest.placements}
+    crossing = {p.id: p.cut for p in manifest.placements if p.kind is PlacementKind.CUT}
     if not cuts:
         # A bundle keeps no cut that never wins, but it remembers those that were measured.
         cuts = {_named(m): under(m.cost, table.conditions) for m in manifest.measured}
@@ -296,7 +300,12 @@ def _no_split(
     nearest = min(cuts, key=lambda id_: latency_s(cuts[id_], link))
     against = min(costs, key=lambda id_: latency_s(costs[id_], link))
     found = _behind(nearest, cuts[nearest], against, costs[against], link, anywhere=anywhere)
-    return msgspec.structs.replace(found, crossing=crossing[nearest])
+    return msgspec.structs.replace(
+        found,
+        crossing=crossing[nearest],
+        compared=len({*crossing.values(), *(m.cut for m in manifest.measured)}),
+        ended_early=any(ENDED_EARLY in note for note in manifest.notes),
+    )
 
 
 def _named(seen: Measured) -> str:

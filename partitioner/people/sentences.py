@@ -66,7 +66,10 @@ def _sum(ranked: Ranked) -> str:
         for stage, seconds in ranked.stages.named().items()
         if seconds > SAYS_LITTLE * ranked.total_s
     ]
-    return f"{ms(ranked.total_s)} = {' + '.join(parts)}" if len(parts) > 1 else f"{ms(ranked.total_s)}, all {parts[0]}"
+    if len(parts) > 1:
+        return f"{ms(ranked.total_s)} = {' + '.join(parts)}"
+    longest = max(ranked.stages.named().items(), key=lambda stage: stage[1])[0]
+    return f"{ms(ranked.total_s)}, all of it {_SPENDS[longest]}"
 
 
 def _why(seen: Explanation) -> str:
@@ -90,7 +93,7 @@ def _trade(best: Ranked, other: Ranked) -> str:
     spent = [f"{ms(d)} more {_SPENDS[s]}" for d, s in sorted(more, reverse=True) if d > least_s]
     saved = [f"{ms(-d)} {_SPENDS[s]}" for d, s in sorted(more) if -d > least_s]
     text = f"spends {_and(spent or ['a little more everywhere'])}"
-    return f"{text} and saves only {_and(saved)}" if saved else text
+    return f"{text}, and saves only {_and(saved)}" if saved else text
 
 
 def _no_split(seen: Explanation) -> str | None:
@@ -101,12 +104,26 @@ def _no_split(seen: Explanation) -> str | None:
         remembered = next((n for n in seen.notes if n.startswith("do not split")), None)
         return f"Do not split: this bundle holds no cut{f' ({remembered})' if remembered else ''}."
     if found.ratio < 1 + SAYS_LITTLE and not found.anywhere:
-        return f"Splitting gains nothing here: {found.nearest} takes as long as {found.against}."
+        return f"Splitting gains nothing here: {_named(found)} takes as long as {found.against}."
     where = "at any bandwidth" if found.anywhere else f"at {number(found.mbit)} Mbit/s"
-    nearest = f"the nearest cut, {found.nearest}, takes {times(found.ratio)} as long as {found.against}"
+    which = (
+        "the only cut that was measured" if found.compared == 1 else f"the nearest of {found.compared} cuts measured"
+    )
+    nearest = f"{which}, {_named(found)}, takes {times(found.ratio)} as long as {found.against}"
     if found.anywhere:
         nearest += f" even at {number(found.mbit)} Mbit/s, where it comes closest"
-    return f"Do not split {where}, because {nearest}: {_blamed(found)}{_shrunk(found)}."
+    more = (
+        " The search ended before it was stable: a larger --budget-s may find a better cut."
+        if found.ended_early
+        else ""
+    )
+    return f"Do not split {where}, because {nearest}: {_blamed(found)}{_shrunk(found)}.{more}"
+
+
+def _named(found: NoSplit) -> str:
+    tensors = ", ".join(found.crossing)
+    # A cut that the bundle does not hold goes by its tensors already.
+    return found.nearest or "" if (found.nearest or "").startswith(tensors) else f"{found.nearest} ({tensors})"
 
 
 def _blamed(found: NoSplit) -> str:
@@ -124,7 +141,7 @@ def _shrunk(found: NoSplit) -> str:
 def _flips(seen: Explanation) -> str:
     if not seen.flips:
         return "Nothing that a link or a machine could do changes that."
-    return f"It would change {_or([_flip(flip) for flip in seen.flips])}."
+    return f"Another would be best {_or([_flip(flip) for flip in seen.flips])}."
 
 
 def _flip(flip: Flip) -> str:
@@ -135,8 +152,8 @@ def _flip(flip: Flip) -> str:
         return f"if the round trip {verb} {number(flip.at * 1e3)} ms ({flip.id})"
     machine = "device" if flip.condition == "edge_factor" else "cloud"
     if flip.when == "above":
-        return f"if the {machine} were {_factor(flip.at)} slower ({flip.id})"
-    return f"if the {machine} were {_factor(1 / flip.at)} faster ({flip.id})"
+        return f"if the {machine} were {_factor(flip.at)} slower than assumed ({flip.id})"
+    return f"if the {machine} were {_factor(1 / flip.at)} faster than assumed ({flip.id})"
 
 
 def _factor(factor: float) -> str:
@@ -145,7 +162,7 @@ def _factor(factor: float) -> str:
 
 def _map(seen: Explanation) -> str:
     if len(seen.stretches) == 1:
-        return f"Whatever the bandwidth: {seen.stretches[0].id}."
+        return f"Whatever the bandwidth, {seen.stretches[0].id} is best."
     parts = []
     for stretch in seen.stretches:
         if stretch.from_mbit is None:

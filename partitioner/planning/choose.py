@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -40,7 +41,7 @@ def explore(shop: Workshop, ends: Ends, search: Search, reporter: Reporter) -> F
     started = time.monotonic()
     explorer = Explorer.open(shop, ends, search.machines, reporter)
     explorer.run(search, reporter, until=started + search.budget_s)
-    notes = [_summary(explorer, time.monotonic() - started, search)]
+    notes = [summary(explorer, time.monotonic() - started, search.budget_s)]
     notes += [f"cut {cut.name} left out: {why}" for cut, why in explorer.problems.items()]
     if not explorer.segments:
         why = "every cut failed" if explorer.problems else "the model has no cut"
@@ -178,10 +179,12 @@ def do_not_split(ends: Mapping[str, PlacementCost], families: Families, scope: P
     return note, best
 
 
-def _summary(explorer: Explorer, elapsed_s: float, search: Search) -> str:
+def summary(explorer: Explorer, elapsed_s: float, budget_s: float) -> str:
     end = "stable" if explorer.stable else "stopped before it was stable"
+    count = len(explorer.segments) + len(explorer.problems)
     gap = f", at most {explorer.gap:.2%} above the optimum" if explorer.gap else ""
+    gap = ", not proven best: the min-cuts ran out" if explorer.gap == math.inf else gap
     return (
-        f"solved exactly {explorer.rounds} times ({explorer.min_cuts} min-cuts{gap}), measured "
-        f"{len(explorer.segments) + len(explorer.problems)} cuts, {end}; {elapsed_s:.0f} s of {search.budget_s:.0f} s"
+        f"solved exactly {'once' if explorer.rounds == 1 else f'{explorer.rounds} times'} ({explorer.min_cuts} "
+        f"min-cuts{gap}), measured {count} cut{'s' * (count != 1)}, {end}; {elapsed_s:.0f} s of {budget_s:.0f} s"
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 import pytest
@@ -21,12 +23,16 @@ from partitioner.people.explain import (
     stages_of,
 )
 from partitioner.people.sentences import headline, number, sentences
+from partitioner.planning.choose import summary
 from protocol.bundle import Manifest, Measured
 from protocol.errors import InputError
 from protocol.latency import PlacementCost, adjusted, latency_s
 from protocol.messages import PlacementKind
 from tests import manifests
 from tests.manifests import manifest, without
+
+if TYPE_CHECKING:
+    from partitioner.planning.explore import Explorer
 
 TOY = manifest()
 NO_GOOD_CUT = without(TOY, "cut-1", "cut-1.q4")
@@ -196,7 +202,7 @@ def test_one_placement_alone_is_explained() -> None:
     seen = at(10, alone)
     assert (seen.runner_up, seen.flips) == (None, ())
     assert "no other placement" in text(seen)
-    assert "Whatever the bandwidth: edge-only." in text(seen)
+    assert "Whatever the bandwidth, edge-only is best." in text(seen)
 
 
 @pytest.mark.parametrize(
@@ -262,11 +268,28 @@ def test_the_sentences_say_where_time_goes_who_is_next_and_what_would_change_it(
 
 def test_do_not_split_comes_with_its_because() -> None:
     here = text(at(1))
-    assert "Do not split at 1 Mbit/s, because the nearest cut, cut-1.q4, takes 1.22 times as long as edge-only" in here
+    assert "because the nearest of 2 cuts measured, cut-1.q4 (relu_3), takes 1.22 times as long as edge-only" in here
     assert "40 ms more sending" in here
     assert "payload were 1.5 times smaller" in here
-    assert "Do not split at any bandwidth, because the nearest cut, cut-2," in text(at(10, NO_GOOD_CUT))
     assert "no codec could make up for that" in text(at(100))
+    alone = text(at(10, NO_GOOD_CUT))
+    assert "Do not split at any bandwidth, because the only cut that was measured, cut-2 (" in alone
+    assert "--budget-s" not in alone
+
+
+def test_a_search_that_ended_early_is_no_proof_that_nothing_splits() -> None:
+    explorer = cast(
+        "Explorer", SimpleNamespace(stable=False, rounds=1, gap=0.0, min_cuts=7, segments={1: 2}, problems={})
+    )
+    note = summary(explorer, 9.0, 5.0)
+    assert note == "solved exactly once (7 min-cuts), measured 1 cut, stopped before it was stable; 9 s of 5 s"
+    early = msgspec.structs.replace(NO_GOOD_CUT, notes=(note,))
+    assert "The search ended before it was stable: a larger --budget-s may find a better cut." in text(at(10, early))
+
+
+def test_what_is_spent_in_one_place_alone_is_said_in_words() -> None:
+    assert sentences(at(1))[0].endswith("edge-only is best: 60 ms, all of it on the device.")
+    assert "times slower than assumed (cut-1.q4)" in text(at(1))
 
 
 def test_a_tie_is_called_a_tie() -> None:

@@ -67,7 +67,7 @@ def test_a_page_is_well_formed_and_loads_nothing() -> None:
 def test_a_page_says_the_headline_the_sentences_and_every_placement() -> None:
     words = rendered(sheet()).words
     assert "Split at relu_3, 36.6 ms at 10 Mbit/s" in words
-    assert "It would change below 1.48 Mbit/s (edge-only)" in words
+    assert "Another would be best below 1.48 Mbit/s (edge-only)" in words
     for placement in TOY.placements:
         assert placement.id in words
     for part in (

@@ -30,6 +30,9 @@ from partitioner.solver.network import Bools, Network, Tally
 MOST_MIN_CUTS = 3000
 _PRICE_UNIT = 1 << 30
 _ROUNDS_AT_ROOT, _ROUNDS = 40, 10
+# Of a budget's largest excess, in costs of everything. High enough to prove at once that budgets contradict each other
+# by a hundred-thousandth: at 1,000 two memory limits that little short of the model took more min-cuts than there are.
+_MOST_PRICE = 1e9
 
 
 class Budget(NamedTuple):
@@ -175,7 +178,10 @@ class _Search:
         unit = float(self._all)
         limits = [p.cost / unit for p in planes]
         result = linprog(
-            [-1.0, *(0.0 for _ in scale)], A_ub=rows, b_ub=limits, bounds=[(None, None), *((0, 1e3) for _ in scale)]
+            [-1.0, *(0.0 for _ in scale)],
+            A_ub=rows,
+            b_ub=limits,
+            bounds=[(None, None), *((0, _MOST_PRICE) for _ in scale)],
         )
         if result.x is None:
             return tuple(0 for _ in scale)

@@ -33,6 +33,8 @@ from protocol.latency import PlacementCost, adjusted, bottleneck_s, latency_s
 
 _NANO = 1e9
 _BISECTIONS = 20  # to a millionth
+# For saying how far a constraint that conflicts would have to give way: a refusal should not take minutes.
+_MIN_CUTS_TO_RELAX = 1000
 Floats = npt.NDArray[np.float64]
 
 
@@ -237,7 +239,7 @@ class _RangeSearch:
         if result.bound is None:
             return
         if best is None:
-            self.unsure = True
+            self.unsure, self.gap = True, math.inf
         elif best > result.bound:
             self.gap = max(self.gap, (best - result.bound) / best)
 
@@ -269,11 +271,13 @@ class _Judge:
         return any(self._keeps(rung) for rung in self.rungs(constraints).values())
 
     def _keeps(self, rung: _Rung) -> bool:
-        nothing: Tally = np.zeros_like(rung.network.ns)
-        return rung.admits_edge_only() or self._minimise(rung, nothing).on_edge is not None
+        """Whether a placement keeps the constraints; also if that is open, since a conflict is named only if proven."""
+        return rung.admits_edge_only() or not self._some(rung).is_infeasible
 
-    def _minimise(self, rung: _Rung, tally: Tally) -> Bounded:
-        return minimise(rung.network, tally, rung.budgets, max_min_cuts=self._max_min_cuts)
+    def _some(self, rung: _Rung) -> Bounded:
+        """Any placement within the budgets."""
+        nothing: Tally = np.zeros_like(rung.network.ns)
+        return minimise(rung.network, nothing, rung.budgets, below=1, max_min_cuts=self._max_min_cuts)
 
     def nearest(self, name: str, others: Constraints) -> float | None:
         """The best value of the number behind `name` that a placement within `others` has."""
@@ -289,7 +293,10 @@ class _Judge:
         spending = rung.spending(name)
         values = []
         if spending is not None:
-            result = self._minimise(rung, _budget(name, spending, 0.0).tally)
+            tally = _budget(name, spending, 0.0).tally
+            result = minimise(
+                rung.network, tally, rung.budgets, max_min_cuts=min(self._max_min_cuts, _MIN_CUTS_TO_RELAX)
+            )
             found = [result.on_edge] if result.on_edge is not None else []
             values = [rung.value(name, evaluate(rung.problem, on_edge).cost) for on_edge in found]
         if rung.admits_edge_only():
@@ -298,9 +305,9 @@ class _Judge:
 
     def _most_per_s(self, others: Constraints) -> float | None:
         """The greatest throughput, by bisection over the period; each answer is a placement's own throughput."""
-        if not self.possible(others):
-            return None
         best = self._some_per_s(others, 0.0)
+        if best == 0.0:
+            return None
         low, high = best, 2 * best
         while (faster := self._some_per_s(others, high)) >= high and high < 1e12:
             low, high = faster, 2 * faster
@@ -314,7 +321,7 @@ class _Judge:
         """The throughput of some placement that has at least this much; 0 if there is none."""
         best = 0.0
         for rung in self.rungs(replace(others, min_per_s=at_least)).values():
-            candidates = [self._minimise(rung, np.zeros_like(rung.network.ns)).on_edge]
+            candidates = [self._some(rung).on_edge]
             if rung.admits_edge_only():
                 candidates.append(frozenset(range(rung.network.count)))
             for on_edge in candidates:

@@ -104,6 +104,20 @@ def test_when_the_min_cuts_are_spent_the_gap_says_how_good_the_answer_is() -> No
     assert 0 < hasty.gap < 0.5
 
 
+def test_budgets_that_contradict_each_other_by_little_are_proven_to_at_once() -> None:
+    # Twenty kilobytes short of a model of a gigabyte and a half.
+    chance, count = random.Random(5), 30
+    units = tuple(Unit(f"u{i}", 50 * NS, 5 * NS, chance.randint(1, 10**8)) for i in range(count))
+    later = [[j for j in (i + chance.randint(2, 8), i + chance.randint(2, 8)) if j < count] for i in range(count)]
+    network = Network(Problem(units, tuple(Flow(f"t{i}", i, tuple(sorted(set(later[i]))), 50) for i in range(count))))
+    memory = np.array([u.memory_nbytes for u in units])
+    half, nothing, no_flow = int(memory.sum()) // 2, np.zeros(count, np.int64), np.zeros(len(network.flows), np.int64)
+    edge = Budget("edge", np.concatenate([memory, nothing, no_flow]), half)
+    cloud = Budget("cloud", np.concatenate([nothing, memory, no_flow]), int(memory.sum()) - half - 20_000)
+    found = minimise(network, combine(network.ns, network.nbytes, Fraction(1)), [edge, cloud], max_min_cuts=20)
+    assert found.is_infeasible
+
+
 def test_only_placements_below_a_given_cost_are_looked_for() -> None:
     network, budgets = knapsack(8)
     cost = combine(network.ns, network.nbytes, Fraction(1))

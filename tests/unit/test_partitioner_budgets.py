@@ -183,6 +183,19 @@ def test_when_no_min_cuts_are_left_the_answer_says_so() -> None:
         plans_within({"raw": even}, halves, x_lo=0, x_hi=NS, max_min_cuts=20)
 
 
+def test_a_rung_of_which_nothing_is_known_leaves_the_gap_open() -> None:
+    # Halving an odd number of equal units is impossible, but only trying everything would prove it.
+    count = 19
+    units = tuple(Unit(f"u{i}", 10 * NS, 50 * NS, 2) for i in range(count))
+    unsure = Problem(units, tuple(Flow(f"in{i}", None, (i,), 1) for i in range(count)))
+    easy = Problem(tuple(u._replace(memory_nbytes=1) for u in units), unsure.flows)
+    halves = Constraints(edge_memory_nbytes=19, cloud_memory_nbytes=19)
+    found = plans_within({"unsure": unsure, "easy": easy}, halves, x_lo=0, x_hi=NS, max_min_cuts=20)
+    assert isinstance(found, Plans)
+    assert {p.rung for p in found.plans} == {"easy"}
+    assert found.gap == float("inf")
+
+
 def test_brute_force_itself_counts_the_round_trip_as_the_product_does() -> None:
     remote = Solution(frozenset(), ("in",), PlacementCost(up_nbytes=100, tail_s=3 * NS))
     constraints = Constraints(max_latency_s=1.0, at_mbit=8e3)

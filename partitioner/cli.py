@@ -14,15 +14,113 @@ from typing import Annotated, Any
 
 import typer
 
-from partitioner.options import BundlePath, Inputs, Json, ModelPath, PlanFlags, Role, with_plan_flags
+from partitioner.options import (
+    AskedMbit,
+    AskedRttMs,
+    AskedSlowdown,
+    BundlePath,
+    Inputs,
+    Json,
+    ModelPath,
+    PlanFlags,
+    Role,
+    with_plan_flags,
+)
 from protocol.outputs import check_output
 from protocol.terminal import guarded, print_json
 
 app = typer.Typer(
     help="Split an ONNX model between edge and cloud, prove every part, and write a bundle.",
+    epilog="First: `split MODEL --auto --calibration DATA.npz -o BUNDLE`, then `explain BUNDLE` and `report BUNDLE -o "
+    "PAGE.html`. Exit codes: 2 command line, 3 model or data, 4 bundle, 5 accuracy refused, 7 engine, 130 interrupted.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+
+def _traces(incomplete: str) -> list[str]:
+    from partitioner.people.traces import BUILT_IN
+
+    return [name for name in BUILT_IN if name.startswith(incomplete)]  # where none does, the shell offers files
+
+
+def _objectives(incomplete: str) -> list[str]:
+    from protocol.plan import OBJECTIVES
+
+    done, comma, begun = incomplete.rpartition(",")
+    return [f"{done}{comma}{name}" for name in (*OBJECTIVES, "accuracy") if name.startswith(begun)]
+
+
+@app.command()
+def inspect(model: ModelPath, inputs: Inputs = None, as_json: Json = False) -> None:
+    """List MODEL's inputs, outputs and possible cuts."""
+    with guarded():
+        from partitioner.people.inspection import inspect as look
+        from partitioner.people.report import print_inspection
+
+        seen = look(model, inputs or ())
+        if as_json:
+            print_json(seen)
+        else:
+            print_inspection(seen, _console())
+
+
+@app.command()
+def profile(
+    model: ModelPath,
+    role: Annotated[Role, typer.Option(help="edge: heads are measured; cloud: tails, and how they take batches.")],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The profile (JSON), or the kit.")],
+    kit: Annotated[
+        bool,
+        typer.Option("--kit", help="Measure nothing but write a folder for `edge-agent profile`."),
+    ] = False,
+    budget_s: Annotated[
+        float, typer.Option(min=0.0, help="Seconds for timing; kernels and memory come on top.")
+    ] = 60.0,
+    threads: Annotated[int, typer.Option(min=1, help="Intra-op threads, as in service.")] = 1,
+    int8: Annotated[bool, typer.Option("--int8", help="Heads in INT8 as well (role edge).")] = False,
+    memory: Annotated[bool, typer.Option(help="Measure peak memory, in fresh processes.")] = True,
+    calibration: Annotated[
+        Path | None, typer.Option(metavar="DATA.npz", help="Samples to run on (default: random).")
+    ] = None,
+    inputs: Inputs = None,
+    as_json: Json = False,
+) -> None:
+    """Measure MODEL on this machine: whole, and cut at a few places from which all others are predicted."""
+    if int8 and role is not Role.EDGE:
+        raise typer.BadParameter("--int8 is for heads: use --role edge")
+    with guarded():
+        from partitioner.measuring import kit as kits
+        from partitioner.measuring import profile as profiling
+        from partitioner.people.report import Bar, Silent
+
+        if not kit:
+            check_output(output)
+        order = profiling.ProfileOrder(
+            model=model,
+            role=role.value,
+            budget_s=budget_s,
+            threads=threads,
+            precisions=("fp32", "int8") if int8 else ("fp32",),
+            calibration=calibration,
+            memory=memory,
+            inputs=tuple(inputs or ()),
+        )
+        with contextlib.nullcontext(Silent()) if as_json else Bar() as reporter:
+            if kit:
+                exported = kits.export(order, output, reporter)
+                summary = (
+                    f"{output}: {len(exported.manifest.segments)} segments; run `edge-agent profile {output} -o FILE`"
+                )
+                document: object = exported.manifest
+            else:
+                made = profiling.profile(order, reporter)
+                profiling.write(output, made)
+                summary, document = f"{output}: {profiling.describe(made)}", made
+        if as_json:
+            print_json(document)
+        else:
+            print(summary)
 
 
 @app.command()
@@ -34,7 +132,12 @@ def plan(
         Path | None, typer.Option("-o", "--output", metavar="PLAN.json", help="Write the plan, for `split --plan`.")
     ] = None,
     pareto: Annotated[
-        str, typer.Option(metavar="OBJECTIVE,...", help="Also list the rows that no other beats in all of these.")
+        str,
+        typer.Option(
+            metavar="OBJECTIVE,...",
+            help="Also list the rows that no other beats in all of these.",
+            autocompletion=_objectives,
+        ),
     ] = "",
     mbit: Annotated[float, typer.Option(min=0.001, help="The uplink that --pareto is about.")] = 10.0,
     as_json: Json = False,
@@ -123,30 +226,11 @@ def verify(
 
 
 @app.command()
-def inspect(model: ModelPath, inputs: Inputs = None, as_json: Json = False) -> None:
-    """List MODEL's inputs, outputs and possible cuts."""
-    with guarded():
-        from partitioner.people.inspection import inspect as look
-        from partitioner.people.report import print_inspection
-
-        seen = look(model, inputs or ())
-        if as_json:
-            print_json(seen)
-        else:
-            print_inspection(seen, _console())
-
-
-@app.command()
 def explain(
     bundle: BundlePath,
-    mbit: Annotated[float, typer.Option(help="Uplink in Mbit/s; the downlink counts as equal.")] = 10.0,
-    rtt_ms: Annotated[
-        float | None, typer.Option(help="Round trip in milliseconds (default: the bundle's).", show_default=False)
-    ] = None,
-    edge_slowdown: Annotated[
-        float | None,
-        typer.Option(help="How many times slower the device is (default: the bundle's).", show_default=False),
-    ] = None,
+    mbit: AskedMbit = 10.0,
+    rtt_ms: AskedRttMs = None,
+    edge_slowdown: AskedSlowdown = None,
     cloud_load: Annotated[float, typer.Option(help="Share of the time the gateway is busy with others.")] = 0.0,
     quantile: Annotated[float, typer.Option(help="Of the machines' times; 0.5 is the median.")] = 0.5,
     as_json: Json = False,
@@ -168,43 +252,18 @@ def explain(
 
 
 @app.command()
-def report(
-    bundle: BundlePath,
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="PAGE.html", help="Where to write the page.")],
-    mbit: Annotated[float, typer.Option(help="Uplink in Mbit/s that the page is about.")] = 10.0,
-    rtt_ms: Annotated[
-        float | None, typer.Option(help="Round trip in milliseconds (default: the bundle's).", show_default=False)
-    ] = None,
-    edge_slowdown: Annotated[
-        float | None,
-        typer.Option(help="How many times slower the device is (default: the bundle's).", show_default=False),
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Write one self-contained HTML page about BUNDLE: where time goes, who wins where, what was proven."""
-    with guarded():
-        from partitioner.people.explain import Question
-        from partitioner.people.page.write import write_page
-        from partitioner.people.sentences import headline
-
-        question = Question(mbit, None if rtt_ms is None else rtt_ms / 1e3, edge_slowdown)
-        seen = write_page(bundle, output, question)
-        if as_json:
-            print_json({"page": str(output), "nbytes": output.stat().st_size, "explanation": seen})
-        else:
-            print(f"{headline(seen)}; wrote {output}")
-
-
-@app.command()
 def simulate(
     bundle: BundlePath,
     trace: Annotated[
-        str, typer.Option(metavar="step|lte|outage|FILE", help="A built-in trace, or `t_s,mbit` lines, or mahimahi.")
+        str,
+        typer.Option(
+            metavar="step|lte|outage|FILE",
+            help="A built-in trace, or `t_s,mbit` lines, or mahimahi.",
+            autocompletion=_traces,
+        ),
     ] = "step",
     seed: Annotated[int, typer.Option(min=0, help="Chance in the trace and in the machines' times.")] = 1,
-    rtt_ms: Annotated[
-        float | None, typer.Option(min=0.0, help="Round trip in milliseconds (default: the bundle's).")
-    ] = None,
+    rtt_ms: AskedRttMs = None,
     requests_per_s: Annotated[float, typer.Option(min=0.001, help="How often a request comes.")] = 5.0,
     deadline_ms: Annotated[float, typer.Option(min=1.0, help="Every request's budget in milliseconds.")] = 1000.0,
     as_json: Json = False,
@@ -223,61 +282,26 @@ def simulate(
 
 
 @app.command()
-def profile(
-    model: ModelPath,
-    role: Annotated[Role, typer.Option(help="edge: heads are measured; cloud: tails, and how they take batches.")],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="The profile (JSON), or the kit.")],
-    kit: Annotated[
-        bool,
-        typer.Option("--kit", help="Measure nothing but write a folder for `edge-agent profile`."),
-    ] = False,
-    budget_s: Annotated[
-        float, typer.Option(min=0.0, help="Seconds for timing; kernels and memory come on top.")
-    ] = 60.0,
-    threads: Annotated[int, typer.Option(min=1, help="Intra-op threads, as in service.")] = 1,
-    int8: Annotated[bool, typer.Option("--int8", help="Heads in INT8 as well (role edge).")] = False,
-    memory: Annotated[bool, typer.Option(help="Measure peak memory, in fresh processes.")] = True,
-    calibration: Annotated[
-        Path | None, typer.Option(metavar="DATA.npz", help="Samples to run on (default: random).")
-    ] = None,
-    inputs: Inputs = None,
+def report(
+    bundle: BundlePath,
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="PAGE.html", help="Where to write the page.")],
+    mbit: AskedMbit = 10.0,
+    rtt_ms: AskedRttMs = None,
+    edge_slowdown: AskedSlowdown = None,
     as_json: Json = False,
 ) -> None:
-    """Measure MODEL on this machine: whole, and cut at a few places from which all others are predicted."""
-    if int8 and role is not Role.EDGE:
-        raise typer.BadParameter("--int8 is for heads: use --role edge")
+    """Write one self-contained HTML page about BUNDLE: where time goes, who wins where, what was proven."""
     with guarded():
-        from partitioner.measuring import kit as kits
-        from partitioner.measuring import profile as profiling
-        from partitioner.people.report import Bar, Silent
+        from partitioner.people.explain import Question
+        from partitioner.people.page.write import write_page
+        from partitioner.people.sentences import headline
 
-        if not kit:
-            check_output(output)
-        order = profiling.ProfileOrder(
-            model=model,
-            role=role.value,
-            budget_s=budget_s,
-            threads=threads,
-            precisions=("fp32", "int8") if int8 else ("fp32",),
-            calibration=calibration,
-            memory=memory,
-            inputs=tuple(inputs or ()),
-        )
-        with contextlib.nullcontext(Silent()) if as_json else Bar() as reporter:
-            if kit:
-                exported = kits.export(order, output, reporter)
-                summary = (
-                    f"{output}: {len(exported.manifest.segments)} segments; run `edge-agent profile {output} -o FILE`"
-                )
-                document: object = exported.manifest
-            else:
-                made = profiling.profile(order, reporter)
-                profiling.write(output, made)
-                summary, document = f"{output}: {profiling.describe(made)}", made
+        question = Question(mbit, None if rtt_ms is None else rtt_ms / 1e3, edge_slowdown)
+        seen = write_page(bundle, output, question)
         if as_json:
-            print_json(document)
+            print_json({"page": str(output), "nbytes": output.stat().st_size, "explanation": seen})
         else:
-            print(summary)
+            print(f"{headline(seen)}; wrote {output}")
 
 
 def _warn_of_random_inputs(flags: PlanFlags) -> None:

@@ -32,69 +32,82 @@ class Role(StrEnum):
     CLOUD = "cloud"
 
 
+_machine = functools.partial(typer.Option, rich_help_panel="Machines and link")
+_sample = functools.partial(typer.Option, rich_help_panel="Samples and precision")
+_search = functools.partial(typer.Option, rich_help_panel="How to search")
+_limit = functools.partial(typer.Option, rich_help_panel="What every placement must keep")
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.", show_default=False)]
 BundlePath = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle directory.", show_default=False)]
 BudgetS = Annotated[
-    float, typer.Option(min=0.0, help="Seconds to explore; loading, calibration and final timing come on top.")
+    float, _search(min=0.0, help="Seconds to explore; loading, calibration and final timing come on top.")
+]
+AskedMbit = Annotated[float, typer.Option(help="Uplink in Mbit/s; the downlink counts as equal.")]
+AskedRttMs = Annotated[
+    float | None, typer.Option(help="Round trip in milliseconds (default: the bundle's).", show_default=False)
+]
+AskedSlowdown = Annotated[
+    float | None,
+    typer.Option(help="How many times slower the device is (default: the bundle's).", show_default=False),
 ]
 EdgeSlowdown = Annotated[
-    float, typer.Option(min=0.001, help="How many times slower the device is than this machine (declared).")
+    float, _machine(min=0.001, help="How many times slower the device is than this machine (declared).")
 ]
 EdgeProfile = Annotated[
-    Path | None, typer.Option("--edge", metavar="PROFILE", help="The device's profile, instead of --edge-slowdown.")
+    Path | None, _machine("--edge", metavar="PROFILE", help="The device's profile, instead of --edge-slowdown.")
 ]
 CloudProfile = Annotated[
-    Path | None, typer.Option("--cloud", metavar="PROFILE", help="The gateway's profile, if it is another machine.")
+    Path | None, _machine("--cloud", metavar="PROFILE", help="The gateway's profile, if it is another machine.")
 ]
-RttMs = Annotated[float, typer.Option(min=0.0, help="Round trip of the link in milliseconds.")]
-FromMbit = Annotated[float, typer.Option(min=0.001, help="Slowest link to plan for, Mbit/s.")]
-ToMbit = Annotated[float, typer.Option(min=0.001, help="Fastest link to plan for, Mbit/s.")]
-UpOverDown = Annotated[float, typer.Option(min=0.0, help="Uplink over downlink: 0.1 is ten times faster down.")]
-CloudLoad = Annotated[float, typer.Option(min=0.0, max=0.99, help="Share of its time the gateway is busy with others.")]
-Quantile = Annotated[float, typer.Option(min=0.01, max=0.99, help="Of the latency to plan for; 0.5 is the median.")]
-PrecisionAsked = Annotated[Precision, typer.Option(help="auto: INT8 where it holds, else fp32; int8: INT8 or refuse.")]
-RecipeBudgetS = Annotated[float, typer.Option(min=0.0, help="Seconds to search the fastest INT8 recipe that holds.")]
+RttMs = Annotated[float, _machine(min=0.0, help="Round trip of the link in milliseconds.")]
+FromMbit = Annotated[float, _machine(min=0.001, help="Slowest link to plan for, Mbit/s.")]
+ToMbit = Annotated[float, _machine(min=0.001, help="Fastest link to plan for, Mbit/s.")]
+UpOverDown = Annotated[float, _machine(min=0.0, help="Uplink over downlink: 0.1 is ten times faster down.")]
+CloudLoad = Annotated[float, _machine(min=0.0, max=0.99, help="Share of its time the gateway is busy with others.")]
+Quantile = Annotated[float, _machine(min=0.01, max=0.99, help="Of the latency to plan for; 0.5 is the median.")]
+PrecisionAsked = Annotated[Precision, _sample(help="auto: INT8 where it holds, else fp32; int8: INT8 or refuse.")]
+RecipeBudgetS = Annotated[float, _sample(min=0.0, help="Seconds to search the fastest INT8 recipe that holds.")]
 AccuracyBound = Annotated[
-    float, typer.Option(min=0.0, max=1.0, help="Loss of accuracy, agreement or cosine that is acceptable.")
+    float, _sample(min=0.0, max=1.0, help="Loss of accuracy, agreement or cosine that is acceptable.")
 ]
-Threads = Annotated[int, typer.Option(min=1, help="Threads of the head, as on the device.")]
-TailThreads = Annotated[int, typer.Option(min=1, help="Threads of the tail, as at the gateway.")]
+Threads = Annotated[int, _machine(min=1, help="Threads of the head, as on the device.")]
+TailThreads = Annotated[int, _machine(min=1, help="Threads of the tail, as at the gateway.")]
 Calibration = Annotated[
-    Path | None, typer.Option(metavar="DATA", help=".npz (an array per input, first axis = samples) or image folder.")
+    Path | None, _sample(metavar="DATA", help=".npz (an array per input, first axis = samples) or image folder.")
 ]
 Labels = Annotated[
-    str | None, typer.Option(metavar="KEY", help="Array of DATA.npz that holds the labels (default: labels or y).")
+    str | None, _sample(metavar="KEY", help="Array of DATA.npz that holds the labels (default: labels or y).")
 ]
-LabelOffset = Annotated[int, typer.Option(help="Added to every label, for models with a class in front.")]
+LabelOffset = Annotated[int, _sample(help="Added to every label, for models with a class in front.")]
 Inputs = Annotated[
     list[str] | None,
     typer.Option(
         "--input", metavar="NAME,KEY=VALUE...", help="An image input and its pre-processing (docs/inputs.md)."
     ),
 ]
-Memory = Annotated[bool, typer.Option(help="Measure the peak memory of either side, in fresh processes.")]
-KeepBest = Annotated[bool, typer.Option("--keep-best", help="Keep the best cut even if it never wins.")]
+Memory = Annotated[bool, _search(help="Measure the peak memory of either side, in fresh processes.")]
+KeepBest = Annotated[bool, _search("--keep-best", help="Keep the best cut even if it never wins.")]
 LosslessInput = Annotated[
-    bool, typer.Option("--lossless-input", help="What the application hands in may not be sent with loss (no JPEG).")
+    bool, _sample("--lossless-input", help="What the application hands in may not be sent with loss (no JPEG).")
 ]
 Stream = Annotated[
     bool,
-    typer.Option("--stream", help="The samples are consecutive frames, as requests will be: offer differences."),
+    _sample("--stream", help="The samples are consecutive frames, as requests will be: offer differences."),
 ]
 OnDevice = Annotated[
-    list[str] | None, typer.Option(metavar="NODE", help="This node must stay on the device; repeat it for more.")
+    list[str] | None, _limit(metavar="NODE", help="This node must stay on the device; repeat it for more.")
 ]
-MaxEdgeMb = Annotated[float | None, typer.Option(min=0.0, help="Memory of the head on the device, at most, in MB.")]
-MaxCloudMb = Annotated[float | None, typer.Option(min=0.0, help="Memory of the tail at the gateway, at most, in MB.")]
-MaxJoules = Annotated[float | None, typer.Option(min=0.0, help="Energy of the device per request, at most.")]
-MaxCloudMs = Annotated[float | None, typer.Option(min=0.0, help="Gateway time per request, at most.")]
-MinAccuracy = Annotated[float | None, typer.Option(min=0.0, max=1.0, help="The metric that must be reached.")]
-MinPerS = Annotated[float | None, typer.Option(min=0.0, help="Requests per second, pipelined, at --at-mbit.")]
-MaxLatencyMs = Annotated[float | None, typer.Option(min=0.0, help="Latency, at --quantile and --at-mbit.")]
-AtMbit = Annotated[float | None, typer.Option(min=0.001, help="The uplink for --min-per-s and --max-latency-ms.")]
-DeviceWatts = Annotated[float, typer.Option(min=0.0, help="What the device draws while it computes (declared).")]
-RadioJPerMb = Annotated[float, typer.Option(min=0.0, help="What a megabyte on the radio costs the device (declared).")]
+MaxEdgeMb = Annotated[float | None, _limit(min=0.0, help="Memory of the head on the device, at most, in MB.")]
+MaxCloudMb = Annotated[float | None, _limit(min=0.0, help="Memory of the tail at the gateway, at most, in MB.")]
+MaxJoules = Annotated[float | None, _limit(min=0.0, help="Energy of the device per request, at most.")]
+MaxCloudMs = Annotated[float | None, _limit(min=0.0, help="Gateway time per request, at most.")]
+MinAccuracy = Annotated[float | None, _limit(min=0.0, max=1.0, help="The metric that must be reached.")]
+MinPerS = Annotated[float | None, _limit(min=0.0, help="Requests per second, pipelined, at --at-mbit.")]
+MaxLatencyMs = Annotated[float | None, _limit(min=0.0, help="Latency, at --quantile and --at-mbit.")]
+AtMbit = Annotated[float | None, _limit(min=0.001, help="The uplink for --min-per-s and --max-latency-ms.")]
+DeviceWatts = Annotated[float, _machine(min=0.0, help="What the device draws while it computes (declared).")]
+RadioJPerMb = Annotated[float, _machine(min=0.0, help="What a megabyte on the radio costs the device (declared).")]
 
 
 @dataclass(frozen=True, kw_only=True)

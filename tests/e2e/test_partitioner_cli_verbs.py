@@ -131,10 +131,32 @@ def test_a_wrong_command_line_exits_with_two(toy_bundle: Path, flags: list[str])
     assert run("explain", toy_bundle, *flags).exit_code == 2
 
 
-@pytest.mark.parametrize(("typed", "offered"), [("ex", "explain"), ("sim", "simulate"), ("rep", "report")])
-def test_a_shell_completes_the_verbs(typed: str, offered: str) -> None:
-    asked = {"_PARTITIONER_COMPLETE": "complete_bash", "COMP_WORDS": f"partitioner {typed}", "COMP_CWORD": "1"}
-    assert offered in program(**asked).stdout.split()
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("ex", ["explain"]),
+        ("simulate bundle --trace ou", ["outage"]),
+        ("simulate bundle --trace drive.cs", []),  # the shell then offers files
+        ("split model --precision ", ["auto", "int8", "fp32"]),
+        ("plan model --pareto latency_s,en", ["latency_s,energy_j"]),
+    ],
+)
+def test_a_shell_completes_verbs_flags_and_their_values(typed: str, offered: list[str]) -> None:
+    words = f"partitioner {typed}"
+    asked = {"_PARTITIONER_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    assert program(**asked).stdout.split() == offered
+
+
+def test_help_lists_the_verbs_in_the_order_of_use_and_every_flag_in_full_at_80_columns() -> None:
+    listed = program("--help", COLUMNS="80").stdout
+    verbs = ["inspect", "profile", "plan", "split", "verify", "explain", "simulate", "report"]
+    assert [line.split()[1] for line in listed.splitlines() if line.startswith("│ ") and line[2].isalpha()] == verbs
+    for verb in ("plan", "split"):
+        told = program(verb, "--help", COLUMNS="80").stdout
+        assert "…" not in told
+        for panel in ("Machines and link", "Samples and precision", "What every placement must keep"):
+            assert panel in told
+        assert "--recipe-budget-s " in told
 
 
 def test_whoever_stops_reading_is_no_error(toy_bundle: Path) -> None:

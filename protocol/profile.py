@@ -27,7 +27,10 @@ _CARRIERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "ConvInteger",
 _MOST_FUSED = 8  # steps: longer chains are never fused into one kernel
 
 HexDigest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-Positive = Annotated[float, msgspec.Meta(ge=0.0)]
+# Seconds, joules: finite by JSON's own grammar, and nothing that is measured takes a month.
+Amount = Annotated[float, msgspec.Meta(ge=0.0, le=1e6)]
+Positive = Annotated[float, msgspec.Meta(gt=0.0, le=1e6)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
 Role = Literal["edge", "cloud"]
 Side = Literal["head", "tail", "whole"]
 
@@ -48,10 +51,10 @@ class Timing(msgspec.Struct, frozen=True):
     """Seconds of one run: the median with the 95 % interval of that median, and the 95th percentile of single runs."""
 
     median_s: Positive
-    low_s: Positive
-    high_s: Positive
-    p95_s: Positive
-    repeats: int
+    low_s: Amount
+    high_s: Amount
+    p95_s: Amount
+    repeats: Count
 
     @property
     def spread(self) -> float:
@@ -70,15 +73,15 @@ class Anchor(msgspec.Struct, frozen=True):
     side: Side
     precision: str
     time: Timing
-    peak_memory_nbytes: int | None = None
-    batches: tuple[tuple[int, float], ...] = ()
+    peak_memory_nbytes: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    batches: tuple[tuple[Count, Positive], ...] = ()
 
 
 class StepCost(msgspec.Struct, frozen=True):
     """Seconds of one step: its share of the fused kernel `kernel`, and alone in a run without fusion."""
 
-    seconds: Positive
-    alone_s: Positive
+    seconds: Amount
+    alone_s: Amount
     kernel: str
 
 
@@ -86,8 +89,8 @@ class Energy(msgspec.Struct, frozen=True):
     """What a sensor read while the whole model ran again and again: the sensor's whole domain, idle power included."""
 
     sensor: str
-    joules: Positive  # a run
-    watts: Positive
+    joules: Amount  # a run
+    watts: Amount
 
 
 class Profile(msgspec.Struct, frozen=True):
@@ -96,7 +99,7 @@ class Profile(msgspec.Struct, frozen=True):
     model: str
     model_digest: HexDigest  # of the normal form, the bundle's full.onnx
     machine: Machine
-    threads: int
+    threads: Count
     created_utc: str
     steps: dict[str, StepCost]
     anchors: tuple[Anchor, ...]
@@ -140,6 +143,10 @@ def decode(data: bytes, *, name: str) -> Profile:
         )
     if profile.whole() is None:
         raise InputError(f"{name} lacks the whole model's own time in fp32", remedy)
+    for anchor in profile.anchors:
+        if not anchor.time.low_s <= anchor.time.median_s <= anchor.time.high_s:
+            where = ", ".join(anchor.cut) or WHOLE
+            raise InputError(f"{name} has a median outside its interval ({anchor.side} at {where})", remedy)
     return profile
 
 

@@ -54,6 +54,25 @@ def test_what_is_no_profile_is_refused_by_name(data: bytes) -> None:
         decode(data, name="p.json")
 
 
+@pytest.mark.parametrize(
+    ("was", "is_"),
+    [
+        (b'"median_s": 0.01', b'"median_s": 0.0'),
+        (b'"median_s": 0.01', b'"median_s": 1e300'),
+        (b'"median_s": 0.01', b'"median_s": 0.02'),  # outside of its own interval
+        (b'"repeats": 15', b'"repeats": 0'),
+        (b'"batches": []', b'"batches": [[1, 0.0]]'),
+        (b'"peak_memory_nbytes": null', b'"peak_memory_nbytes": -1'),
+        (b'"threads": 1', b'"threads": 0'),
+    ],
+)
+def test_numbers_that_nobody_can_have_measured_are_refused(was: bytes, is_: bytes) -> None:
+    data = encode(profile())
+    assert data.count(was) == 1
+    with pytest.raises(InputError, match=r"p\.json (is no profile|has a median outside its interval)"):
+        decode(data.replace(was, is_), name="p.json")
+
+
 def test_a_later_schema_is_named_as_such() -> None:
     with pytest.raises(InputError, match="schema version 7 but this version reads 1"):
         decode(encode(profile(schema_version=7)), name="p.json")

@@ -30,10 +30,12 @@ from scipy.sparse.csgraph import breadth_first_order
 
 from partitioner.solver.hull import NS_PER_S
 from partitioner.solver.problem import Problem
+from protocol.errors import InputError
 
 Int64s = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 Tally = npt.NDArray[Any]  # int64 where that is wide enough, Python integers otherwise
+_MOST_TOTAL = float(1 << 61)  # of a tally: sums of two are formed in 64 bits
 
 
 @dataclass(frozen=True)
@@ -302,7 +304,14 @@ def down_nbytes(problem: Problem) -> npt.NDArray[np.float64]:
 
 
 def whole(values: npt.ArrayLike, *, per_unit: float = 1.0) -> Int64s:
-    return np.rint(np.asarray(values, dtype=np.float64) * per_unit).astype(np.int64)
+    """Whole numbers of the 1/`per_unit`-th. Raises InputError if 64 bits do not hold their sum."""
+    scaled = np.rint(np.asarray(values, dtype=np.float64) * per_unit)
+    if not scaled.sum() < _MOST_TOTAL:
+        raise InputError(
+            f"costs that add up to {scaled.sum() / per_unit:.3g} cannot be compared exactly",
+            f"give seconds, joules and bytes that stay below {_MOST_TOTAL / per_unit:.3g} together",
+        )
+    return scaled.astype(np.int64)
 
 
 def _prefix_sums(values: Tally) -> Tally:

@@ -93,6 +93,13 @@ def test_a_problem_that_allows_no_placement_is_refused() -> None:
         enumerate_plans({"raw": problem}, x_lo=0, x_hi=1)
 
 
+@pytest.mark.parametrize("slow", [1e10, 1e300])
+def test_costs_that_whole_numbers_do_not_hold_are_refused_instead_of_wrapping_around(slow: float) -> None:
+    problem = Problem((Unit("a", slow, 1.0),), (Flow("in", None, (0,), 1), Flow("out", 0, (), 0)))
+    with pytest.raises(InputError, match="cannot be compared exactly"):
+        enumerate_plans({"raw": problem}, x_lo=0, x_hi=NS)
+
+
 @pytest.mark.parametrize(("x_lo", "x_hi"), [(-1.0, 1.0), (2.0, 1.0), (0.0, float("inf")), (float("nan"), 1.0)])
 def test_a_range_that_is_none_is_refused(x_lo: float, x_hi: float) -> None:
     with pytest.raises(InputError, match="range"):

@@ -58,6 +58,7 @@ class Planner:
         self._edge_factors: dict[str, float] = {}  # by work on the device
         self._tail_factors: dict[str, float] = {}  # by tail
         self._size_factors: dict[str, float] = {}  # by placement
+        self._sized_at: dict[str, int] = {}  # number of the decision after which each was last measured
         self._used: dict[str, None] = {}  # placements that were ever chosen
         self._tried_at: dict[str, int] = {}  # number of the decision that last chose this work
         self._decisions = 0
@@ -75,8 +76,10 @@ class Planner:
     def decide(self, link: LinkState | None, unavailable: Mapping[str, str]) -> Decision | None:
         """The best placement that can be used, or None. Does not change the current placement for a detour:
         what is unavailable for a moment stays current, so that its return is not held back by hysteresis."""
-        predicted = self.predict(link)
         self._decisions += 1
+        if self._decisions % STALE_AFTER == 0:
+            self._forget_old_sizes()
+        predicted = self.predict(link)
         stale = self._stale(predicted, unavailable)
         if stale is not None:
             return self._choose(stale, predicted)
@@ -133,7 +136,15 @@ class Planner:
         planned = self._costs[id_].up_nbytes
         if planned > 0:
             self._size_factors[id_] = _learn(self._size_factors.get(id_, 1.0), nbytes / planned)
+            self._sized_at[id_] = self._decisions
             self._forget((id_,))
+
+    def _forget_old_sizes(self) -> None:
+        """What a placement sent long ago says nothing about the scene of today: then the plan's size counts again."""
+        old = [id_ for id_, at in self._sized_at.items() if at < self._decisions - STALE_AFTER]
+        for id_ in old:
+            del self._size_factors[id_], self._sized_at[id_]
+        self._forget(old)
 
     def observe_tail(self, id_: str, compute_s: float) -> None:
         planned, tail = self._costs[id_].tail_s, self._tails[id_]

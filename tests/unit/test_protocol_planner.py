@@ -158,6 +158,20 @@ def test_a_stream_that_compresses_less_than_planned_is_learned_for_its_own_place
     assert planner.predict(link(8, 0.0))["cut-1"] == pytest.approx(2 * planned, rel=0.02)
 
 
+def test_a_lively_scene_is_not_held_against_a_placement_for_good() -> None:
+    planner = Planner(
+        [Candidate("cut-1", PlacementCost(up_nbytes=10_000)), Candidate("edge", PlacementCost(edge_s=0.03))]
+    )
+    still = link(8, 0.0)
+    assert chosen(planner, 8) == "cut-1"
+    for _ in range(30):
+        planner.observe_nbytes("cut-1", 60_000)
+    assert planner.predict(still)["cut-1"] > 1.5 * planner.predict(still)["edge"], "too slow even to be tried again"
+    decisions = [decided.id for _ in range(3 * STALE_AFTER) if (decided := planner.decide(still, {})) is not None]
+    assert decisions[0] == "edge"
+    assert decisions[-1] == "cut-1", "the scene may be a still one again"
+
+
 def test_learning_moves_the_choice() -> None:
     planner = Planner(ALL)
     assert chosen(planner, 10) == "cut-1"

@@ -53,15 +53,16 @@ class Run(msgspec.Struct, frozen=True):
 
 
 class Reaction(msgspec.Struct, frozen=True):
-    """One step of the trace: how many requests were placed before `best` (or what is as good) was chosen.
+    """One step of the trace: how many requests were placed before `best`, or what is about as good, was `chosen`.
 
-    `requests` is None when it was not chosen before the next step.
+    Both are None when that was not before the next step.
     """
 
     at_s: float
     from_mbit: float
     to_mbit: float
     best: str
+    chosen: str | None
     requests: int | None
 
 
@@ -208,7 +209,8 @@ def _reaction(
     good = {id_ for id_, seconds in predicted.items() if (1 - HYSTERESIS) * seconds <= predicted[best]}
     placed = [o.decided for r, o in zip(asked, outcomes, strict=True) if at_s <= r.at_s < end_s]
     count = next((i for i, id_ in enumerate(placed) if id_ in good), None)
-    return Reaction(at_s, before / BYTES_PER_MBIT, after / BYTES_PER_MBIT, best, count)
+    chosen = None if count is None else placed[count]
+    return Reaction(at_s, before / BYTES_PER_MBIT, after / BYTES_PER_MBIT, best, chosen, count)
 
 
 def _predicted_s(scene: Scene, cost: PlacementCost, bytes_per_s: float) -> float:

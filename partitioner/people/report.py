@@ -192,10 +192,9 @@ def _print_notes(manifest: Manifest, console: Console) -> None:
 
 def print_verified(verified: Verified, console: Console) -> None:
     kind = "random inputs, so nothing is judged but equality" if verified.random_inputs else "the data given"
-    table = Table(
-        title=Text(f"{verified.bundle}: {verified.files} files match their digests; answers on {kind}"),
-        title_justify="left",
-    )
+    said = f"{verified.bundle}: {verified.files} files match their digests; answers on {kind}"
+    console.print(said, highlight=False, markup=False)
+    table = Table()
     for heading in ("placement", "metric", "reference", "achieved", "bound", "samples", "max |difference|"):
         table.add_column(heading)
     for seen in verified.placements:
@@ -209,10 +208,9 @@ def print_inspection(seen: Inspection, console: Console) -> None:
     for word, specs in (("takes", seen.inputs), ("gives", seen.outputs)):
         console.print(f"{word} {'; '.join(describe(s) for s in specs)}", highlight=False, markup=False)
     size = "unknown" if seen.input_nbytes is None else f"{seen.input_nbytes:,} bytes"
-    table = Table(
-        title=Text(f"{seen.name}: {len(seen.cuts)} cuts over {seen.nodes} nodes; raw input {size}"),
-        title_justify="left",
-    )
+    said = f"{seen.name}: {len(seen.cuts)} cuts over {seen.nodes} nodes; raw input {size}"
+    console.print(said, highlight=False, markup=False)
+    table = Table()
     table.add_column("cut", overflow="fold")
     table.add_column("compute before", justify="right")
     table.add_column("bytes before coding", justify="right")
@@ -220,3 +218,5 @@ def print_inspection(seen: Inspection, console: Console) -> None:
         nbytes = "?" if cut.wire_nbytes is None else f"{cut.wire_nbytes:,}"
         table.add_row(*map(Text, (", ".join(cut.cut), f"{cut.share:.1%}", nbytes)))
     console.print(table)
+    for note in seen.notes:
+        console.print(f"note: {note}", highlight=False, markup=False)

@@ -118,9 +118,10 @@ def _compared(share: float) -> str:
 def _reaction(seen: Reaction) -> str:
     step = f"at {seen.at_s:g} s, {seen.from_mbit:g} to {seen.to_mbit:g} Mbit/s"
     if seen.requests is None:
-        return f"{step}: {seen.best} would have been best and was never chosen"
+        return f"{step}: {seen.best} would have been best and was not chosen in time"
     when = "at once" if seen.requests == 0 else f"after {seen.requests} request{'s' * (seen.requests != 1)}"
-    return f"{step}: {seen.best} or what is as good came {when}"
+    chosen = seen.best if seen.chosen == seen.best else f"{seen.chosen}, about as good as {seen.best},"
+    return f"{step}: {chosen} was chosen {when}"
 
 
 def _times(count: int) -> str:

@@ -10,8 +10,9 @@ import pytest
 from rich.console import Console
 
 from partitioner.people.explain import Question, explain
+from partitioner.people.inspection import CutLine, Inspection
 from partitioner.people.replay import Drive, simulate
-from partitioner.people.report import MOST_MEASURED, Bar, Silent, print_built, print_verified
+from partitioner.people.report import MOST_MEASURED, Bar, Silent, print_built, print_inspection, print_verified
 from partitioner.people.tables import print_explained, print_simulated
 from partitioner.planning.build import Built
 from partitioner.planning.recheck import Recheck, Verified
@@ -133,7 +134,7 @@ def test_a_simulation_fits_into_eighty_columns() -> None:
     print_simulated(simulate("toy", costs, 0.010, Drive("outage")), screen)
     lines = out.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
-    assert any("edge-only or what is as good came after" in line for line in lines)
+    assert any("Mbit/s: edge-only was chosen after " in line for line in lines)
 
 
 def test_progress_is_shown_on_a_terminal_only() -> None:
@@ -142,3 +143,12 @@ def test_progress_is_shown_on_a_terminal_only() -> None:
     with Bar() as bar:
         bar.stage("reading")
         bar.progress(1, 2)
+
+
+def test_an_inspection_says_its_headline_in_one_line_and_all_notes() -> None:
+    screen, out = console(80)
+    seen = Inspection("toy", 17, (), (), 3, 12, (CutLine(("relu",), 0.5, 7),), ("an input is never read",))
+    print_inspection(seen, screen)
+    lines = out.getvalue().splitlines()
+    assert "toy: 1 cuts over 3 nodes; raw input 12 bytes" in lines
+    assert lines[-1] == "note: an input is never read"

@@ -81,7 +81,7 @@ def profile(
     int8: Annotated[bool, typer.Option("--int8", help="Heads in INT8 as well (role edge).")] = False,
     memory: Annotated[bool, typer.Option(help="Measure peak memory, in fresh processes.")] = True,
     calibration: Annotated[
-        Path | None, typer.Option(metavar="DATA.npz", help="Samples to run on (default: random).")
+        Path | None, typer.Option(metavar="DATA", help=".npz or image folder to run on (default: random).")
     ] = None,
     inputs: Inputs = None,
     as_json: Json = False,
@@ -210,7 +210,9 @@ def split(
 @app.command()
 def verify(
     bundle: BundlePath,
-    data: Annotated[Path | None, typer.Option(metavar="X.npz", help="Judge on this data instead of random.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DATA", help="Judge on this .npz or image folder instead of random inputs.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Hash every file of BUNDLE again and compare every placement's answers with the full model's."""

@@ -40,12 +40,12 @@ def _recipes(tried: Sequence[TriedRecipe]) -> Grid:
         )
         for t in tried
     )
-    return Grid(
+    return _grid(
         "Eight-bit recipes tried on the whole model",
         "metric and bound on calibration samples; time is over fp32's on this machine; few are shown held-out samples",
-        ("recipe", "#metric", "holds", "#time", "#held out", ""),
+        ("recipe", "#metric", "holds", "#time", "#held out", "remark"),
         rows,
-        frozenset(i for i, t in enumerate(tried) if t.chosen),
+        {i for i, t in enumerate(tried) if t.chosen},
     )
 
 
@@ -57,11 +57,11 @@ def _layers(layers: Sequence[LayerLoss], most: int | None, *, found: bool) -> Gr
     worst = sorted(layers, key=lambda layer: float("inf") if layer.outputs_db is None else layer.outputs_db)[:most]
     left = len(layers) - len(worst)
     title = "What eight bits cost each layer, worst first" if found else "Layers that prevent eight bits, worst first"
-    return Grid(
+    return _grid(
         title,
         "signal over noise in dB, when this layer alone is quantised: at the model's outputs, and of its own values; "
         f"saved is its estimated share of fp32's time{f'; {left} quieter ones are in the manifest' if left else ''}",
-        ("layer", "operator", "#at outputs", "#own", "#saved", ""),
+        ("layer", "operator", "#at outputs", "#own", "#saved", "remark"),
         tuple(
             (
                 layer.layer,
@@ -69,12 +69,24 @@ def _layers(layers: Sequence[LayerLoss], most: int | None, *, found: bool) -> Gr
                 _figure(layer.outputs_db, ".1f"),
                 _figure(layer.own_db, ".1f"),
                 f"{layer.saved:.1%}",
-                "left float" if layer.left_float else "",
+                _remark(layer),
             )
             for layer in worst
         ),
-        frozenset(i for i, layer in enumerate(worst) if layer.left_float),
+        {i for i, layer in enumerate(worst) if layer.left_float},
     )
+
+
+def _remark(layer: LayerLoss) -> str:
+    if layer.left_float:
+        return "left float"
+    return "not measured" if layer.own_db is None and layer.outputs_db is None else ""
+
+
+def _grid(title: str, about: str, headings: tuple[str, ...], rows: Sequence[tuple[str, ...]], chosen: set[int]) -> Grid:
+    """Without the last column, the remarks, where there are none."""
+    keep = len(headings) if any(row[-1] for row in rows) else -1
+    return Grid(title, about, headings[:keep], tuple(row[:keep] for row in rows), frozenset(chosen))
 
 
 def _figure(value: float | None, form: str = ".4f") -> str:

@@ -54,7 +54,7 @@ def test_the_page_of_a_real_bundle_loads_nothing_and_shows_the_graph(page: Path,
 
 
 @needs_chromium
-@pytest.mark.parametrize("width", [1280, 500])  # headless Chromium draws no window narrower than 500 pixels
+@pytest.mark.parametrize("width", [1280, 768, 500])  # headless Chromium draws no window narrower than 500 pixels
 def test_chromium_draws_it_with_text_and_all_three_hues(page: Path, width: int) -> None:
     pixels = screenshot(page, width).astype(int)
     assert pixels.shape[1] == width

@@ -64,7 +64,13 @@ def test_what_eight_bits_cost_is_a_table_of_recipes_and_one_of_layers(width: int
     assert max(map(len, lines)) <= width
     shown = [line.strip("│ ").split() for line in lines]
     assert ["mse", "│", "0.9688", "│", "yes", "│", "0.37", "│", "0.9896", "│", "chosen"] in shown
+    assert ["fc", "│", "Gemm", "│", "-", "│", "-", "│", "0.0%", "│", "not", "measured"] in shown
     assert ["conv2", "│", "Conv", "│", "28.1", "│", "30.5", "│", "3.8%", "│", "left", "float"] in shown
+
+
+def test_a_column_of_remarks_stands_only_where_there_are_any() -> None:
+    assert "remark" in words(built(msgspec.structs.replace(TOY, recipes=RECIPES), 80))
+    assert "remark" not in words(built(msgspec.structs.replace(TOY, layers=LAYERS[:1]), 80))
 
 
 def test_what_codecs_of_a_cut_share_is_said_once() -> None:

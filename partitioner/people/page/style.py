@@ -76,7 +76,13 @@ svg .cutline {{ stroke: var(--upload); stroke-width: 1.5; stroke-dasharray: 6 5;
 .panels figure {{ margin: 12px 0 0; }}
 .beside {{ display: grid; grid-template-columns: minmax(0, 460px) minmax(0, 1fr); gap: 40px; align-items: start; }}
 .narrow {{ display: none; }}
-.wide {{ overflow-x: auto; margin-top: 16px; }}
+/* A shadow where more of a table follows: two patches that scroll with it hide two that do not. */
+.wide {{ overflow-x: auto; margin-top: 16px; background:
+  linear-gradient(90deg, var(--paper) 50%, transparent) 0 / 40px 100%,
+  linear-gradient(270deg, var(--paper) 50%, transparent) 100% / 40px 100%,
+  linear-gradient(90deg, var(--faint), transparent) 0 / 14px 100%,
+  linear-gradient(270deg, var(--faint), transparent) 100% / 14px 100%;
+  background-attachment: local, local, scroll, scroll; background-repeat: no-repeat; }}
 table {{ border-collapse: collapse; width: 100%; font-size: 14px; font-variant-numeric: tabular-nums; }}
 th {{ text-align: left; vertical-align: bottom; color: var(--soft); font-weight: 500; padding: 6px 16px 6px 0;
   border-bottom: 1px solid var(--faint); }}
@@ -95,10 +101,13 @@ ul.notes {{ margin: 12px 0 0; padding-left: 20px; font-size: 15px; }}
 ul.notes li {{ margin-bottom: 6px; overflow-wrap: anywhere; }}
 footer {{ margin-top: 54px; padding-top: 16px; border-top: 1px solid var(--line); color: var(--soft); font-size: 13px;
   overflow-wrap: anywhere; }}
+.beside svg {{ max-width: 460px; }}
+@media (max-width: 960px) {{ .beside {{ grid-template-columns: minmax(0, 1fr); gap: 18px; }} }}
 @media (max-width: 720px) {{
   main {{ padding: 32px 18px 48px; }} section {{ margin-top: 40px; }}
   .broad {{ display: none; }} .narrow {{ display: block; }}
-  .beside {{ grid-template-columns: minmax(0, 1fr); gap: 18px; }}
+  table {{ font-size: 13px; }} th, td {{ padding-right: 10px; }} td svg {{ width: 76px; }}
+  td.name {{ min-width: 12ch; }}
   dl {{ grid-template-columns: 1fr; gap: 0; }} dd {{ margin-bottom: 10px; }}
 }}
 @media print {{

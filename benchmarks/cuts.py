@@ -1,25 +1,35 @@
 """Does tail(head(x)) equal the whole model at every cut? The sweep behind the claim "any ONNX model".
 
-    python -m benchmarks cuts [--quick] [--set models=resnet50,bert] [--set most=40] [--set multi=20]
+    python -m benchmarks cuts [--quick] [--set models=resnet50,bert] [--set alone=40] [--set several=100000]
+                              [--set wide=20] [--set workers=1]
 
 Law: heads and tails are built by the product's own splitter and run in sessions of their own, one thread. With ONNX
 Runtime's optimisation off every bit of every output must equal the whole model's; with it on, fusions across the cut
-are lost and the difference must stay within 1e-5 of max(1, max|y|). Tried are every tensor that separates alone, or
-with whatever else must then cross (a mask, a skip), and a seeded sample of wide cuts from random orders of the steps.
+are lost and the difference must stay within 1e-5 of max(1, max|y|). Tried are every tensor that separates alone
+(`alone` of them at most), and seeded samples of those that take others with them (a mask, a skip; `several`) and of
+cuts from random orders of the steps (`wide`).
+Another input must give another answer: equality of what nothing changes would prove nothing.
 Models: the nine light ones of the `onnx` package with seeded weights, the shared ones, the torch exports that
 `python -m benchmarks.exports` made, and one with If, Loop and Scan. Outputs are compared before a last Softmax.
+The cuts of a model are dealt out to one process per core: sessions are made far longer than they run.
 """
 
 from __future__ import annotations
 
+import functools
+import gc
+import multiprocessing
 import os
 import random
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -44,20 +54,26 @@ FREE_SIZE = 24  # of a free dimension that is no batch: tokens
 WORDS = 1000
 SHARED = ("resnet8l_cifar10", "mobilenet_v2_224", "yunet_face_640")
 QUICK = 6  # cuts of each kind and model
+MOST_WORKERS = 4  # each holds the model (VGG-19: 2.5 GB with its sessions)
+LEAST_MOVED = 1e-3  # of max(1, max|y|), by another input: a hundred times the difference that is allowed
+# glibc: keep freed memory for the next session instead of having the kernel clear it anew (VGG-19: 3.6 -> 2.5 s a cut).
+_KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 _INLINE = 1 << 20  # larger models keep their weights beside the graph: the sessions of a sweep then share them
 
 
 @dataclass
 class Sweep:
-    """What one model's sweep found. `worst` is the greatest difference relative to max(1, max|y|), optimisation on."""
+    """What one model's sweep found. Differences are relative to max(1, max|y|)."""
 
     name: str
     alone: int = 0  # cuts of one tensor
     several: int = 0
     exact: int = 0
-    worst: float = 0.0
+    broken: float = 0.0  # greatest difference with optimisation off
+    worst: float = 0.0  # ... and on
     worst_cut: tuple[str, ...] = ()
     largest: float = 0.0  # max|y|: neither vanished nor exploded
+    moved: float = 0.0  # how far the answer is from that to another input
     inexact: list[tuple[str, ...]] = field(default_factory=list)
     refused: Counter[str] = field(default_factory=Counter)
 
@@ -65,23 +81,69 @@ class Sweep:
     def tried(self) -> int:
         return self.alone + self.several
 
+    def join(self, other: Sweep) -> Sweep:
+        """Both shares of one model's cuts together."""
+        worse = max(self, other, key=lambda s: s.worst)
+        return Sweep(
+            self.name,
+            self.alone + other.alone,
+            self.several + other.several,
+            self.exact + other.exact,
+            max(self.broken, other.broken),
+            worse.worst,
+            worse.worst_cut,
+            self.largest,
+            self.moved,
+            self.inexact + other.inexact,
+            self.refused + other.refused,
+        )
+
+
+class Most(NamedTuple):
+    """How many cuts of each kind are tried."""
+
+    alone: int = 100_000
+    several: int = 40
+    wide: int = 20
+
+
+class Share(NamedTuple):
+    """One worker's part of the cuts of the model at `path`: every `of`-th, from `first` on."""
+
+    name: str
+    path: Path
+    most: Most
+    first: int = 0
+    of: int = 1
+
 
 def run(options: Options) -> list[Result]:
     """The suite `cuts`."""
     if len(exports.exported()) < len(exports.NAMES):
         print("`python -m benchmarks.exports` makes the torch exports; not all are here", file=sys.stderr)
     asked = [n for n in options.settings.get("models", "").split(",") if n]
-    most = int(options.settings.get("most", QUICK if options.quick else 100_000))
-    multi = int(options.settings.get("multi", QUICK if options.quick else 40))
-    results: list[Result] = []
-    with tempfile.TemporaryDirectory() as folder:
+    most = Most(**{n: int(options.settings.get(n, QUICK if options.quick else d)) for n, d in Most()._asdict().items()})
+    workers = int(options.settings.get("workers", min(os.cpu_count() or 1, MOST_WORKERS)))
+    os.environ.update(_KEEP_MEMORY)
+    found: list[tuple[Sweep, float]] = []
+    spawn = multiprocessing.get_context("spawn")  # a new process reads the environment, and shares no threads
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(workers, mp_context=spawn) as pool:
         for name, path in sources(Path(folder), asked):
-            model, feed = prepared(path())
-            chosen = choose(model.topology, most=most, multi=multi)
-            found = sweep(name, model, feed, chosen)
-            print(f"{name}: {found.exact} of {found.tried} cuts exact, {found.worst:.1e}", file=sys.stderr, flush=True)
-            results += _results(found)
-    return results
+            started = time.perf_counter()
+            whole = Share(name, path(), most)
+            shares = [whole._replace(first=i, of=workers) for i in range(workers)]
+            together = functools.reduce(Sweep.join, pool.map(sweep_share, shares))
+            found.append((together, time.perf_counter() - started))
+            print(_line(*found[-1]), file=sys.stderr, flush=True)
+    return [result for sweep, seconds in found for result in _results(sweep, seconds)] + [_total(found)]
+
+
+def sweep_share(share: Share) -> Sweep:
+    """What one process does."""
+    model, feed = prepared(share.path)
+    gc.freeze()  # the model stays; looking through it again and again takes a third of the time of splitting
+    chosen = choose(model.topology, share.most)[share.first :: share.of]
+    return sweep(share.name, model, feed, chosen)
 
 
 def sources(folder: Path, asked: Sequence[str] = ()) -> Iterator[tuple[str, Callable[[], Path]]]:
@@ -131,23 +193,26 @@ def _draw(spec: TensorSpec, rng: np.random.Generator) -> Array:
     return rng.integers(0, WORDS if spec.name.endswith("ids") and "type" not in spec.name else 2, shape).astype(dtype)
 
 
-def choose(topology: Topology, *, most: int, multi: int, seed: int = SEED) -> list[Sides | ModelError]:
-    """The cuts of the sweep, and refusals met on the way: at most `most` around single tensors, `multi` wide ones."""
+def choose(topology: Topology, most: Most, *, seed: int = SEED) -> list[Sides | ModelError]:
+    """The cuts of the sweep, and refusals met on the way."""
     chance = random.Random(seed)
-    names = [n for i in topology.live_steps for n in topology.steps[i].outputs]
-    if len(names) > most:
-        names = sorted(chance.sample(names, most), key=topology.rank.__getitem__)
-    chosen: dict[frozenset[str] | str, Sides | ModelError] = {}
-    for name in names:
-        found = _completed(topology, name)
-        key = frozenset(found.cut) if isinstance(found, Sides) else name
-        if not isinstance(found, Sides) or len(found.cut) <= MOST_TENSORS:
-            chosen.setdefault(key, found)
-    for _ in range(multi):
+    made = [n for i in topology.live_steps for n in topology.steps[i].outputs]
+    found = {name: _completed(topology, name) for name in made}
+    cuts = {frozenset(f.cut): f for f in found.values() if isinstance(f, Sides) and len(f.cut) <= MOST_TENSORS}
+    alone = [s for s in cuts.values() if len(s.cut) == 1]
+    several = [s for s in cuts.values() if len(s.cut) > 1]
+    chosen = {
+        frozenset(s.cut): s for s in (*_sample(alone, most.alone, chance), *_sample(several, most.several, chance))
+    }
+    for _ in range(most.wide):
         wide = _wide(topology, chance)
         if wide is not None:
             chosen.setdefault(frozenset(wide.cut), wide)
-    return list(chosen.values())
+    return [*chosen.values(), *(f for f in found.values() if not isinstance(f, Sides))]
+
+
+def _sample(cuts: Sequence[Sides], most: int, chance: random.Random) -> Sequence[Sides]:
+    return cuts if len(cuts) <= most else chance.sample(cuts, most)
 
 
 def _completed(topology: Topology, name: str) -> Sides | ModelError:
@@ -194,22 +259,25 @@ def sweep(name: str, model: LoadedModel, feed: Mapping[str, Array], chosen: Sequ
     found = Sweep(name)
     expected = {optimise: _whole(model, feed, optimise) for optimise in (False, True)}
     found.largest = max(float(np.abs(v.astype(np.float64)).max(initial=0.0)) for v in expected[False].values())
+    other = _whole(model, feed_for(model.inputs, SEED + 1), optimise=False)
+    found.moved = _relative(verify.difference([expected[False]], [other]))
     for sides in chosen:
         if not isinstance(sides, Sides):
             found.refused[_kind(sides)] += 1
             continue
         try:
-            differences = {o: _difference(model, sides, feed, expected[o], optimise=o) for o in (False, True)}
+            off, on = _differences(model, sides, feed, expected)
         except (ModelError, EngineError) as error:
             found.refused[error.fact[:120]] += 1
             continue
         found.alone += len(sides.cut) == 1
         found.several += len(sides.cut) > 1
-        found.exact += differences[False] == 0.0
-        if differences[False] != 0.0:
+        found.exact += off == 0.0
+        found.broken = max(found.broken, off)
+        if off != 0.0:
             found.inexact.append(sides.cut)
-        if differences[True] >= found.worst:
-            found.worst, found.worst_cut = differences[True], sides.cut
+        if on >= found.worst:
+            found.worst, found.worst_cut = on, sides.cut
     return found
 
 
@@ -218,14 +286,21 @@ def _whole(model: LoadedModel, feed: Mapping[str, Array], optimise: bool) -> ver
         return engine.infer(feed)
 
 
-def _difference(
-    model: LoadedModel, sides: Sides, feed: Mapping[str, Array], expected: verify.Outputs, *, optimise: bool
-) -> float:
+def _differences(
+    model: LoadedModel, sides: Sides, feed: Mapping[str, Array], expected: Mapping[bool, verify.Outputs]
+) -> list[float]:
+    """Optimisation off and on."""
     halves = split(model, sides)
     head, tail = serialise(halves.head), serialise(halves.tail)
-    with verify.SplitPair(head, tail, sides.cut, sides.head_outputs, optimise=optimise, threads=1) as pair:
-        result = verify.difference([expected], [pair.infer(feed)])
-    return result.seen * verify.PARITY_BOUND / result.allowed
+    found = []
+    for optimise in (False, True):
+        with verify.SplitPair(head, tail, sides.cut, sides.head_outputs, optimise=optimise, threads=1) as pair:
+            found.append(_relative(verify.difference([expected[optimise]], [pair.infer(feed)])))
+    return found
+
+
+def _relative(difference: verify.Difference) -> float:
+    return difference.seen * verify.PARITY_BOUND / difference.allowed
 
 
 def _kind(error: ModelError) -> str:
@@ -248,16 +323,33 @@ def _before_softmax(proto: onnx.ModelProto, path: Path) -> Path:
     return path
 
 
-def _results(found: Sweep) -> list[Result]:
+def _line(found: Sweep, seconds: float) -> str:
+    off = f"{found.exact} of {found.tried} cuts exact (off by {found.broken:.1e} at most)"
+    return f"{found.name}: {off}, optimised {found.worst:.1e}, {seconds:.1f} s"
+
+
+def _results(found: Sweep, seconds: float) -> list[Result]:
     refused = "; ".join(f"{count}x {reason}" for reason, count in found.refused.most_common())
     exact = found.exact / found.tried if found.tried else 0.0
     tried = Result.of(f"{found.name}: cuts", "cuts", [found.tried])
-    note = f"{found.alone} of one tensor, {found.several} of several; max|y| {found.largest:.3g}"
+    note = f"{found.alone} of one tensor, {found.several} of several; max|y| {found.largest:.3g}; {seconds:.0f} s"
     equal = Result.of(f"{found.name}: bit for bit, optimisation off", "of cuts", [exact])
-    inexact = "" if not found.inexact else f"not at {', '.join(found.inexact[0])}"
+    inexact = f"off by {found.broken:.1e}, not at {', '.join(found.inexact[0])}" if found.inexact else ""
+    vacuous = "" if found.moved >= LEAST_MOVED else "another input changes nothing, so equality proves nothing"
     worst = Result.bounded(f"{found.name}: difference, optimisation on", "of max|y|", [found.worst], at_most=1e-5)
     return [
         replace(tried, note=note + (f"; not tried: {refused}" if refused else "")),
-        replace(equal, target=">= 1 of cuts", ok=found.tried > 0 and not found.inexact, note=inexact),
+        replace(
+            equal,
+            target=">= 1 of cuts",
+            ok=found.tried > 0 and not found.inexact and not vacuous,
+            note=inexact or vacuous,
+        ),
         replace(worst, note=f"worst at {', '.join(found.worst_cut)}"),
     ]
+
+
+def _total(found: Sequence[tuple[Sweep, float]]) -> Result:
+    exact, seconds = sum(sweep.exact for sweep, _ in found), sum(took for _, took in found)
+    total = Result.of("all models: cuts", "cuts", [sum(sweep.tried for sweep, _ in found)])
+    return replace(total, note=f"{exact} exact with optimisation off; {len(found)} models, {seconds:.0f} s")

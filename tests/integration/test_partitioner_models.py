@@ -38,8 +38,9 @@ from tests import models
 FLOAT = TensorProto.FLOAT
 
 
-def swept(model: LoadedModel, feed: dict[str, Array], *, most: int = 12, multi: int = 6) -> cuts_suite.Sweep:
-    found = cuts_suite.sweep(model.name, model, feed, cuts_suite.choose(model.topology, most=most, multi=multi))
+def swept(model: LoadedModel, feed: dict[str, Array], *, most: int = 12, wide: int = 6) -> cuts_suite.Sweep:
+    chosen = cuts_suite.choose(model.topology, cuts_suite.Most(alone=most, several=most, wide=wide))
+    found = cuts_suite.sweep(model.name, model, feed, chosen)
     assert found.tried > 0
     assert found.inexact == []
     assert found.worst <= 1e-5
@@ -52,14 +53,14 @@ def swept(model: LoadedModel, feed: dict[str, Array], *, most: int = 12, multi: 
 @pytest.mark.parametrize("name", ["light_squeezenet", "light_shufflenet"])
 def test_a_light_model_is_cut_bit_for_bit(name: str, tmp_path: Path) -> None:
     path = dict(cuts_suite.sources(tmp_path))[name]()
-    found = swept(*cuts_suite.prepared(path), most=3, multi=1)
+    found = swept(*cuts_suite.prepared(path), most=2, wide=1)
     assert 1e-3 < found.largest < 1e6
 
 
 def test_loops_scans_and_nested_branches_are_cut_bit_for_bit(tmp_path: Path) -> None:
     path = models.write(control_flow(), tmp_path)
     model, feed = cuts_suite.prepared(path)
-    found = swept(model, feed, most=100, multi=20)
+    found = swept(model, feed, most=100, wide=20)
     assert found.tried >= 12
     steps = {s.op: s for s in model.topology.steps}
     assert {"r1", "r2", "tenth", "trips"} <= set(steps["If"].inputs)
@@ -72,7 +73,7 @@ def test_a_shared_model_is_cut_bit_for_bit(name: str, tmp_path: Path) -> None:
     path = dict(cuts_suite.sources(tmp_path)).get(name)
     if path is None:
         pytest.skip("the shared models are not here; set ISTHMUS_SHARED to the folder with models/")
-    swept(*cuts_suite.prepared(path()), most=4, multi=2)
+    swept(*cuts_suite.prepared(path()), most=2, wide=2)
 
 
 # ---- masks, shapes, quantised models ---------------------------------------------------------------------------------
@@ -111,7 +112,7 @@ def test_a_mask_crosses_as_an_input_and_the_rest_is_recomputed(tmp_path: Path) -
     sides = separate(model.topology, ["mask", "h1"])
     names = {model.topology.steps[i].name for i in sides.head_steps & sides.tail_steps}
     assert {"node_wide", "node_inverse", "node_bias"} <= names
-    swept(model, feed, most=100, multi=10)
+    swept(model, feed, most=100, wide=10)
 
 
 def test_a_mask_is_recomputed_in_the_tail_that_ships(tmp_path: Path) -> None:
@@ -352,7 +353,7 @@ def test_head_and_tail_share_the_weights_files_and_equal_the_whole(tmp_path: Pat
     path = models.write(models.residual(), tmp_path)
     model = load(path, most_inline_nbytes=1000)
     feed = cuts_suite.feed_for(model.inputs)
-    found = cuts_suite.sweep("large", model, feed, cuts_suite.choose(model.topology, most=100, multi=6))
+    found = cuts_suite.sweep("large", model, feed, cuts_suite.choose(model.topology, cuts_suite.Most(wide=6)))
     assert found.inexact == []
     assert found.tried >= 8
     halves = split(model, separate(model.topology, ["r3"]))

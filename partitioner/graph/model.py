@@ -6,6 +6,7 @@ handed in is proven once, in `build`. Bytes are parsed from memory, and what lie
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,8 @@ TARGET_OPSET = 17  # the version converter was exact up to here (measured)
 MOST_FILE_NBYTES = (1 << 31) - 1  # of one protocol buffer
 MAX_IR_VERSION = 10  # newer ones changed nothing that a runtime reads, and runtimes refuse what they do not know
 MIN_IR_VERSION = 8  # from 4 on initializers need not be inputs; 8 is what opset 17 shipped with
+# What the runtime says behind two lines of C++ (1.31.1).
+_NEWER_OPSET = re.compile(r"Opset (\d+) is under development.*support for domain (\S+) is till opset (\d+)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,12 @@ class OrtEngineOrRefusal(OrtEngine):
         try:
             super().activate()
         except EngineError as error:
+            newer = _NEWER_OPSET.search(str(error.__cause__))
+            if newer:
+                raise ModelError(
+                    f"{self.label} has opset {newer[1]}, and this ONNX Runtime reads {newer[2]} up to {newer[3]}",
+                    f"export it with opset {newer[3]}, or install a newer onnxruntime",
+                ) from error
             raise ModelError(error.fact, error.remedy or "export it for ONNX Runtime") from error
 
 

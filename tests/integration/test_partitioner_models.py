@@ -199,21 +199,33 @@ def test_models_with_free_sides_are_cut(tmp_path: Path) -> None:
             assert pair.infer({"x": np.ones(shape, np.float32)})["logits"].shape == (shape[0], 10)
 
 
-RUNTIME_OPSET = 25  # the newest that onnxruntime 1.31 says it supports
+RUNTIME_OPSET = 26  # the newest that onnxruntime 1.31.1 says it supports
 
 
-@pytest.mark.parametrize("opset", range(11, RUNTIME_OPSET + 1))
-def test_every_opset_is_cut(opset: int, tmp_path: Path) -> None:
+def of_opset(opset: int) -> onnx.ModelProto:
     net = models.Net()
     net.add("Relu", [net.conv("x", "c1", 3, 8)], "r1")
     net.conv("r1", "c2", 8, 8)
     net.add("Add", ["c2", "r1"], "sum")
     net.classify("sum", 8)
-    proto = net.model(models.IMAGE, models.LOGITS, opset=opset, ir_version=6 if opset < 13 else 8)
-    model, feed = cuts_suite.prepared(models.write(proto, tmp_path))
+    return net.model(models.IMAGE, models.LOGITS, opset=opset, ir_version=6 if opset < 13 else 8)
+
+
+@pytest.mark.parametrize("opset", range(11, RUNTIME_OPSET + 1))
+def test_every_opset_is_cut(opset: int, tmp_path: Path) -> None:
+    model, feed = cuts_suite.prepared(models.write(of_opset(opset), tmp_path))
     assert model.opset == (17 if opset < 13 else opset)
     assert model.notes == ((f"converted from opset {opset} to 17",) if opset < 13 else ())
     swept(model, feed, most=100)
+
+
+@pytest.mark.parametrize("opset", [RUNTIME_OPSET + 1, 99])
+def test_a_newer_opset_than_the_runtime_knows_is_named_with_the_newest_that_it_does(opset: int, tmp_path: Path) -> None:
+    path = models.write(of_opset(opset), tmp_path)
+    with pytest.raises(ModelError) as caught:
+        load(path)
+    assert caught.value.fact == f"{path} has opset {opset}, and this ONNX Runtime reads ai.onnx up to {RUNTIME_OPSET}"
+    assert caught.value.remedy == f"export it with opset {RUNTIME_OPSET}, or install a newer onnxruntime"
 
 
 def test_a_newer_format_than_the_runtime_knows_is_lowered(tmp_path: Path) -> None:

@@ -265,16 +265,17 @@ def export(name: str, folder: Path) -> None:
         more["external_data"] = False
     elif plan.free:
         more["dynamic_axes"] = plan.free
-    path = folder / f"{name}.onnx"
+    path, draft = folder / f"{name}.onnx", folder / f"{name}.part"
     torch.onnx.export(
         module,
         given,
-        str(path),
+        str(draft),
         input_names=list(plan.inputs),
         output_names=list(plan.outputs),
         opset_version=plan.opset,
         **more,
     )
+    draft.replace(path)  # what bears the name is whole
     exporter = "dynamo" if plan.dynamo else "TorchScript"
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, opset {plan.opset}, {exporter}")
 

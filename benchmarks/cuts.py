@@ -54,7 +54,8 @@ FREE_SIZE = 24  # of a free dimension that is no batch: tokens
 WORDS = 1000
 SHARED = ("resnet8l_cifar10", "mobilenet_v2_224", "yunet_face_640")
 QUICK = 6  # cuts of each kind and model
-MOST_WORKERS = 4  # each holds the model (VGG-19: 2.5 GB with its sessions)
+MOST_WORKERS = 4
+WORKER_NBYTES = 5 << 30  # of memory (VGG-19 with its sessions: 4.5 GB)
 LEAST_MOVED = 1e-3  # of max(1, max|y|), by another input: a hundred times the difference that is allowed
 # glibc: keep freed memory for the next session instead of having the kernel clear it anew (VGG-19: 3.6 -> 2.5 s a cut).
 _KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
@@ -123,7 +124,7 @@ def run(options: Options) -> list[Result]:
         print("`python -m benchmarks.exports` makes the torch exports; not all are here", file=sys.stderr)
     asked = [n for n in options.settings.get("models", "").split(",") if n]
     most = Most(**{n: int(options.settings.get(n, QUICK if options.quick else d)) for n, d in Most()._asdict().items()})
-    workers = int(options.settings.get("workers", min(os.cpu_count() or 1, MOST_WORKERS)))
+    workers = int(options.settings.get("workers", _workers()))
     os.environ.update(_KEEP_MEMORY)
     found: list[tuple[Sweep, float]] = []
     spawn = multiprocessing.get_context("spawn")  # a new process reads the environment, and shares no threads
@@ -136,6 +137,11 @@ def run(options: Options) -> list[Result]:
             found.append((together, time.perf_counter() - started))
             print(_line(*found[-1]), file=sys.stderr, flush=True)
     return [result for sweep, seconds in found for result in _results(sweep, seconds)] + [_total(found)]
+
+
+def _workers() -> int:
+    fit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // WORKER_NBYTES
+    return max(1, min(os.cpu_count() or 1, MOST_WORKERS, fit))
 
 
 def sweep_share(share: Share) -> Sweep:

@@ -23,6 +23,7 @@ import msgspec
 from protocol import codecs, sensors
 from protocol.bench import Bench, Job, Reporter, kernels
 from protocol.bundle import FileEntry, check_relative, read_regular, sha256
+from protocol.documents import decode_document
 from protocol.errors import BundleError, ModelError, WireError
 from protocol.graphs import Graph
 from protocol.onnx_scan import external_references
@@ -94,7 +95,9 @@ class Kit:
         stated = read_regular(root, KIT_DIGEST).decode("ascii", "replace").split()
         if stated[:1] != [sha256(raw)]:
             raise BundleError(f"{root / KIT} does not match {KIT_DIGEST}: it was changed or damaged", _REMEDY)
-        manifest = _parse(root, raw)
+        manifest = decode_document(
+            raw, KitManifest, version=SCHEMA_VERSION, name=str(root / KIT), error=BundleError, remedy=_REMEDY
+        )
         for name in manifest.files:
             check_relative(root, name, listed_in=KIT)
         return cls(root, manifest)
@@ -184,19 +187,3 @@ def run_kit(root: Path, how: KitRun, reporter: Reporter) -> Profile:
 def plain_jobs(whole: Job, jobs: Sequence[Job]) -> list[Job]:
     """The whole model and every segment once, without those that are there for their batches."""
     return [whole, *(j for j in jobs if not j.batch_axes)]
-
-
-def _parse(root: Path, raw: bytes) -> KitManifest:
-    class AnyVersion(msgspec.Struct):
-        schema_version: int
-
-    try:
-        version = msgspec.json.decode(raw, type=AnyVersion).schema_version
-        manifest = msgspec.json.decode(raw, type=KitManifest) if version == SCHEMA_VERSION else None
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise BundleError(f"{root / KIT} does not parse: {error}", _REMEDY) from error
-    if manifest is None:
-        raise BundleError(
-            f"{root / KIT} has schema version {version} but this version reads {SCHEMA_VERSION}", "use the same version"
-        )
-    return manifest

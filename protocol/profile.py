@@ -18,6 +18,7 @@ from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 
+from protocol.documents import decode_document
 from protocol.errors import InputError
 
 SCHEMA_VERSION = 1
@@ -120,27 +121,14 @@ class Profile(msgspec.Struct, frozen=True):
         return tuple(dict.fromkeys(a.precision for a in self.anchors))
 
 
-class _AnyVersion(msgspec.Struct):
-    schema_version: int
-
-
 def encode(profile: Profile) -> bytes:
     return msgspec.json.format(msgspec.json.encode(profile, order="deterministic"), indent=1) + b"\n"
 
 
 def decode(data: bytes, *, name: str) -> Profile:
     """Parse a profile; `name` is what errors call it. Raises InputError when it is none, or of another schema."""
-    remedy = "write one with `partitioner profile` or `edge-agent profile`"
-    try:
-        version = msgspec.json.decode(data, type=_AnyVersion).schema_version
-        profile = msgspec.json.decode(data, type=Profile) if version == SCHEMA_VERSION else None
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise InputError(f"{name} is no profile: {error}", remedy) from error
-    if profile is None:
-        raise InputError(
-            f"{name} has schema version {version} but this version reads {SCHEMA_VERSION}",
-            "use the version that wrote it, or profile again",
-        )
+    remedy = "write a profile with `partitioner profile` or `edge-agent profile`"
+    profile = decode_document(data, Profile, version=SCHEMA_VERSION, name=name, error=InputError, remedy=remedy)
     if profile.whole() is None:
         raise InputError(f"{name} lacks the whole model's own time in fp32", remedy)
     for anchor in profile.anchors:

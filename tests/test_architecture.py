@@ -53,6 +53,7 @@ NOWHERE: dict[str, tuple[str, ...]] = {
 }
 
 PURE_ROOMS = (
+    "protocol/documents.py",
     "protocol/errors.py",
     "protocol/latency.py",
     "protocol/graphs.py",

@@ -12,6 +12,7 @@ import msgspec
 from partitioner.planning.build import Order, decide
 from protocol.bench import Reporter
 from protocol.bundle import Conditions, Manifest, Measured
+from protocol.documents import decode_document
 from protocol.errors import InputError
 from protocol.latency import LinkState
 from protocol.messages import PlacementKind
@@ -87,15 +88,12 @@ def write_plan(path: Path, document: PlanDocument) -> None:
 
 def read_plan(path: Path) -> PlanDocument:
     """Raises InputError for what is no plan, or one of another version."""
+    remedy = "write a plan with `partitioner plan MODEL -o PLAN.json`"
     try:
-        document = msgspec.json.decode(path.read_bytes(), type=PlanDocument)
+        data = path.read_bytes()
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})", "write one with `partitioner plan`") from error
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is no plan ({error})", "write one with `partitioner plan -o`") from error
-    if document.schema_version != SCHEMA_VERSION:
-        raise InputError(f"{path} is a plan of schema {document.schema_version}", "make it again with this version")
-    return document
+        raise InputError(f"{path} cannot be read ({error.strerror})", remedy) from error
+    return decode_document(data, PlanDocument, version=SCHEMA_VERSION, name=str(path), error=InputError, remedy=remedy)
 
 
 def to_build(path: Path) -> PlanDocument:

@@ -9,6 +9,7 @@ be kept) and, for each of these, the nearest value at which the others still hol
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -42,7 +43,7 @@ class Constraints:
             limit = getattr(self, name)
             if limit is not None and not limit >= 0:
                 raise InputError(f"the constraint {name} is {limit}", "give a number that is 0 or more")
-        if self.needs_link and not (self.at_mbit or 0) > 0:
+        if self.needs_link and not 0 < (self.at_mbit or 0) < math.inf:
             raise InputError("min_per_s and max_latency_s depend on the link", "say at which uplink: at_mbit")
         if not 0 < self.quantile < 1:
             raise InputError(f"the quantile is {self.quantile}", "give one between 0 and 1, such as 0.95")

@@ -101,9 +101,10 @@ def test_a_number_that_was_not_measured_is_refused_by_name() -> None:
         {"energy_j": float("nan")},
         {"min_per_s": 3.0},
         {"max_latency_s": 1.0, "at_mbit": 0.0},
+        {"max_latency_s": 1.0, "at_mbit": float("inf")},
         {"quantile": 1.0},
     ],
 )
 def test_constraints_that_are_none_are_refused(given: dict[str, float]) -> None:
     with pytest.raises(InputError):
-        Constraints(**given)  # type: ignore[arg-type]
+        Constraints(**given).link(rtt_s=0.0)  # type: ignore[arg-type]

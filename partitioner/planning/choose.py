@@ -44,7 +44,8 @@ def explore(shop: Workshop, ends: Ends, search: Search, reporter: Reporter) -> F
     notes = [summary(explorer, time.monotonic() - started, search.budget_s)]
     notes += [f"cut {cut.name} left out: {why}" for cut, why in explorer.problems.items()]
     if not explorer.segments:
-        why = "every cut failed" if explorer.problems else "the model has no cut"
+        none = "no cut keeps the constraints" if search.constraints.asked else "the model has no cut"
+        why = "every cut failed" if explorer.problems else none
         costs = finish(shop, ends, {}, explorer.clock, search, reporter)
         return findings({}, costs, (), (*notes, f"do not split: {why}"), search.scope, explorer.clock.slowdown)
     return _choose(explorer, search, notes, reporter)
@@ -93,6 +94,9 @@ def finish(
         reporter.stage("measuring memory")
         costs = with_memory(shop, ends, segments, costs)
     costs = {n: {id_: with_energy(c, search.power) for id_, c in family.items()} for n, family in costs.items()}
+    if clock.knows_both_sides or search.scope.quantile != 0.5:  # else neither was profiled, and that takes seconds
+        edge, tail = clock.spread("edge"), clock.spread("cloud")
+        costs = {n: {id_: c.spread(edge=edge, tail=tail) for id_, c in f.items()} for n, f in costs.items()}
     return _within(ends, segments, costs, search) if search.constraints.asked else costs
 
 

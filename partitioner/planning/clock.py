@@ -72,6 +72,18 @@ class Clock:
         """Seconds of every step of the topology at the gateway."""
         return self._side("cloud").predictor.step_seconds()
 
+    @property
+    def knows_both_sides(self) -> bool:
+        """Whether both sides have a profile by now."""
+        return len(self._known) == 2
+
+    def spread(self, role: Role) -> float:
+        """How far the 95th percentile of single runs lies from the median on this side, relatively: the whole model's
+        own runs show it."""
+        known = self._side(role)
+        whole = known.profile.whole(known.precision) or known.profile.whole()
+        return 0.0 if whole is None else whole.time.spread
+
     def whole(self) -> dict[str, Seconds]:
         """Both ends."""
         return self._there({}, self._here)

@@ -29,7 +29,8 @@ from partitioner.solver.parametric import Plans
 from partitioner.solver.problem import Problem, Side, Size, problem_of
 from protocol.bench import Reporter
 from protocol.errors import AccuracyRefusedError, EngineError, InputError, ModelError
-from protocol.plan import PlanConditions, seconds_per_byte
+from protocol.latency import PlacementCost
+from protocol.plan import PlanConditions, seconds_per_byte, under
 from protocol.tensors import DTYPES
 
 MAX_ROUNDS = 6
@@ -121,7 +122,12 @@ class Explorer:
         """Every line that was measured, each cut under its tensors joined with commas."""
         segments = {cut.name: segment for cut, segment in self.segments.items()}
         seconds = self.clock.whole() | {cut.name: s for cut, s in self.seconds.items()}
-        return costs_of(self.ends, segments, seconds, slowdown=self.clock.slowdown)
+        found = costs_of(self.ends, segments, seconds, slowdown=self.clock.slowdown)
+        return {n: {id_: self.with_spread(c) for id_, c in family.items()} for n, family in found.items()}
+
+    def with_spread(self, cost: PlacementCost) -> PlacementCost:
+        """The cost with what either side's runs spread."""
+        return cost.spread(edge=self.clock.spread("edge"), tail=self.clock.spread("cloud"))
 
     def share(self, cut: Cut) -> float:
         """Of the estimated compute, how much the head does."""
@@ -181,15 +187,19 @@ class Explorer:
         )
 
     def _problem(self, rung: str, search: Search, pinned: Mapping[str, Side]) -> Problem:
-        topology, factor = self.shop.model.topology, self.clock.slowdown * search.scope.edge_factor
-        edge_s = [s * search.scope.edge_factor for s in self.clock.edge_s()]
-        load = search.scope.cloud_factor / (1.0 - search.scope.cloud_load)
-        power = search.power
+        topology, power = self.shop.model.topology, search.power
+        # One second of either side under the conditions that are planned for: load, quantile, declared factors.
+        one = under(self.with_spread(PlacementCost(edge_s=1.0, tail_s=1.0)), search.scope)
+        encoding = self.clock.slowdown * one.edge_s
+        edge_s = self.clock.edge_s()
         return problem_of(
             topology,
-            edge_s=edge_s,
-            cloud_s=[s * load for s in self.clock.cloud_s()],
-            sizes={n: s._replace(encode_s=s.encode_s * factor) for n, s in self.sizes[rung].items()},
+            edge_s=[s * one.edge_s for s in edge_s],
+            cloud_s=[s * one.tail_s for s in self.clock.cloud_s()],
+            sizes={
+                n: s._replace(encode_s=s.encode_s * encoding, decode_s=s.decode_s * one.tail_s)
+                for n, s in self.sizes[rung].items()
+            },
             memory_nbytes=weights_nbytes(topology),
             energy_j=[s * power.compute_w for s in edge_s],
             pinned=pinned,

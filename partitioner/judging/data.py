@@ -91,7 +91,7 @@ def _order(count: int) -> tuple[int, ...]:
 def _row(array: Array | Ragged, index: int, is_whole: bool) -> Array:
     if isinstance(array, Ragged):
         return array[index]
-    row: Array = array[index] if is_whole else array[index : index + 1]
+    row: Array = array[index, ...] if is_whole else array[index : index + 1]  # of a scalar input, an array too
     return row
 
 

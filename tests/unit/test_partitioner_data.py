@@ -54,6 +54,12 @@ def test_an_input_without_a_batch_axis_is_fed_whole(tmp_path: Path) -> None:
     assert samples.feed(0)["signal"].shape == (6, 5)
 
 
+def test_a_scalar_input_is_fed_as_an_array_without_axes(tmp_path: Path) -> None:
+    samples = data.load(save(tmp_path, scale=np.arange(9, dtype=np.float32)), [TensorSpec("scale", "float32", ())])
+    fed = samples.feed(3)["scale"]
+    assert (type(fed), fed.shape, float(fed)) == (np.ndarray, (), 3.0)
+
+
 def test_samples_that_bring_their_batch_axis_of_one_lose_it(tmp_path: Path) -> None:
     samples = data.load(save(tmp_path, image=images()[:, None]), [IMAGE])
     assert samples.feed(0)["image"].shape == (1, 3, 4, 4)

@@ -117,10 +117,16 @@ def _sizes_of(shop: Workshop, name: str, arrays: Sequence[Array], before: Sequen
         found |= {
             r.name: _size(name, codes, Way(codec, r.levels), codes_before) for r in rungs.design(codes) if r.levels
         }
-        if decorrelate.suits(np.concatenate(arrays)) and len(found) > 1:
+        if len(found) > 1 and _suits_transform(arrays):
             typical = found[list(found)[len(found) // 2]]
             found[DECORRELATED] = typical._replace(nbytes=SAVED_BY_TRANSFORM * typical.nbytes)
     return found
+
+
+def _suits_transform(arrays: Sequence[Array]) -> bool:
+    """Whether the values of one size are worth one; pictures may come in any, and a scalar has no rows to join."""
+    alike = [a for a in arrays if a.shape == arrays[0].shape]
+    return arrays[0].ndim == 4 and decorrelate.suits(np.concatenate(alike))
 
 
 def to_codes(array: Array, code: Codes) -> Array:

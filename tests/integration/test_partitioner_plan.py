@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
+from onnx import TensorProto
 
 from partitioner.measuring.profile import ProfileOrder, profile, write
 from partitioner.people.report import Silent
@@ -126,13 +128,38 @@ def test_a_device_that_was_profiled_is_planned_with_its_own_times(tmp_path: Path
     seen = profile(
         ProfileOrder(asked.model, "edge", budget_s=0.5, calibration=asked.calibration, memory=False), Silent()
     )
+    whole = seen.whole()
+    assert whole is not None
+    slow = msgspec.structs.replace(whole.time, p95_s=3 * whole.time.median_s)
+    seen = seen.refined([msgspec.structs.replace(whole, time=slow)])
     write(tmp_path / "edge.json", seen)
     search = replace(asked.search, machines=Machines({"edge": seen}))
     manifest = decide(replace(asked, search=search, precision="fp32"), Silent()).manifest
-    whole = seen.whole()
-    assert whole is not None
     edge_only = next(p for p in manifest.placements if p.id == "edge-only")
     assert edge_only.cost.edge_s == pytest.approx(whole.time.median_s)
+    # One run in twenty takes three times as long: that is what --quantile 0.95 plans for.
+    assert all(p.cost.edge_spread == pytest.approx(2.0) for p in manifest.placements)
+
+
+def test_the_quantile_decides_what_may_win(tmp_path: Path) -> None:
+    asked = order(tmp_path)
+    seen = profile(
+        ProfileOrder(asked.model, "edge", budget_s=0.2, calibration=asked.calibration, memory=False), Silent()
+    )
+    whole = seen.whole()
+    assert whole is not None
+    median_s = whole.time.median_s
+    seen = seen.refined(
+        [msgspec.structs.replace(whole, time=msgspec.structs.replace(whole.time, p95_s=1000 * median_s))]
+    )
+    limit = Constraints(max_latency_s=100 * median_s, at_mbit=0.001, quantile=0.95, on_device=("node_c1",))
+    with pytest.raises(InputError, match="no placement keeps max_latency_s"):
+        planned(
+            tmp_path,
+            machines=Machines({"edge": seen}, budget_s=0.2),
+            scope=PlanConditions(rtt_s=0.0001, quantile=0.95),
+            constraints=limit,
+        )
 
 
 def test_the_profile_of_another_model_is_refused(tmp_path: Path) -> None:
@@ -151,6 +178,32 @@ def test_a_model_without_any_cut_is_not_split(tmp_path: Path) -> None:
     manifest = decide(Order(path, tmp_path / "b", search=SEARCH, recipe_budget_s=0.0), Silent()).manifest
     assert {p.kind for p in manifest.placements} == {PlacementKind.FULL_CLOUD, PlacementKind.EDGE_ONLY}
     assert any("do not split: the model has no cut" in note for note in manifest.notes)
+
+
+def test_where_the_constraints_leave_no_cut_the_model_is_not_blamed(tmp_path: Path) -> None:
+    manifest = planned(tmp_path, constraints=Constraints(cloud_s=0.0))
+    assert [p.id for p in manifest.placements] == ["edge-only"]
+    assert any("do not split: no cut keeps the constraints" in note for note in manifest.notes)
+
+
+def test_scalars_between_layers_and_pictures_of_any_size_are_planned_with(tmp_path: Path) -> None:
+    net = models.Net()
+    features = net.add("Relu", [net.conv("x", "c1", 3, 8)], "r1")
+    net.add("ReduceMean", [features], "mean", keepdims=0)  # of everything: a tensor without axes
+    net.add("Sub", [features, "mean"], "centred")
+    net.add("GlobalAveragePool", ["centred"], "pooled")
+    free = {"x": (TensorProto.FLOAT, ["N", 3, "H", "W"])}
+    path = models.write(net.model(free, {"pooled": ["N", 8, 1, 1]}), tmp_path)
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for i in range(24):
+        height = 16 + 8 * (i % 3)
+        pixels = np.random.default_rng(i).integers(0, 256, (height, 24, 3), np.uint8)
+        (pictures / f"{i}.ppm").write_bytes(b"P6 24 %d 255\n" % height + pixels.tobytes())
+    asked = Order(path, tmp_path / "b", search=SEARCH, recipe_budget_s=0.0)
+    asked = replace(asked, calibration=pictures, inputs=("x,mean=127.5,std=127.5",))
+    manifest = decide(asked, Silent()).manifest
+    assert any(p.kind is PlacementKind.CUT for p in manifest.placements), manifest.notes
 
 
 def test_a_model_that_draws_random_numbers_is_planned_with_the_cuts_behind_the_draw(tmp_path: Path) -> None:

@@ -115,15 +115,19 @@ class Import(NamedTuple):
         return self.module.partition(".")[0]
 
 
-@functools.cache
 def sources(*packages: str) -> tuple[Source, ...]:
-    found = []
-    for package in packages:
-        for path in sorted((ROOT / package).rglob("*.py")):
-            text = path.read_text("utf-8")
-            name = path.relative_to(ROOT).as_posix()
-            found.append(Source(name, ast.parse(text, name), len(text.splitlines())))
+    found = tuple(source for package in packages for source in _parsed(package))
     assert found, f"no source in {packages}: is this the repository's root? {ROOT}"
+    return found
+
+
+@functools.cache
+def _parsed(package: str) -> tuple[Source, ...]:
+    found = []
+    for path in sorted((ROOT / package).rglob("*.py")):
+        text = path.read_text("utf-8")
+        name = path.relative_to(ROOT).as_posix()
+        found.append(Source(name, ast.parse(text, name), len(text.splitlines())))
     return tuple(found)
 
 

@@ -89,6 +89,11 @@ def ping_s(client: socket.socket) -> float:
     return time.monotonic() - began_s
 
 
+def least_ping_s(client: socket.socket) -> float:
+    """The least of many: a busy machine delays most of them."""
+    return min(ping_s(client) for _ in range(20))
+
+
 def round_trip(client: socket.socket, payload: bytes) -> bytes:
     """Send everything, say so, and return all that comes back until the other side has said so too."""
 
@@ -158,9 +163,9 @@ def test_a_message_takes_the_round_trip_time_and_its_change_takes_effect(echo: E
         LinkEmulator(echo.address, uplink_mbit_per_s=100, downlink_mbit_per_s=100, rtt_ms=40) as link,
         connect(link) as client,
     ):
-        assert min(ping_s(client) for _ in range(4)) == pytest.approx(0.040, abs=0.005)
+        assert least_ping_s(client) == pytest.approx(0.040, abs=0.005)
         link.set_delay_ms(5)
-        assert min(ping_s(client) for _ in range(4)) == pytest.approx(0.010, abs=0.005)
+        assert least_ping_s(client) == pytest.approx(0.010, abs=0.005)
 
 
 def test_the_rate_holds_and_a_new_one_takes_effect_in_mid_stream(echo: EchoServer) -> None:
@@ -312,10 +317,10 @@ def test_an_address_may_be_in_brackets() -> None:
 def test_the_process_is_driven_by_lines(echo: EchoServer) -> None:
     with LinkProcess(echo.address, rate_mbit_per_s=100, rtt_ms=20) as link, connect(link) as client:
         assert link.endpoint == f"tcp://{LOOPBACK}:{link.address[1]}"
-        assert min(ping_s(client) for _ in range(3)) == pytest.approx(0.020, abs=0.005)
+        assert least_ping_s(client) == pytest.approx(0.020, abs=0.005)
         link.control(rtt_ms=4, rate_mbit=50, uplink_mbit=None)
         assert link.stats()["connections"] == 1
-        assert min(ping_s(client) for _ in range(3)) == pytest.approx(0.004, abs=0.003)
+        assert least_ping_s(client) == pytest.approx(0.004, abs=0.003)
         link.control(blackhole=True)
         client.sendall(b"held")
         assert_silent(client)

@@ -36,7 +36,8 @@ check: setup-dev ## lint, format, types
 	$(RUN)mypy
 
 test: check ## everything: check, then every test
-	$(RUN)pytest $(ARGS)
+	$(RUN)pytest -n auto --maxprocesses 4 -m 'not alone' $(ARGS)
+	$(RUN)pytest -m alone tests/integration tests/e2e $(ARGS)
 
 explore: setup-dev ## the property tests with new random examples, 20 times as many
 	ISTHMUS_EXAMPLES=explore $(RUN)pytest -q $$(grep -rl --include='test_*.py' 'from hypothesis' tests/unit) $(ARGS)

@@ -27,6 +27,20 @@ settings.register_profile("explore", deadline=None, max_examples=2000, print_blo
 settings.load_profile(os.environ.get("ISTHMUS_EXAMPLES", "gate"))
 
 
+# What only computes may share the machine with another test; the rest of these two rooms may not.
+TIMED = ("integration", "e2e")
+COMPUTES = ("test_partitioner_build.py", "test_partitioner_cli.py", "test_partitioner_models.py",
+            "test_partitioner_plan.py", "test_partitioner_split.py", "test_preprocess.py", "test_recipes.py",
+            "test_hostile_models.py")  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what must run alone: a new test of a timed room does, unless it is named above."""
+    for item in items:
+        if item.path.parent.name in TIMED and item.path.name not in COMPUTES:
+            item.add_marker(pytest.mark.alone)
+
+
 @pytest.fixture(scope="session")
 def toy_samples() -> npt.NDArray[Any]:
     """float32 [32, 3, 16, 16]"""

@@ -204,6 +204,17 @@ def test_regret_and_versus_are_ratios_of_means() -> None:
     assert seen.versus["edge-only"] == pytest.approx(seen.isthmus.mean_s / seen.fixed[0].mean_s - 1)
 
 
+def test_no_fixed_placement_beats_the_oracle_not_even_under_overload() -> None:
+    """Twenty a second for a device that does 16: greedy hindsight fills its queue, sending everything keeps up."""
+    costs = {
+        "edge-only": PlacementCost(edge_s=0.0605),
+        "full-cloud": PlacementCost(encode_s=0.0246, up_nbytes=23_000, tail_s=0.0255, down_nbytes=4_000),
+    }
+    seen = simulated("lte", costs, requests_per_s=20.0)
+    assert seen.oracle.mean_s <= min(run.mean_s for run in seen.fixed)
+    assert seen.regret >= 0
+
+
 def test_many_sizes_of_load_do_not_change_the_trace() -> None:
     assert simulated("lte", requests_per_s=2.0).mean_mbit == simulated("lte", requests_per_s=9.0).mean_mbit
 

@@ -282,7 +282,7 @@ def test_a_bug_in_an_engine_thread_answers_what_is_pending_and_ends_the_gateway(
         reply = client.receive()
     assert isinstance(reply, m.Reject)
     assert reply.code is m.RejectCode.INTERNAL
-    assert gateway.stopped.wait(5)
+    assert gateway.stopped.wait(20)
     assert isinstance(gateway.fatal, ZeroDivisionError)
 
 

@@ -248,10 +248,10 @@ def test_deep_nesting_is_refused_at_once_and_in_little_memory(number: int, openi
     nested = bytes((0 if number == 0 else wire.VERSION, number)) + opening * (65_536 // len(opening))
     elapsed = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.thread_time()
         with pytest.raises(WireError):
             wire.unpack_header(nested)
-        elapsed.append(time.perf_counter() - start)
+        elapsed.append(time.thread_time() - start)
     assert min(elapsed) < 0.02
     assert _peak_nbytes(nested) < 1_000_000
 

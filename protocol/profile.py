@@ -146,7 +146,7 @@ def check(profile: Profile, *, name: str, role: Role, model_digest: str, machine
     """
     again = f"run `partitioner profile MODEL --role {role}` again"
     if profile.role != role:
-        raise InputError(f"{name} is the profile of an {profile.role} machine, asked for was {role}", again)
+        raise InputError(f"{name} was made with --role {profile.role}, asked for was {role}", again)
     if profile.model_digest != model_digest:
         raise InputError(
             f"{name} is the profile of another model ({profile.model}, {profile.model_digest[:12]}...; "

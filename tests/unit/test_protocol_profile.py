@@ -86,7 +86,7 @@ def test_a_profile_without_the_whole_model_is_of_no_use() -> None:
 def test_a_profile_of_another_model_or_role_is_refused() -> None:
     with pytest.raises(InputError, match="another model"):
         check(profile(), name="p.json", role="edge", model_digest="b" * 64)
-    with pytest.raises(InputError, match="edge machine, asked for was cloud"):
+    with pytest.raises(InputError, match="made with --role edge, asked for was cloud"):
         check(profile(), name="p.json", role="cloud", model_digest=DIGEST)
 
 

@@ -98,9 +98,9 @@ def _runs(seen: Simulated) -> Table:
     for heading in ("mean", "p50", "p95", "late", "isthmus is"):
         table.add_column(heading, justify="right")
     table.add_row(*_row(seen.isthmus, ""), style="bold")
-    table.add_row(*_row(seen.oracle, _compared(seen.regret)), end_section=True)
+    table.add_row(*_row(seen.oracle, compared(seen.regret)), end_section=True)
     for run in sorted(seen.fixed, key=lambda r: r.mean_s):
-        table.add_row(*_row(run, _compared(seen.versus[run.name])))
+        table.add_row(*_row(run, compared(seen.versus[run.name])))
     return table
 
 
@@ -109,9 +109,11 @@ def _row(run: Run, compared: str) -> list[str]:
     return [run.name, *times, str(run.late), compared]
 
 
-def _compared(share: float) -> str:
+def compared(share: float) -> str:
     if abs(share) < 0.0005:
         return "as fast"
+    if share >= 1:
+        return f"{1 + share:.2f} x as long"
     return f"{share:.1%} slower" if share > 0 else f"{1 / (1 + share):.2f} x faster"
 
 

@@ -13,7 +13,7 @@ from partitioner.people.explain import Question, explain
 from partitioner.people.inspection import CutLine, Inspection
 from partitioner.people.replay import Drive, simulate
 from partitioner.people.report import MOST_MEASURED, Bar, Silent, print_built, print_inspection, print_verified
-from partitioner.people.tables import print_explained, print_simulated
+from partitioner.people.tables import compared, print_explained, print_simulated
 from partitioner.planning.build import Built
 from partitioner.planning.recheck import Recheck, Verified
 from protocol.bundle import Manifest, Measured
@@ -158,3 +158,10 @@ def test_an_inspection_says_its_headline_in_one_line_and_all_notes() -> None:
     lines = out.getvalue().splitlines()
     assert "toy: 1 cuts over 3 nodes; raw input 12 bytes" in lines
     assert lines[-1] == "note: an input is never read"
+
+
+@pytest.mark.parametrize(
+    ("share", "said"), [(0.0, "as fast"), (0.031, "3.1% slower"), (5.07, "6.07 x as long"), (-0.5, "2.00 x faster")]
+)
+def test_ratios_are_said_as_people_say_them(share: float, said: str) -> None:
+    assert compared(share) == said

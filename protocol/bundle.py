@@ -24,6 +24,7 @@ from typing import Annotated
 
 import msgspec
 
+from protocol.documents import decode_document
 from protocol.errors import BundleError, ModelError
 from protocol.graphs import Graph
 from protocol.latency import PlacementCost
@@ -246,7 +247,14 @@ class Bundle:
                 f"{root / MANIFEST} does not match {MANIFEST_DIGEST}: it was changed or damaged after it was written",
                 "copy the bundle again or rebuild it",
             )
-        manifest = _parse_manifest(root, raw)
+        manifest = decode_document(
+            raw,
+            Manifest,
+            version=SCHEMA_VERSION,
+            name=str(root / MANIFEST),
+            error=BundleError,
+            remedy="rebuild the bundle with this version",
+        )
         for name in manifest.files:
             check_relative(root, name)
         return cls(root, manifest, digest)
@@ -287,28 +295,6 @@ class Bundle:
     def remote_segments(self) -> Iterator[PlacementEntry]:
         """The placements with work for a gateway."""
         return (p for p in self.manifest.placements if p.segment is not None)
-
-
-class _AnyVersion(msgspec.Struct):
-    """What every schema of the manifest begins with, so that a later one is named as such."""
-
-    schema_version: int
-
-
-def _parse_manifest(root: Path, raw: bytes) -> Manifest:
-    try:
-        version = msgspec.json.decode(raw, type=_AnyVersion).schema_version
-        manifest = msgspec.json.decode(raw, type=Manifest) if version == SCHEMA_VERSION else None
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise BundleError(
-            f"{root / MANIFEST} does not parse: {error}", "rebuild the bundle with this version"
-        ) from error
-    if manifest is None:
-        raise BundleError(
-            f"{root / MANIFEST} has schema version {version} but this version reads {SCHEMA_VERSION}",
-            "rebuild the bundle or use the version that wrote it",
-        )
-    return manifest
 
 
 def check_relative(root: Path, name: str, *, listed_in: str = MANIFEST) -> None:

@@ -90,8 +90,8 @@ def _constant(value: ir.Value) -> np.ndarray | None:
 
 def _quantise(model: ir.Model, value: ir.Value, codes: Codes) -> ir.Value:
     name = value.name
-    scale = _initializer(model, f"{name}/scale", np.array(codes.scale, np.float32))
-    zero_point = _initializer(model, f"{name}/zero_point", np.array(codes.zero_point, np.uint8))
+    scale = initializer(model, f"{name}/scale", np.array(codes.scale, np.float32))
+    zero_point = initializer(model, f"{name}/zero_point", np.array(codes.zero_point, np.uint8))
     output = ir.val(f"{name}/codes", ir.DataType.UINT8, value.shape)
     model.graph.append(ir.node("QuantizeLinear", [value, scale, zero_point], outputs=[output], name=f"{name}/quantise"))
     return output
@@ -113,8 +113,8 @@ def _hand_out(model: ir.Model, value: ir.Value, codes: ir.Value) -> None:
 
 def _decode(model: ir.Model, entry: ir.Value, codes: Codes) -> ir.Value:
     name = entry.name
-    zero_point = _initializer(model, f"{name}/zero_point", np.array(codes.zero_point, np.float32))
-    scale = _initializer(model, f"{name}/scale", np.array(codes.scale, np.float32))
+    zero_point = initializer(model, f"{name}/zero_point", np.array(codes.zero_point, np.float32))
+    scale = initializer(model, f"{name}/scale", np.array(codes.scale, np.float32))
     steps = (("Cast", None), ("Sub", zero_point), ("Mul", scale))
     value = entry
     for op, constant in steps:
@@ -126,7 +126,8 @@ def _decode(model: ir.Model, entry: ir.Value, codes: Codes) -> ir.Value:
     return value
 
 
-def _initializer(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
+def initializer(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
+    """A constant of the graph, under a name that it does not have yet."""
     value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
     value.dtype = ir.DataType.from_numpy(array.dtype)
     value.shape = ir.Shape(array.shape)

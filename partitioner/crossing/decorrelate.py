@@ -26,6 +26,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import onnx_ir as ir
 
+from partitioner.crossing.boundary import initializer
 from partitioner.graph.split import clone
 from protocol.errors import ModelError
 from protocol.tensors import Array
@@ -287,14 +288,8 @@ def _node(model: ir.Model, op: str, inputs: list[ir.Value], attributes: Mapping[
 
 
 def _weights(model: ir.Model, name: str, *arrays: Array) -> list[ir.Value]:
-    made = []
-    for suffix, array in zip(("", "/bias"), arrays, strict=False):
-        array = np.ascontiguousarray(array)
-        value = ir.Value(name=name + suffix, const_value=ir.tensor(array, name=name + suffix))
-        value.dtype, value.shape = ir.DataType.from_numpy(array.dtype), ir.Shape(array.shape)
-        model.graph.register_initializer(value)
-        made.append(value)
-    return made
+    named = zip(("", "/bias"), arrays, strict=False)
+    return [initializer(model, name + suffix, np.ascontiguousarray(array)) for suffix, array in named]
 
 
 def _planes_shape(value: ir.Value, transform: Transform) -> ir.Shape:

@@ -40,7 +40,9 @@ SUITES: dict[str, Suite] = {
         "does splitting win: 80 situations, latency and gateway seconds, against INT8 edge-only and JPEG (~8 min)",
     ),
     "cuts": Suite(
-        "benchmarks.cuts", "run", "head and tail equal the whole model at every cut: light, shared, exported (9 min of CPU)"
+        "benchmarks.cuts",
+        "run",
+        "head and tail equal the whole model at every cut: light, shared, exported (9 min of CPU)",
     ),
     "large_model": Suite(
         "benchmarks.large_model",

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from protocol.errors import InputError, NetworkError
+from protocol.profile import elsewhere
 from protocol.terminal import print_json
 
 if TYPE_CHECKING:
@@ -228,6 +229,11 @@ def _announce(agent: Agent, wait_s: float, *, json: bool) -> None:
             )
         if gateway:
             print(f"no gateway answers at {gateway} yet; answering on the device until one does", file=sys.stderr)
+    from protocol import sensors  # the engine library is slow to import
+
+    device = agent.bundle.manifest.conditions.device
+    if device is not None and (difference := elsewhere(device, sensors.machine())):
+        print(f"{difference}: until each placement was used here, predictions are that machine's", file=sys.stderr)
     endpoint = agent.gateway if ready else "edge-only"
     if json:
         print_json({"event": "ready", "endpoint": endpoint, "bundle": agent.bundle.digest})

@@ -31,6 +31,7 @@ from protocol.latency import PlacementCost
 from protocol.messages import PlacementKind
 from protocol.onnx_scan import external_references
 from protocol.plan import PlanConditions
+from protocol.profile import Machine
 from protocol.tensors import TensorSpec
 
 SCHEMA_VERSION = 1
@@ -144,6 +145,7 @@ class Conditions(msgspec.Struct, frozen=True):
     created_utc: str
     label_offset: int = 0  # added to the labels of the data
     stream: bool = False  # the calibration samples were consecutive frames
+    device: Machine | None = None  # whose profile the plan was made for; None where a slow-down was declared
     declared_inputs: tuple[str, ...] = ()  # image inputs and their pre-processing, as they were declared
     planned: PlanConditions | None = None
     constraints: tuple[str, ...] = ()  # what every placement keeps, in words

@@ -138,11 +138,11 @@ def decode(data: bytes, *, name: str) -> Profile:
     return profile
 
 
-def check(profile: Profile, *, name: str, role: Role, model_digest: str, machine: Machine | None = None) -> list[str]:
-    """Refuse a profile of another model, role or (if one is given) machine. Returns warnings.
+def check(profile: Profile, *, name: str, role: Role, model_digest: str, threads: int) -> None:
+    """Refuse a profile of another model or role, or one that was measured with another number of threads.
 
-    A device's profile comes from another machine by nature, so give `machine` only where it must be this one; versions
-    of the engine that differ are a warning. Raises InputError.
+    That a device's profile comes from another machine is its nature: where the plan is used, see `elsewhere`. Raises
+    InputError.
     """
     again = f"run `partitioner profile MODEL --role {role}` again"
     if profile.role != role:
@@ -153,17 +153,29 @@ def check(profile: Profile, *, name: str, role: Role, model_digest: str, machine
             f"this one is {model_digest[:12]}...)",
             again,
         )
-    if machine is None:
-        return []
-    here = (machine.processor, machine.cores, machine.instruction_sets)
-    if here != (profile.machine.processor, profile.machine.cores, profile.machine.instruction_sets):
+    if profile.threads != threads:
+        flag = "--threads" if role == "edge" else "--tail-threads"
         raise InputError(
-            f"{name} was measured on another machine ({profile.machine.processor}, {profile.machine.cores} cores)",
-            again,
+            f"{name} was measured with {_counted(profile.threads, 'thread')}, {flag} is {threads}",
+            f"say {flag} {profile.threads}, or {again}",
         )
-    if machine.onnxruntime == profile.machine.onnxruntime:
-        return []
-    return [f"{name} was measured with onnxruntime {profile.machine.onnxruntime}, this is {machine.onnxruntime}"]
+
+
+def elsewhere(planned_for: Machine, here: Machine) -> str:
+    """How this machine differs from the one that a plan was made for, in a sentence; "" if it is its like."""
+    if here.processor != planned_for.processor or here.cores != planned_for.cores:
+        there, this = (f"{m.processor} with {_counted(m.cores, 'core')}" for m in (planned_for, here))
+        return f"the bundle was planned for {there}, this is {this}"
+    if here.instruction_sets != planned_for.instruction_sets:
+        only = sorted(set(here.instruction_sets) ^ set(planned_for.instruction_sets))
+        return f"the bundle was planned for the like of this processor but with other instructions ({', '.join(only)})"
+    if here.onnxruntime != planned_for.onnxruntime:
+        return f"the bundle was planned for onnxruntime {planned_for.onnxruntime}, this is {here.onnxruntime}"
+    return ""
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 # ---- from kernels to steps -------------------------------------------------------------------------------------------

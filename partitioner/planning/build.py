@@ -90,7 +90,7 @@ def decide(order: Order, reporter: Reporter) -> Decided:
     cuts = tuple(dict.fromkeys(resolve(model.topology, names) for names in order.cuts))
     for cut in cuts:
         separate(model.topology, cut)
-    _check_search(order.search, model)
+    _check_search(order, model)
     samples = _samples(order, model)
     shop = workshop(order, model, samples, reporter)
     reporter.stage("judging full-cloud and edge-only")
@@ -99,10 +99,12 @@ def decide(order: Order, reporter: Reporter) -> Decided:
     return Decided(*compose(order, shop, ends, found))
 
 
-def _check_search(search: Search, model: LoadedModel) -> None:
+def _check_search(order: Order, model: LoadedModel) -> None:
     """Profiles must be of this model, and pinned nodes must exist: said before minutes are spent."""
+    search = order.search
     for role, profile in search.machines.profiles.items():
-        check(profile, name=f"the --{role} profile", role=role, model_digest=sha256(model.data))
+        threads = order.threads if role == "edge" else order.tail_threads
+        check(profile, name=f"the --{role} profile", role=role, model_digest=sha256(model.data), threads=threads)
     names = {step.name for step in model.topology.steps}
     unknown = [name for name in search.constraints.on_device if name not in names]
     if unknown:

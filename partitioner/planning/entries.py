@@ -166,6 +166,7 @@ def _edge_entry(ends: Ends, costs: Mapping[str, PlacementCost]) -> PlacementEntr
 
 
 def _conditions(order: Order, shop: Workshop, slowdown: float) -> Conditions:
+    edge = order.search.machines.profiles.get("edge")
     return Conditions(
         machine=f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}",
         edge_slowdown=slowdown,
@@ -183,6 +184,7 @@ def _conditions(order: Order, shop: Workshop, slowdown: float) -> Conditions:
         created_utc=datetime.now(UTC).isoformat(timespec="seconds"),
         label_offset=order.label_offset,
         stream=order.stream,
+        device=edge.machine if edge is not None else None,
         declared_inputs=order.inputs,
         planned=order.search.scope,
         constraints=described(order.search.constraints),

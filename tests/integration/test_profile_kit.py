@@ -8,16 +8,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
 from typer.testing import CliRunner
 
+from edge_agent.agent import Agent, AgentConfig
+from edge_agent.cli import _announce as announce
 from edge_agent.cli import app as agent
 from partitioner.graph.cuts import prefix_candidates, separate
 from partitioner.measuring.anchors import Predictor
 from partitioner.measuring.kit import export
 from partitioner.measuring.profile import ProfileOrder, load_for, profile, read, write
+from partitioner.planning.build import Order, build
+from partitioner.planning.clock import Machines
+from partitioner.planning.explore import Search
 from protocol import terminal
 from protocol.bench import Silent
 from protocol.bundle import sha256
@@ -159,3 +165,20 @@ def test_a_kit_is_not_written_over_anything(kit: Path, model: Path) -> None:
 def test_an_output_in_no_folder_is_refused_before_the_measurement(kit: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(agent, ["profile", str(kit), "-o", str(tmp_path / "none" / "p.json")])
     assert isinstance(result.exception, InputError)
+
+
+# ---- the plan for one device, used on another ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("processor", ["some other board", ""])
+def test_an_agent_says_when_the_plan_was_made_for_another_machine(
+    model: Path, tmp_path: Path, processor: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = profile(ProfileOrder(model, "edge", budget_s=0.0, memory=False, most_anchors=2), Silent())
+    device = msgspec.structs.replace(made.machine, processor=processor or made.machine.processor)
+    machines = Machines({"edge": msgspec.structs.replace(made, machine=device)})
+    order = Order(model, tmp_path / "b", (("r1",),), Search(machines, memory=False), "fp32", bound=1.0)
+    with Agent(AgentConfig(build(order, Silent()).target)) as running:
+        announce(running, 0.1, json=False)
+    said = capsys.readouterr().err
+    assert ("planned for some other board" in said) == bool(processor)

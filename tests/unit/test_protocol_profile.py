@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -19,6 +20,7 @@ from protocol.profile import (
     Timing,
     check,
     decode,
+    elsewhere,
     encode,
     plain_name,
     step_costs,
@@ -83,20 +85,32 @@ def test_a_profile_without_the_whole_model_is_of_no_use() -> None:
         decode(encode(profile(anchors=())), name="p.json")
 
 
-def test_a_profile_of_another_model_or_role_is_refused() -> None:
+def test_a_profile_of_another_model_or_role_or_with_other_threads_is_refused() -> None:
+    check(profile(), name="p.json", role="edge", model_digest=DIGEST, threads=1)
     with pytest.raises(InputError, match="another model"):
-        check(profile(), name="p.json", role="edge", model_digest="b" * 64)
+        check(profile(), name="p.json", role="edge", model_digest="b" * 64, threads=1)
     with pytest.raises(InputError, match="made with --role edge, asked for was cloud"):
-        check(profile(), name="p.json", role="cloud", model_digest=DIGEST)
+        check(profile(), name="p.json", role="cloud", model_digest=DIGEST, threads=1)
+    with pytest.raises(InputError, match="with 1 thread, --threads is 2; say --threads 1"):
+        check(profile(), name="p.json", role="edge", model_digest=DIGEST, threads=2)
 
 
-def test_another_machine_is_refused_only_where_it_must_be_this_one() -> None:
-    there = msgspec.structs.replace(HERE, processor="another")
-    assert check(profile(machine=there), name="p.json", role="edge", model_digest=DIGEST) == []
-    with pytest.raises(InputError, match="another machine"):
-        check(profile(machine=there), name="p.json", role="edge", model_digest=DIGEST, machine=HERE)
-    newer = msgspec.structs.replace(HERE, onnxruntime="1.32")
-    assert "1.32" in check(profile(), name="p.json", role="edge", model_digest=DIGEST, machine=newer)[0]
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"processor": "another"}, "planned for another with"),
+        ({"cores": 77}, "with 77 cores, this is"),
+        ({"instruction_sets": ("i8mm",)}, "i8mm"),
+        ({"onnxruntime": "1.32"}, "onnxruntime 1.32"),
+        ({"system": "Linux 7", "python": "3.14"}, ""),
+    ],
+)
+def test_a_plan_that_is_used_elsewhere_than_it_was_made_for_is_told_by_what_differs(
+    change: dict[str, Any], words: str
+) -> None:
+    said = elsewhere(msgspec.structs.replace(HERE, **change), HERE)
+    assert words in said
+    assert bool(said) == bool(words)
 
 
 def test_a_refined_profile_replaces_what_was_measured_anew() -> None:

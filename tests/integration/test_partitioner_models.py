@@ -327,6 +327,33 @@ def test_an_element_type_that_the_wire_lacks_is_named(tmp_path: Path) -> None:
         separate(model.topology, ["half"])
 
 
+def in_halves(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The same network computed in float16 between a first and a last Cast, as converters leave it."""
+    graph = proto.graph
+    for weight in graph.initializer:
+        weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight).astype(np.float16), weight.name))
+    for node in graph.node:
+        node.input[:] = ["x/half" if name == "x" else name for name in node.input]
+        node.output[:] = ["logits/half" if name == "logits" else name for name in node.output]
+    first = helper.make_node("Cast", ["x"], ["x/half"], name="first", to=TensorProto.FLOAT16)
+    last = helper.make_node("Cast", ["logits/half"], ["logits"], name="last", to=FLOAT)
+    nodes = [first, *graph.node, last]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return proto
+
+
+def test_a_model_in_float16_is_split_within_float16s_own_rounding(tmp_path: Path) -> None:
+    model = models.write(in_halves(models.residual()), tmp_path)
+    order = Order(model, tmp_path / "b", (("r1",),), Search(memory=False), "fp32", bound=0.2)
+    manifest = build(order, Silent()).manifest
+    (entry,) = [p for p in manifest.placements if p.id == "cut-1"]
+    assert [b.spec.dtype for b in entry.boundary] == ["float16"]
+    assert entry.certificate is not None
+    assert 1e-5 < entry.certificate.fp32_max_abs_difference <= entry.certificate.fp32_bound
+    assert entry.certificate.achieved == 1.0
+
+
 def test_chance_in_a_branch_is_not_drawn_twice(tmp_path: Path) -> None:
     net = models.Net()
     out = helper.make_tensor_value_info("noise", FLOAT, [4])

@@ -56,7 +56,8 @@ def _choose(explorer: Explorer, search: Search, notes: list[str], reporter: Repo
     reporter.stage("timing the finalists side by side")
     cuts = {cut.name: cut for cut in explorer.segments}
     rough = explorer.costs()
-    last = {n: explorer.segments[cuts[n]] for n in select.finalists(*_apart(rough), search.scope)}
+    promising = _promising(explorer, rough, search, reporter)
+    last = {n: explorer.segments[cuts[n]] for n in select.finalists(*_apart(promising), search.scope)}
     costs = finish(explorer.shop, explorer.ends, last, explorer.clock, search, reporter)
     kept, why = _keep(*_apart(costs), search)
     share = {n: explorer.share(cut) for n, cut in cuts.items()}
@@ -75,6 +76,19 @@ def _choose(explorer: Explorer, search: Search, notes: list[str], reporter: Repo
     )
 
 
+def _promising(explorer: Explorer, rough: Families, search: Search, reporter: Reporter) -> Families:
+    """What keeps the constraints by the first measurements: the fastest cuts may not push out those that may ship."""
+    if not search.constraints.asked:
+        return rough
+    segments = {cut.name: segment for cut, segment in explorer.segments.items()}
+    by_memory = not {"edge_memory_nbytes", "cloud_memory_nbytes"}.isdisjoint(search.constraints.asked)
+    costs = _priced(explorer.shop, explorer.ends, segments, rough, search, reporter, memory=by_memory)
+    try:
+        return _within(explorer.ends, segments, costs, search)
+    except InputError:  # nothing does: what is measured side by side has the last word, and the words
+        return rough
+
+
 def _as_measured(
     cut: Cut, share: float, segment: Segment, variant: Variant, cost: PlacementCost, kept_as: str
 ) -> Measured:
@@ -90,14 +104,28 @@ def finish(
     Raises InputError naming the constraints that conflict, and to what each would have to give way.
     """
     costs = costs_of(ends, segments, clock.time(segments), slowdown=clock.slowdown)
-    if search.memory:
-        reporter.stage("measuring memory")
-        costs = with_memory(shop, ends, segments, costs)
-    costs = {n: {id_: with_energy(c, search.power) for id_, c in family.items()} for n, family in costs.items()}
+    costs = _priced(shop, ends, segments, costs, search, reporter, memory=search.memory)
     if clock.knows_both_sides or search.scope.quantile != 0.5:  # else neither was profiled, and that takes seconds
         edge, tail = clock.spread("edge"), clock.spread("cloud")
         costs = {n: {id_: c.spread(edge=edge, tail=tail) for id_, c in f.items()} for n, f in costs.items()}
     return _within(ends, segments, costs, search) if search.constraints.asked else costs
+
+
+def _priced(
+    shop: Workshop,
+    ends: Ends,
+    segments: Mapping[str, Segment],
+    costs: Families,
+    search: Search,
+    reporter: Reporter,
+    *,
+    memory: bool,
+) -> Families:
+    """The same lines with energy, and with peak memory, which takes two fresh processes a cut."""
+    if memory:
+        reporter.stage("measuring memory")
+        costs = with_memory(shop, ends, segments, costs)
+    return {n: {id_: with_energy(c, search.power) for id_, c in family.items()} for n, family in costs.items()}
 
 
 def with_energy(cost: PlacementCost, power: Power) -> PlacementCost:

@@ -305,7 +305,8 @@ def down_nbytes(problem: Problem) -> npt.NDArray[np.float64]:
 
 def whole(values: npt.ArrayLike, *, per_unit: float = 1.0) -> Int64s:
     """Whole numbers of the 1/`per_unit`-th. Raises InputError if 64 bits do not hold their sum."""
-    scaled = np.rint(np.asarray(values, dtype=np.float64) * per_unit)
+    with np.errstate(over="ignore"):  # infinity is refused like everything else that is too much
+        scaled = np.rint(np.asarray(values, dtype=np.float64) * per_unit)
     if not scaled.sum() < _MOST_TOTAL:
         raise InputError(
             f"costs that add up to {scaled.sum() / per_unit:.3g} cannot be compared exactly",

@@ -26,18 +26,14 @@ from collections.abc import Mapping
 
 from protocol.control.availability import Availability
 from protocol.control.flights import CancelRemote, Finish, Flight, Instruction, Phase, Prepare, RefusalCode, Row, Send
+from protocol.control.margins import Margins
 from protocol.control.planner import Planner
 from protocol.errors import InvariantViolation
 from protocol.latency import LinkState
 from protocol.messages import PlacementKind, RejectCode
 
-SHORTEST_ATTEMPT_S = 0.25  # below this a garbage collection would look like a lost request
-ATTEMPT_FACTOR = 4.0  # an attempt may take this many times its prediction
-LOCAL_RESERVE_FACTOR = 1.5
-LOCAL_RESERVE_MIN_S = 0.005
 LONGEST_PAUSE_S = 30.0  # whatever a gateway asks for
 SHORTEST_PAUSE_S = 0.01  # between two attempts of one request, whatever the gateway says
-TRAVEL_MARGIN = 1.25
 MOST_PENDING = 256
 CODEC_REFUSED = f"gateway {RejectCode.BAD_REQUEST}:"
 
@@ -54,7 +50,7 @@ class Ladder:
         self._expects_gateway = expects_gateway
         self._credit_requests = 0
         self._credit_nbytes = 0
-        self._link: LinkState | None = None
+        self._margins = Margins(planner, self._usable)
 
     # ---- events -----------------------------------------------------------------------------------------------------
 
@@ -151,7 +147,7 @@ class Ladder:
             prefer = self._best_full_cloud(flight, now=now)
         if code in (RejectCode.BAD_REQUEST, RejectCode.TOO_LARGE) and prefer is None and self._local is None:
             return [self._refuse(flight, RefusalCode.BAD_REQUEST, reason), *self._send_ready(now=now)]
-        if code is RejectCode.DEADLINE and flight.refusals > 1 and self._local_start(flight) == flight.deadline:
+        if code is RejectCode.DEADLINE and flight.refusals > 1 and not self._margins.local_can_follow(flight):
             # Asking again would upload everything again, and the gateway has said twice that it cannot be in time.
             return [self._refuse(flight, RefusalCode.DEADLINE, why), *self._send_ready(now=now)]
         flight.not_before = now + max(min(retry_after_s, LONGEST_PAUSE_S), SHORTEST_PAUSE_S)
@@ -194,7 +190,7 @@ class Ladder:
             self._usable.tails[flight.placement].released()
 
     def link_measured(self, link: LinkState | None) -> None:
-        self._link = link
+        self._margins.link = link
 
     def tick(self, *, now: float) -> list[Instruction]:
         """Time has passed: expire, time out, retry."""
@@ -207,7 +203,7 @@ class Ladder:
             elif flight.phase is Phase.SENT and now >= flight.attempt_until:
                 self._usable.gateway.failed("the gateway does not answer", now=now)
                 out += self._step_down(flight, "the gateway did not answer in time", now=now)
-            elif flight.phase is Phase.READY and self._local_must_start(flight, now=now):
+            elif flight.phase is Phase.READY and now >= self._margins.remote_too_late_at(flight):
                 out += self._step_down(flight, "no time left to wait for the gateway", now=now)
                 flight.local_hopeless = flight.phase is Phase.READY
         return out + self._send_ready(now=now)
@@ -240,7 +236,7 @@ class Ladder:
             if flight.phase is Phase.SENT:
                 times.append(flight.attempt_until)
             elif flight.phase is Phase.READY:
-                times.append(self._remote_too_late_at(flight))
+                times.append(self._margins.remote_too_late_at(flight))
                 if flight.not_before:
                     times.append(flight.not_before)
         return min(times, default=None)
@@ -271,16 +267,16 @@ class Ladder:
         """The codec of the whole model's input that is predicted best now, if the gateway can be used at all."""
         rows = [r for r in self._rows.values() if r.kind is PlacementKind.FULL_CLOUD]
         usable = [r.id for r in rows if r.id not in flight.avoided and self._usable.reason(r, now=now) is None]
-        predicted = self.planner.predict(self._link) if len(usable) > 1 else {}
+        predicted = self.planner.predict(self._margins.link) if len(usable) > 1 else {}
         return min(usable, key=lambda id_: predicted.get(id_, 0.0), default=None)
 
     def _place(self, flight: Flight, *, now: float) -> list[Instruction]:
         """Choose a placement for a request that has none (or lost it)."""
         unavailable = self._usable.reasons(now=now) | flight.avoided
-        decision = self.planner.decide(self._link, unavailable)
+        decision = self.planner.decide(self._margins.link, unavailable)
         if decision is None:
             return self._wait_or_refuse(flight, unavailable, now=now)
-        if self._expects_gateway and self._link is None and self._usable.link_reason is not None:
+        if self._expects_gateway and self._margins.link is None and self._usable.link_reason is not None:
             flight.note(self._usable.link_reason)  # without a link the plan is a guess, but this much is known
         elif decision.because_of is not None:
             wanted, why = decision.because_of
@@ -318,7 +314,7 @@ class Ladder:
             if row.id not in flight.avoided and self._usable.waits_for_gateway(row, now=now)
         ]
         if waiting and (self._usable.link_reason is not None or self._usable.gateway.refuses(now=now)):
-            predicted = self.planner.predict(self._link)
+            predicted = self.planner.predict(self._margins.link)
             for why in dict.fromkeys(unavailable[id_] for id_ in waiting):
                 flight.note(why)
             return self._prepare(flight, min(waiting, key=lambda id_: predicted[id_]), now=now)
@@ -343,15 +339,16 @@ class Ladder:
             if (
                 flight.not_before > now
                 or self._usable.gateway.refuses(now=now)
-                or self._local_must_start(flight, now=now)
+                or now >= self._margins.remote_too_late_at(flight)
             ):
                 continue
             # A request larger than the whole credit may go alone; the gateway refuses it in its own words if it must.
             too_large = requests > 0 and nbytes + flight.nbytes > self._credit_nbytes
             if requests >= self._credit_requests or too_large:
                 break
-            left_s, travel_s = flight.deadline - now, self._ahead_s() + self._travel_s(flight)
-            if left_s <= travel_s and self._local_start(flight) == flight.deadline:
+            left_s = flight.deadline - now
+            travel_s = self._margins.ahead_s(self.in_flight()) + self._margins.travel_s(flight)
+            if left_s <= travel_s and not self._margins.local_can_follow(flight):
                 why = f"{flight.nbytes} bytes need {travel_s:.3f} s to travel and {left_s:.3f} s are left"
                 out.append(self._refuse(flight, RefusalCode.DEADLINE, why))
                 continue
@@ -360,51 +357,15 @@ class Ladder:
         return out
 
     def _send(self, flight: Flight, *, now: float) -> Send:
-        ahead_s = self._ahead_s()
+        ahead_s = self._margins.ahead_s(self.in_flight())
         flight.phase = Phase.SENT
         flight.attempt += 1
         flight.sent_as.append(flight.placement)
-        flight.attempt_until = min(now + ahead_s + self._allowed_s(flight), self._latest_remote_end(flight))
+        flight.attempt_until = self._margins.attempt_until(flight, ahead_s, now=now)
         self._usable.gateway.passing(now=now)
         self._usable.tails[flight.placement].passing(now=now)
-        budget_s = max(flight.attempt_until - now - ahead_s - self._travel_s(flight), 0.0)
+        budget_s = max(flight.attempt_until - now - ahead_s - self._margins.travel_s(flight), 0.0)
         return Send(flight.seq, flight.placement, flight.attempt, budget_s)
-
-    def _travel_s(self, flight: Flight) -> float:
-        """Upload and return of what is prepared: an upper quantile, not the mean. 0 while the link is unknown."""
-        if self._link is None:
-            return 0.0
-        return (flight.nbytes / self._link.uplink_bytes_per_s + self._link.rtt_s) * TRAVEL_MARGIN
-
-    def _ahead_s(self) -> float:
-        """How long what was sent before and not yet answered keeps the uplink busy, at worst."""
-        if self._link is None:
-            return 0.0
-        return sum(f.nbytes for f in self.in_flight()) / self._link.uplink_bytes_per_s
-
-    def _allowed_s(self, flight: Flight) -> float:
-        predicted = self.planner.predict(self._link)[flight.placement]
-        return max(ATTEMPT_FACTOR * predicted, SHORTEST_ATTEMPT_S)
-
-    def _local_start(self, flight: Flight) -> float:
-        """The latest moment at which edge-only can still start and meet the deadline; the deadline without it."""
-        if self._local is None or self._local == flight.placement or flight.local_hopeless:
-            return flight.deadline
-        if self._local in self._usable.disabled:
-            return flight.deadline
-        predicted = self.planner.predict(self._link)[self._local]
-        return flight.deadline - max(LOCAL_RESERVE_FACTOR * predicted, LOCAL_RESERVE_MIN_S)
-
-    def _latest_remote_end(self, flight: Flight) -> float:
-        return min(max(self._local_start(flight), 0.0), flight.deadline)
-
-    def _remote_too_late_at(self, flight: Flight) -> float:
-        """From when on sending is in vain: the answer could not be back before edge-only has to start."""
-        start = self._local_start(flight)
-        return start if start == flight.deadline else start - self._travel_s(flight)
-
-    def _local_must_start(self, flight: Flight, *, now: float) -> bool:
-        return now >= self._remote_too_late_at(flight)
 
     def _finish(self, flight: Flight) -> Finish:
         del self.flights[flight.seq]

@@ -1,8 +1,12 @@
-"""A file that a command was asked to write: refused before the work if it cannot be, then there whole or not at all."""
+"""What a command was asked to write: refused before the work if it cannot be, then there whole or not at all."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from protocol.errors import InputError
@@ -36,6 +40,26 @@ def write_output(path: Path, data: bytes) -> None:
     finally:
         if part != path:
             part.unlink(missing_ok=True)  # gone already when it was renamed
+
+
+@contextmanager
+def folder_beside(target: Path) -> Iterator[Path]:
+    """A new folder to fill and to rename to `target`; gone in the end if it was not. Parents are made.
+
+    Raises InputError when it, or anything that is done with it, cannot be written.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.new-", dir=target.parent))
+    except OSError as error:
+        raise _refused(target.parent, error) from error
+    try:
+        fresh.chmod(0o755)
+        yield fresh
+    except OSError as error:
+        raise _refused(target, error) from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)  # gone already when it was renamed
 
 
 def _part(path: Path) -> Path:

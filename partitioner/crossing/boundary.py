@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from partitioner.graph.split import clone, values_of
+from partitioner.graph.split import clone, values_of, with_inputs
 from partitioner.judging.observe import Ranges
 from protocol.errors import ModelError
 
@@ -57,17 +57,12 @@ def emit_codes(head: ir.Model, names: Iterable[str], ranges: Ranges) -> tuple[ir
 
 def take_codes(tail: ir.Model, codes: Mapping[str, Codes]) -> ir.Model:
     """A copy of the tail whose inputs in `codes` are uint8 codes, decoded by Cast, Sub, Mul in float32."""
-    copy = clone(tail)
-    for i, entry in enumerate(list(copy.graph.inputs)):
-        name = entry.name or ""
-        if name not in codes:
-            continue
-        entry.name = f"{name}/replaced"
+
+    def enter(copy: ir.Model, name: str, entry: ir.Value) -> tuple[ir.Value, ir.Value]:
         fresh = ir.val(name, ir.DataType.UINT8, entry.shape)
-        entry.replace_all_uses_with(_decode(copy, fresh, codes[name]))
-        copy.graph.inputs[i] = fresh
-    copy.graph.sort()
-    return copy
+        return fresh, _decode(copy, fresh, codes[name])
+
+    return with_inputs(tail, codes.keys(), enter)
 
 
 def _own_codes(value: ir.Value) -> tuple[ir.Value, Codes] | None:

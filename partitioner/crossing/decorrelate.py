@@ -27,7 +27,7 @@ import numpy as np
 import onnx_ir as ir
 
 from partitioner.crossing.boundary import initializer
-from partitioner.graph.split import clone
+from partitioner.graph.split import clone, with_inputs
 from protocol.errors import ModelError
 from protocol.tensors import Array
 
@@ -171,18 +171,12 @@ def end_head(head: ir.Model, transforms: Mapping[str, Transform]) -> ir.Model:
 
 def begin_tail(tail: ir.Model, transforms: Mapping[str, Transform]) -> ir.Model:
     """A copy of the tail whose inputs in `transforms` are the transformed planes, under the same names."""
-    copy = clone(tail)
-    for i, entry in enumerate(list(copy.graph.inputs)):
-        name = entry.name or ""
-        if name not in transforms:
-            continue
-        transform = transforms[name]
-        entry.name = f"{name}/replaced"
-        fresh = ir.val(name, ir.DataType.FLOAT, _planes_shape(entry, transform))
-        entry.replace_all_uses_with(_backward(copy, name, fresh, transform))
-        copy.graph.inputs[i] = fresh
-    copy.graph.sort()
-    return copy
+
+    def enter(copy: ir.Model, name: str, entry: ir.Value) -> tuple[ir.Value, ir.Value]:
+        fresh = ir.val(name, ir.DataType.FLOAT, _planes_shape(entry, transforms[name]))
+        return fresh, _backward(copy, name, fresh, transforms[name])
+
+    return with_inputs(tail, transforms.keys(), enter)
 
 
 # ---- what the tail hears --------------------------------------------------------------------------------------------

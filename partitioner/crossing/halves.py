@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 import onnx_ir as ir
 
-from partitioner.graph.split import clone, values_of
+from partitioner.graph.split import clone, values_of, with_inputs
 from protocol.errors import ModelError
 
 LARGEST = 65_504.0
@@ -39,19 +39,14 @@ def emit_halves(
 
 def take_halves(tail: ir.Model, names: Collection[str]) -> ir.Model:
     """A copy of the tail whose inputs `names` are float16, cast to float32 first."""
-    copy = clone(tail)
-    for i, entry in enumerate(list(copy.graph.inputs)):
-        if entry.name not in names:
-            continue
-        name = entry.name or ""
-        entry.name = f"{name}/replaced"
+
+    def enter(copy: ir.Model, name: str, entry: ir.Value) -> tuple[ir.Value, ir.Value]:
         half = ir.val(name, ir.DataType.FLOAT16, entry.shape)
         exact = ir.val(f"{name}/float", ir.DataType.FLOAT, entry.shape)
         copy.graph.append(_cast(half, exact, f"{name}/to_float"))
-        entry.replace_all_uses_with(exact, replace_graph_outputs=True)
-        copy.graph.inputs[i] = half
-    copy.graph.sort()
-    return copy
+        return half, exact
+
+    return with_inputs(tail, names, enter)
 
 
 def _check(value: ir.Value, seen: tuple[float, float] | None) -> None:

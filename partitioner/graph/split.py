@@ -7,7 +7,7 @@ What bodies of If, Loop and Scan capture counts as read by their step, and what 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import onnx_ir as ir
@@ -47,6 +47,26 @@ def with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
     """A copy that computes exactly the tensors `names`."""
     copy = clone(model)
     _set_outputs(copy, names)
+    return copy
+
+
+def with_inputs(
+    tail: ir.Model, names: Collection[str], enter: Callable[[ir.Model, str, ir.Value], tuple[ir.Value, ir.Value]]
+) -> ir.Model:
+    """A copy of the tail whose inputs `names` arrive in another form.
+
+    `enter` is given the copy, the name and the input as it was; it returns what enters under that name instead, and the
+    value made of it that the tail goes on with.
+    """
+    copy = clone(tail)
+    for i, entry in enumerate(list(copy.graph.inputs)):
+        name = entry.name or ""
+        if name in names:
+            entry.name = f"{name}/replaced"
+            fresh, value = enter(copy, name, entry)
+            entry.replace_all_uses_with(value, replace_graph_outputs=True)
+            copy.graph.inputs[i] = fresh
+    copy.graph.sort()
     return copy
 
 

@@ -6,8 +6,6 @@ The anchors are chosen by this machine's kernels, which need not be the device's
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from protocol.bundle import FileEntry, sha256
 from protocol.errors import InputError
 from protocol.graphs import external_of
 from protocol.kit import KIT, KIT_DIGEST, Feed, Kit, KitManifest, KitSegment, encode_kit
+from protocol.outputs import folder_beside
 from protocol.profile import SCHEMA_VERSION
 from protocol.tensors import Tensors
 
@@ -38,19 +37,9 @@ def export(order: ProfileOrder, target: Path, reporter: Reporter) -> Kit:
     jobs = [*whole_jobs(segments, order), *anchor_jobs(segments, order, cuts)]
     if order.batches and order.role == "cloud":
         jobs += segments.batch_jobs(cuts[len(cuts) // 2 : len(cuts) // 2 + 1])
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.new-", dir=target.parent))
-    except OSError as error:
-        raise InputError(f"{target.parent} cannot be written ({error.strerror})", "choose another place") from error
-    try:
+    with folder_beside(target) as folder:
         _write(_Folder(folder), model, samples, order, jobs, reporter)
-        folder.chmod(0o755)
         folder.rename(target)
-    except OSError as error:
-        raise InputError(f"{target} cannot be written ({error.strerror})", "choose another place") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)  # gone already when it was renamed
     return Kit.open(target)
 
 

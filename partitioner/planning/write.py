@@ -12,6 +12,7 @@ from typing import cast
 from protocol.bundle import MANIFEST, MANIFEST_DIGEST, Manifest, encode_manifest, sha256
 from protocol.errors import InputError
 from protocol.graphs import external_of
+from protocol.outputs import folder_beside
 
 
 def check_target(target: Path, *, force: bool) -> None:
@@ -46,23 +47,13 @@ def write_bundle(target: Path, manifest: Manifest, files: Mapping[str, bytes], *
     encoded = encode_manifest(manifest)
     digest = sha256(encoded)
     contents = {**files, MANIFEST: encoded, MANIFEST_DIGEST: f"{digest}  {MANIFEST}\n".encode()}
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.new-", dir=target.parent))
-    except OSError as error:
-        raise InputError(f"{target.parent} cannot be written ({error.strerror})", "choose another place") from error
-    try:
+    with folder_beside(target) as fresh:
         _fill(fresh, contents)
         _move_in(fresh, target)
-    except OSError as error:
-        raise InputError(f"{target} cannot be written ({error.strerror})", "choose another place") from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)  # gone already when it was renamed
     return digest
 
 
 def _fill(folder: Path, contents: Mapping[str, bytes]) -> None:
-    folder.chmod(0o755)
     for name, data in contents.items():
         path = folder / name
         path.parent.mkdir(exist_ok=True)

@@ -106,7 +106,9 @@ MinAccuracy = Annotated[float | None, _limit(min=0.0, max=1.0, help="The metric 
 MinPerS = Annotated[float | None, _limit(min=0.0, help="Requests per second, pipelined, at --at-mbit.")]
 MaxLatencyMs = Annotated[float | None, _limit(min=0.0, help="Latency, at --quantile and --at-mbit.")]
 AtMbit = Annotated[float | None, _limit(min=0.001, help="The uplink for --min-per-s and --max-latency-ms.")]
-DeviceWatts = Annotated[float, _machine(min=0.0, help="What the device draws while it computes (declared).")]
+DeviceWatts = Annotated[
+    float, _machine(min=0.0, help="What the device draws while it computes (0: what its profile's sensor read).")
+]
 RadioJPerMb = Annotated[float, _machine(min=0.0, help="What a megabyte on the radio costs the device (declared).")]
 
 
@@ -159,8 +161,6 @@ class PlanFlags:
             raise typer.BadParameter("--labels needs --calibration DATA.npz")
         if self.stream and self.calibration is None:
             raise typer.BadParameter("--stream needs --calibration DATA, whose samples are consecutive frames")
-        if self.max_joules is not None and not (self.device_watts or self.radio_j_per_mb):
-            raise typer.BadParameter("--max-joules needs --device-watts or --radio-j-per-mb")
         if (self.max_edge_mb is not None or self.max_cloud_mb is not None) and not self.memory:
             raise typer.BadParameter("--max-edge-mb and --max-cloud-mb need --memory")
         if (self.min_per_s is not None or self.max_latency_ms is not None) and self.at_mbit is None:
@@ -206,11 +206,16 @@ class PlanFlags:
             profiles["edge"] = read(self.edge)
         if self.cloud is not None:
             profiles["cloud"] = read(self.cloud)
+        metered = profiles["edge"].energy if "edge" in profiles else None
+        power = Power(self.device_watts or (metered.watts if metered else 0.0), self.radio_j_per_mb / 1e6)
+        if self.max_joules is not None and not power.is_known:
+            needed = "--device-watts, --radio-j-per-mb or an --edge profile with energy"
+            raise typer.BadParameter(f"--max-joules needs {needed}")
         return Search(
             Machines(profiles, self.edge_slowdown, budget_s=min(15.0, self.budget_s / 8)),
             scope,
             self.constraints(),
-            Power(self.device_watts, self.radio_j_per_mb / 1e6),
+            power,
             self.budget_s,
             keep_best=self.keep_best,
             memory=self.memory,

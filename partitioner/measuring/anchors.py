@@ -69,7 +69,6 @@ class Predictor:
 
     def __init__(self, profile: Profile, topology: Topology, *, precision: str = "fp32") -> None:
         self._topology = topology
-        self._energy = profile.energy
         self._live = frozenset(topology.live_steps)
         self._steps = _steps_of(profile, topology)
         self._members = _members(topology, self._steps)
@@ -103,10 +102,6 @@ class Predictor:
 
     def whole_s(self) -> Estimate:
         return self._estimate((), "whole", self._live)
-
-    def head_energy_j(self, sides: Sides) -> float | None:
-        """Joules of a head at the power that the whole model drew; None where the machine has no sensor."""
-        return None if self._energy is None else self._energy.watts * self.head_s(sides).seconds
 
     def tail_batches(self, sides: Sides) -> tuple[tuple[int, float], ...]:
         """Pairs of batch size and seconds, shaped like the measured segment that is nearest in time.

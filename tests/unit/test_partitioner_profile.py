@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import itertools
 import random
+from pathlib import Path
 
+import msgspec
 import pytest
+import typer
 
 from partitioner.graph.cuts import prefix_candidates, separate
 from partitioner.graph.topology import Step, TensorInfo, Topology
 from partitioner.measuring.anchors import Estimate, Predictor, choose, plain_steps, refine
 from partitioner.measuring.measure import Sample, interleaved_medians, seconds_of
+from partitioner.options import PlanFlags
+from partitioner.planning.explore import Power
 from protocol.errors import InputError
-from protocol.profile import Anchor, Energy, Machine, Profile, Role, Side, StepCost, Timing
+from protocol.profile import Anchor, Energy, Machine, Profile, Role, Side, StepCost, Timing, encode
 
 COUNT = 40
 FLOAT = TensorInfo("float32", (1, 1000))
@@ -198,12 +203,16 @@ def test_peak_memory_lies_between_the_anchors_around_it() -> None:
     assert Predictor(bare, world.topology).peak_memory_nbytes(separate(world.topology, ("t20",)), "head") is None
 
 
-def test_energy_is_power_times_time_and_unknown_without_a_sensor() -> None:
-    world = World(chain())
-    made, sides = world.profile([("t10",)], "head"), separate(world.topology, ("t10",))
-    assert Predictor(made, world.topology).head_energy_j(sides) is None
-    metered = Profile(**{f: getattr(made, f) for f in made.__struct_fields__} | {"energy": Energy("rapl", 0.1, 5.0)})
-    assert Predictor(metered, world.topology).head_energy_j(sides) == pytest.approx(5.0 * world.head_s(("t10",)))
+def test_a_device_is_planned_with_the_power_that_its_sensor_read_unless_another_is_declared(tmp_path: Path) -> None:
+    made = msgspec.structs.replace(World(chain()).profile([], "head"), role="edge")
+    bare, metered = tmp_path / "bare.json", tmp_path / "metered.json"
+    bare.write_bytes(encode(made))
+    metered.write_bytes(encode(msgspec.structs.replace(made, energy=Energy("rapl", 0.1, 5.0))))
+    assert PlanFlags(edge=metered, max_joules=1.0).search().power == Power(5.0, 0.0)
+    assert PlanFlags(edge=metered, device_watts=7.0, max_joules=1.0).search().power == Power(7.0, 0.0)
+    assert not PlanFlags(edge=bare).search().power.is_known
+    with pytest.raises(typer.BadParameter, match="an --edge profile with energy"):
+        PlanFlags(edge=bare, max_joules=1.0).search()
 
 
 def test_batches_of_a_tail_are_shaped_like_the_nearest_measured_ones() -> None:

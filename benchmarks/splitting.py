@@ -45,7 +45,6 @@ from partitioner.planning.workshop import Segment, Workshop, certificate_of
 from partitioner.solver.constraints import Constraints
 from protocol import images
 from protocol.bench import Silent
-from protocol.bundle import ParityCertificate
 from protocol.engines.ort import OrtEngine
 from protocol.errors import AccuracyRefusedError, EngineError, ModelError
 from protocol.latency import PlacementCost
@@ -285,10 +284,6 @@ def _answers(shop: Workshop, feeds: Sequence[dict[str, Array]], name: str, codec
 def _with_tail(cost: PlacementCost, tail_s: float) -> PlacementCost:
     """The cost with the time of the whole model at the gateway."""
     return msgspec.structs.replace(cost, tail_s=tail_s)
-
-
-def _exact(shop: Workshop) -> ParityCertificate:
-    return certificate_of(shop, list(shop.yardstick.expected), verify.EXACT)
 
 
 def _told(name: str, segment: Segment, costs: Mapping[str, PlacementCost]) -> str:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
+from partitioner.graph.cuts import Sides
+from partitioner.graph.topology import Topology
 from partitioner.solver.problem import Flow, Problem, Side, Solution, Unit, evaluate
 from protocol.errors import InputError
 from protocol.latency import PlacementCost
@@ -66,3 +68,38 @@ def line_ns(cost: PlacementCost, up_over_down: float = 1.0) -> tuple[int, int]:
     """Whole nanoseconds and bytes of a placement, the round trip left out."""
     seconds = cost.edge_s + cost.encode_s + cost.decode_s + cost.tail_s
     return round(seconds / NS), round(cost.up_nbytes + up_over_down * cost.down_nbytes)
+
+
+def sides_of(topology: Topology, problem: Problem, solution: Solution) -> Sides:
+    """The two sides of a placement, for `split`: exactly the units it names, with whatever is recomputed beneath them.
+
+    Naming the crossing tensors alone says less: an output that is made on the device from a tensor that also crosses
+    would be counted to the tail.
+    """
+    edge_steps = {problem.steps[i] for i in solution.on_edge}
+    tail_steps = set(problem.steps) - edge_steps
+    made_in_tail = {name for i in tail_steps for name in topology.steps[i].outputs}
+    head_outputs = tuple(name for name in topology.outputs if name not in made_in_tail)
+    tail_outputs = tuple(name for name in topology.outputs if name in made_in_tail)
+    shared = set(range(len(topology.steps))) - set(problem.steps)
+    read = [name for i in edge_steps for name in topology.steps[i].inputs]
+    read_in_tail = [name for i in tail_steps for name in topology.steps[i].inputs]
+    return Sides(
+        solution.crossing,
+        frozenset(edge_steps | _beneath(topology, [*read, *head_outputs], shared)),
+        frozenset(tail_steps | _beneath(topology, read_in_tail, shared)),
+        head_outputs,
+        tail_outputs,
+    )
+
+
+def _beneath(topology: Topology, names: Iterable[str], shared: set[int]) -> set[int]:
+    """The steps of `shared` that these tensors need, directly or through others of `shared`."""
+    found: set[int] = set()
+    pending = list(names)
+    while pending:
+        i = topology.producer.get(pending.pop())
+        if i in shared and i not in found:
+            found.add(i)
+            pending.extend(topology.steps[i].inputs)
+    return found

@@ -1,4 +1,4 @@
-"""Times and sizes on this machine: interleaved rounds and medians, since anything else measures the machine's mood.
+"""Times on this machine: interleaved rounds and medians, since anything else measures the machine's mood.
 
 Repeatability of a median is 2-8 % (measured); a segment is measured whole, because the sum of its layers is not its
 time (-24 ... +13 %).
@@ -12,8 +12,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from protocol import codecs
-from protocol.tensors import Array, Tensors
 from protocol.timing import median_interval
 
 ROUNDS = 5
@@ -22,9 +20,6 @@ NARROW = 0.02  # half the interval of a median, relative to it
 MIN_RUNS = 15
 MAX_RUNS = 200
 BUDGET_S = 0.05  # per thing measured, unless MIN_RUNS take longer
-CODEC_SAMPLES = 16
-# zstd is chosen where it saves this much: below that its time costs more than its bytes at 100 Mbit/s and above.
-MIN_SAVING = 0.10
 
 
 def interleaved_medians(works: Mapping[str, Callable[[], object]]) -> dict[str, float]:
@@ -75,42 +70,3 @@ def _sample(work: Callable[[], object]) -> Sample:
     work()
     ended = time.perf_counter()
     return Sample(max(ended - wall, 1e-7), time.thread_time() - thread, time.process_time() - process)
-
-
-class Coding(NamedTuple):
-    """The codec of each crossing tensor, mean coded bytes of a request, and the times of both directions in seconds."""
-
-    codecs: dict[str, str]
-    nbytes: float
-    encode_s: float
-    decode_s: float
-
-
-def choose_coding(crossings: Sequence[Tensors]) -> Coding:
-    """Choose raw or zstd for each tensor by its mean size on real samples, and time what was chosen."""
-    crossings = crossings[:CODEC_SAMPLES]
-    chosen: dict[str, str] = {}
-    total = 0.0
-    for name in crossings[0]:
-        sizes = {codec: _mean_nbytes(name, [c[name] for c in crossings], codec) for codec in ("raw", "zstd")}
-        chosen[name] = "zstd" if sizes["zstd"] <= (1.0 - MIN_SAVING) * sizes["raw"] else "raw"
-        total += sizes[chosen[name]]
-    encoded = [{n: codecs.encode(n, a, chosen[n]) for n, a in c.items()} for c in crossings]
-
-    def encode_all() -> None:
-        for crossing in crossings:
-            for name, array in crossing.items():
-                codecs.encode(name, array, chosen[name])
-
-    def decode_all() -> None:
-        for crossing in encoded:
-            for header, data in crossing.values():
-                codecs.decode(header, data)
-
-    times = interleaved_medians({"encode": encode_all, "decode": decode_all})
-    count = len(crossings)
-    return Coding(chosen, total, times["encode"] / count, times["decode"] / count)
-
-
-def _mean_nbytes(name: str, arrays: Sequence[Array], codec: str) -> float:
-    return statistics.fmean(codecs.encode(name, array, codec)[0].nbytes for array in arrays)

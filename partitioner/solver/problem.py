@@ -16,7 +16,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
-from partitioner.graph.cuts import Sides
 from partitioner.graph.topology import Topology
 from protocol.errors import InputError
 from protocol.latency import PlacementCost
@@ -300,38 +299,3 @@ def _readers(topology: Topology, unit_of: Mapping[int, int]) -> dict[str, set[in
             if name in topology.live:
                 readers.setdefault(name, set()).update(needing)
     return readers
-
-
-def sides_of(topology: Topology, problem: Problem, solution: Solution) -> Sides:
-    """The two sides of a placement, for `split`: exactly the units it names, with whatever is recomputed beneath them.
-
-    Naming the crossing tensors alone says less: an output that is made on the device from a tensor that also crosses
-    would be counted to the tail.
-    """
-    edge_steps = {problem.steps[i] for i in solution.on_edge}
-    tail_steps = set(problem.steps) - edge_steps
-    made_in_tail = {name for i in tail_steps for name in topology.steps[i].outputs}
-    head_outputs = tuple(name for name in topology.outputs if name not in made_in_tail)
-    tail_outputs = tuple(name for name in topology.outputs if name in made_in_tail)
-    shared = set(range(len(topology.steps))) - set(problem.steps)
-    read = [name for i in edge_steps for name in topology.steps[i].inputs]
-    read_in_tail = [name for i in tail_steps for name in topology.steps[i].inputs]
-    return Sides(
-        solution.crossing,
-        frozenset(edge_steps | _beneath(topology, [*read, *head_outputs], shared)),
-        frozenset(tail_steps | _beneath(topology, read_in_tail, shared)),
-        head_outputs,
-        tail_outputs,
-    )
-
-
-def _beneath(topology: Topology, names: Iterable[str], shared: set[int]) -> set[int]:
-    """The steps of `shared` that these tensors need, directly or through others of `shared`."""
-    found: set[int] = set()
-    pending = list(names)
-    while pending:
-        i = topology.producer.get(pending.pop())
-        if i in shared and i not in found:
-            found.add(i)
-            pending.extend(topology.steps[i].inputs)
-    return found

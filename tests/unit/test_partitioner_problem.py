@@ -8,8 +8,9 @@ import pytest
 
 from partitioner.graph.cuts import separate
 from partitioner.graph.topology import Step, TensorInfo, Topology
-from partitioner.solver.problem import Flow, Problem, Size, Unit, evaluate, problem_of, sides_of
+from partitioner.solver.problem import Flow, Problem, Size, Unit, evaluate, problem_of
 from protocol.errors import InputError
+from tests.problems import sides_of
 
 UNITS = (Unit("stem", 0.01, 0.001, 100, 1.0), Unit("left", 0.02, 0.002, 200, 2.0), Unit("right", 0.03, 0.003, 300, 3.0))
 #       image -> stem -> s -+-> left  -> l (output)

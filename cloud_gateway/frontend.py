@@ -106,6 +106,7 @@ class Frontend:
             self._loop()
         except BaseException as error:  # the top of the thread
             self._refuse_everything(f"internal error: {error}")
+            time.sleep(SETTLE_S)  # or the last answers would go down with the connection
             self._crashed(error)
         finally:
             self._socket.close(FLUSH_MS)  # answers that were handed over but not yet written still go out

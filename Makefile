@@ -7,6 +7,8 @@ export UV_PYTHON_DOWNLOADS := never
 UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 PYTHON ?= python3
 EXTRAS := --extra edge --extra gateway --extra partition
+# What tests need besides: every optional part that runs without hardware of its own.
+MORE := --extra grpc --extra tracing --extra redis --extra tune
 RUN := .venv/bin/
 
 .PHONY: help setup setup-dev demo test check explore bench clean
@@ -25,7 +27,7 @@ setup: $(filter .tools/%,$(UV)) ## the environment for the demo, from the lock f
 	@$(UV) sync --quiet --locked --inexact $(EXTRAS) --group demo
 
 setup-dev: $(filter .tools/%,$(UV))
-	@$(UV) sync --quiet --locked $(EXTRAS) --group demo --group dev
+	@$(UV) sync --quiet --locked $(EXTRAS) $(MORE) --group demo --group dev
 
 demo: setup ## split a real model, run gateway and agent over a link that gets worse and dies [MODEL=.. DATA=.. ARGS=..]
 	@$(RUN)python -m examples.demo $(if $(MODEL),--model $(MODEL)) $(if $(DATA),--data $(DATA)) $(ARGS)

@@ -15,10 +15,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from cloud_gateway.admission import Limits
-from cloud_gateway.frontend import Frontend, Shutdown
-from cloud_gateway.lanes import MAX_ROWS, LaneTable
-from cloud_gateway.worker import Worker
+from cloud_gateway.doors.frontend import Frontend, Shutdown
+from cloud_gateway.models.lanes import MAX_ROWS, LaneTable
+from cloud_gateway.models.worker import Worker
+from cloud_gateway.scheduling.admission import Limits
 from protocol import sockets
 from protocol.bundle import Bundle
 from protocol.errors import InputError

@@ -21,7 +21,7 @@ OURS = frozenset((*PRODUCT, *ABOVE))
 
 # One door per library: which files may import it. What is not listed here may not be imported by the product at all.
 DOORS: dict[str, tuple[str, ...]] = {
-    "zmq": ("protocol/sockets.py", "edge_agent/connection.py", "cloud_gateway/frontend.py"),
+    "zmq": ("protocol/sockets.py", "edge_agent/connection.py", "cloud_gateway/doors/frontend.py"),
     "onnxruntime": ("protocol/engines/ort.py", "partitioner/int8/quantise.py"),
     "onnx": ("partitioner/*.py",),
     "onnx_ir": ("partitioner/*.py",),
@@ -65,11 +65,11 @@ PURE_ROOMS = (
     "protocol/wire.py",
     "protocol/control/*.py",
     "edge_agent/outcomes.py",
-    "cloud_gateway/admission.py",
-    "cloud_gateway/batcher.py",
-    "cloud_gateway/cost_curve.py",
-    "cloud_gateway/dedup.py",
-    "cloud_gateway/references.py",
+    "cloud_gateway/scheduling/admission.py",
+    "cloud_gateway/scheduling/batcher.py",
+    "cloud_gateway/scheduling/cost_curve.py",
+    "cloud_gateway/doors/dedup.py",
+    "cloud_gateway/models/references.py",
     "partitioner/measuring/anchors.py",
     "partitioner/solver/bounded.py",
     "partitioner/solver/budgets.py",

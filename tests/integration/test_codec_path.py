@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pytest
 
 from cloud_gateway.gateway import Gateway, GatewayConfig
-from cloud_gateway.lanes import nbytes_of
+from cloud_gateway.models.lanes import nbytes_of
 from edge_agent.agent import Agent, AgentConfig
 from edge_agent.client import Client, unwrap
 from edge_agent.heads import Heads

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from cloud_gateway.admission import Limits
 from cloud_gateway.gateway import Gateway, GatewayConfig
+from cloud_gateway.scheduling.admission import Limits
 from protocol import codecs, wire
 from protocol import messages as m
 from protocol.bundle import Bundle

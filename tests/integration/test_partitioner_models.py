@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks import cuts as cuts_suite
 from benchmarks.control_flow import control_flow
-from cloud_gateway.lanes import LaneTable
+from cloud_gateway.models.lanes import LaneTable
 from edge_agent.heads import Heads
 from partitioner.graph.cuts import complete, prefix_candidates, separate
 from partitioner.graph.model import LoadedModel, load, serialise

@@ -12,7 +12,7 @@ import pytest
 import typer
 
 from cloud_gateway.gateway import Gateway, GatewayConfig
-from cloud_gateway.references import References
+from cloud_gateway.models.references import References
 from edge_agent.client import Client, unwrap
 from partitioner.options import PlanFlags
 from partitioner.people.report import Silent

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud_gateway.admission import Admission, Limits, Verdict
+from cloud_gateway.scheduling.admission import Admission, Limits, Verdict
 from protocol.errors import InvariantViolation
 from protocol.messages import RejectCode
 

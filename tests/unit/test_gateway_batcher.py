@@ -8,8 +8,8 @@ from typing import NamedTuple
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloud_gateway.batcher import AGEING_S, Batcher, Taken
-from cloud_gateway.cost_curve import CostCurve
+from cloud_gateway.scheduling.batcher import AGEING_S, Batcher, Taken
+from cloud_gateway.scheduling.cost_curve import CostCurve
 
 FAR = 1e9
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud_gateway.cost_curve import QUANTILE, WINDOW, CostCurve
+from cloud_gateway.scheduling.cost_curve import QUANTILE, WINDOW, CostCurve
 
 seconds = st.floats(1e-6, 10.0)
 observations = st.lists(st.tuples(st.integers(1, 64), seconds), max_size=80)

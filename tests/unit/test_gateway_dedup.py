@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud_gateway.dedup import DedupTable
+from cloud_gateway.doors.dedup import DedupTable
 from protocol.errors import InvariantViolation
 from protocol.messages import RequestId
 

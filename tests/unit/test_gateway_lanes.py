@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cloud_gateway.lanes import Lane, Segment, nbytes_of, stack
+from cloud_gateway.models.lanes import Lane, Segment, nbytes_of, stack
 from protocol.bundle import BatchProof, BoundaryTensor, PlacementEntry
 from protocol.engines.fake import FakeEngine
 from protocol.errors import EngineError

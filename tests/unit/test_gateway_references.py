@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud_gateway.references import OVERHEAD_NBYTES, References
+from cloud_gateway.models.references import OVERHEAD_NBYTES, References
 from protocol.tensors import Array
 
 

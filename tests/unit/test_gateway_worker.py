@@ -13,8 +13,8 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from cloud_gateway.lanes import Item, Lane, Segment
-from cloud_gateway.worker import Computed, Crashed, NotComputed, Post, Worker
+from cloud_gateway.models.lanes import Item, Lane, Segment
+from cloud_gateway.models.worker import Computed, Crashed, NotComputed, Post, Worker
 from protocol import codecs, wire
 from protocol.bundle import BatchProof, BoundaryTensor, PlacementEntry
 from protocol.engines.fake import FakeEngine

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cloud_gateway.batcher import Batcher
-from cloud_gateway.cost_curve import CostCurve
-from cloud_gateway.references import References
+from cloud_gateway.models.references import References
+from cloud_gateway.scheduling.batcher import Batcher
+from cloud_gateway.scheduling.cost_curve import CostCurve
 from protocol import drift
 from protocol.bundle import BoundaryTensor, Bundle, PlacementEntry
 from protocol.engines.base import Engine

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cloud_gateway.lanes import Item, Lane, stack
+from cloud_gateway.models.lanes import Item, Lane, stack
 from protocol import codecs, wire
 from protocol import messages as m
 from protocol.delta import DeltaCodec, UnknownReferenceError

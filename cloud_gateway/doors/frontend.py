@@ -19,10 +19,10 @@ from dataclasses import dataclass
 
 import zmq
 
-from cloud_gateway.admission import Admission, Limits
-from cloud_gateway.dedup import DedupTable
-from cloud_gateway.lanes import Item, LaneTable, nbytes_of
-from cloud_gateway.worker import Computed, Crashed, NotComputed
+from cloud_gateway.doors.dedup import DedupTable
+from cloud_gateway.models.lanes import Item, LaneTable, nbytes_of
+from cloud_gateway.models.worker import Computed, Crashed, NotComputed
+from cloud_gateway.scheduling.admission import Admission, Limits
 from protocol import __version__, wire
 from protocol import messages as m
 from protocol.control.session import Event, Role, Session, State

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from cloud_gateway.cost_curve import CostCurve
+from cloud_gateway.scheduling.cost_curve import CostCurve
 from protocol.errors import InvariantViolation
 
 AGEING_S = 0.5  # a waiting item gains one priority step per this many seconds, so that nothing starves

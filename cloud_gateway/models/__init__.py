@@ -1,0 +1,1 @@
+"""What a gateway serves: model folder, versions and their life cycle, lanes and their engines."""

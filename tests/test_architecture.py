@@ -68,6 +68,8 @@ PURE_ROOMS = (
     "cloud_gateway/scheduling/admission.py",
     "cloud_gateway/scheduling/batcher.py",
     "cloud_gateway/scheduling/cost_curve.py",
+    "cloud_gateway/seeing/figures.py",
+    "cloud_gateway/seeing/windows.py",
     "cloud_gateway/doors/dedup.py",
     "cloud_gateway/models/references.py",
     "partitioner/measuring/anchors.py",

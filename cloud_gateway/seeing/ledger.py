@@ -1,0 +1,128 @@
+"""The gateway's account of itself: what was offered, refused, executed and answered, and how long it took.
+
+One lock, held for a handful of additions or for the copy of a snapshot, never for its arithmetic. Time is an argument
+(`now`, monotonic seconds, from one clock for all threads). Labels are bounded: scopes beyond `MOST_SCOPES`, and those
+forgotten, are added up under "other", so that sums over all scopes never fall and a scrape stays cheap.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+from cloud_gateway.seeing.figures import OTHER, Figures, Row, Scope, together
+
+MOST_SCOPES = 64
+MOST_EVENTS = 256
+UNKNOWN = Scope("unknown", "", "")  # a request that named nothing we hold, or that was refused before it could
+FOLDED = Scope(OTHER, "", "")
+ALL = Scope("", "", "")
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerSnapshot:
+    """Everything at one moment; `total` is over all scopes, `events` counts what no scope has."""
+
+    uptime_s: float
+    scopes: tuple[Figures, ...]
+    total: Figures
+    events: dict[str, int]
+
+
+class Ledger:
+    """Called by every thread that serves. Calls cost about 0.3 to 1 us each, 2 to 3 us for a whole request."""
+
+    def __init__(self, *, now: float) -> None:
+        self._lock = threading.Lock()
+        self._started = now
+        self._now = now  # the latest that anyone said
+        self._rows: dict[Scope, Row] = {UNKNOWN: Row(UNKNOWN, now=now)}
+        self._events: dict[str, int] = {}
+
+    def offered(self, scope: Scope | None) -> None:
+        """A request came in; None where it names nothing that we hold. Once for each, whatever becomes of it."""
+        with self._lock:
+            (self._rows.get(scope or UNKNOWN) or self._row(scope)).counters.offered += 1
+
+    def refused(self, scope: Scope | None, code: str, *, slack_s: float, budget_s: float) -> None:
+        """It was not answered, before queueing or after. `slack_s` of `budget_s` is left to whoever asked.
+
+        A budget of 0 or infinity is none: the refusal counts, its slack does not.
+        """
+        with self._lock:
+            (self._rows.get(scope or UNKNOWN) or self._row(scope)).refuse(code, slack_s, budget_s)
+
+    def executed(
+        self,
+        scope: Scope,
+        *,
+        rows: int,
+        requests: int,
+        decode_s: float,
+        compute_s: float,
+        predicted_s: float,
+        engine: str,
+        now: float,
+        encode_s: float = 0.0,
+    ) -> None:
+        """One engine run. The times are the run's; `predicted_s` is what the cost curve had said for `compute_s`.
+
+        A batch may hold requests of several scopes that share a tail: it counts under one of them, the first's.
+        """
+        with self._lock:
+            self._now = now
+            (self._rows.get(scope) or self._row(scope)).execute(
+                rows=rows,
+                requests=requests,
+                decode_s=decode_s,
+                compute_s=compute_s,
+                encode_s=encode_s,
+                predicted_s=predicted_s,
+                engine=engine,
+                now=now,
+            )
+
+    def answered(
+        self, scope: Scope, *, queue_s: float, residence_s: float, budget_s: float, late: bool, now: float
+    ) -> None:
+        """A result was handed to whoever asked; `late` if its budget had passed. No budget is 0 or infinity."""
+        with self._lock:
+            self._now = now
+            (self._rows.get(scope) or self._row(scope)).answer(
+                queue_s=queue_s, residence_s=residence_s, budget_s=budget_s, late=late, now=now
+            )
+
+    def counted(self, what: str, by: int = 1) -> None:
+        """Something that no scope has: a duplicate attached, a wire error, a reload. Names are ours, not a peer's."""
+        with self._lock:
+            if what not in self._events and len(self._events) >= MOST_EVENTS:
+                what = OTHER
+            self._events[what] = self._events.get(what, 0) + by
+
+    def forget(self, scope: Scope) -> None:
+        """Its version was unloaded: its counters go on under "other", its quantiles end."""
+        if scope in (UNKNOWN, FOLDED):
+            return
+        with self._lock:
+            row = self._rows.pop(scope, None)
+            if row is not None:
+                self._other().counters.absorb(row.counters)
+
+    def snapshot(self, *, now: float) -> LedgerSnapshot:
+        """Everything so far; busy scopes cost about 0.5 ms each, outside the lock."""
+        with self._lock:
+            self._now = now
+            moments = [row.copy(now) for row in self._rows.values()]
+            events = dict(self._events)
+        total = together(moments, ALL)
+        return LedgerSnapshot(now - self._started, tuple(m.figures() for m in moments), total.figures(), events)
+
+    def _row(self, scope: Scope | None) -> Row:
+        """A new scope's row, or the one for those that are too many. Called with the lock held."""
+        scope = scope or UNKNOWN
+        if len(self._rows) >= MOST_SCOPES:
+            return self._other()
+        return self._rows.setdefault(scope, Row(scope, now=self._now))
+
+    def _other(self) -> Row:
+        return self._rows.setdefault(FOLDED, Row(FOLDED, now=self._now))

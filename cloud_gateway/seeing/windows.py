@@ -1,0 +1,135 @@
+"""The last minute: sums by the second, samples, and quantiles of them. Pure: `now` is monotonic seconds.
+
+Quantiles are computed from the samples themselves, not read off a histogram. At most `MOST_SAMPLES` of each kind are
+kept, so that above `MOST_SAMPLES / WINDOW_S` a second they cover less than the window, and say how much.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from bisect import bisect_left
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+WINDOW_S = 60
+MOST_SAMPLES = 32_768  # 546 answers a second for a whole window; 1 MiB for each scope that is so busy
+_TRIM_AT = 1024
+
+Samples = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Quantiles:
+    """Of `samples` values over the last `window_s` seconds: the smallest that at least that share does not exceed."""
+
+    p50_s: float
+    p90_s: float
+    p99_s: float
+    samples: int
+    window_s: float
+
+
+def quantiles(values: Samples, window_s: float) -> Quantiles | None:
+    """P50, P90 and P99 of float64 [n], exactly, by nearest rank; None of nothing."""
+    count = len(values)
+    if not count:
+        return None
+    ranks = [-(-percent * count // 100) - 1 for percent in (50, 90, 99)]  # ceilings, in integers: 0.9 * 10 is inexact
+    p50, p90, p99 = (float(x) for x in np.partition(values, ranks)[ranks])
+    return Quantiles(p50, p90, p99, count, window_s)
+
+
+class Recent(NamedTuple):
+    """Copied samples: the seconds they cover, and the values of each kind, float64 [n], in order of arrival."""
+
+    window_s: float
+    kinds: tuple[Samples, ...]
+
+
+class SampleWindow:
+    """Values of one or two kinds with their times. Adding is cheap; forgetting happens in strides."""
+
+    __slots__ = ("_at", "_first", "_lost_at", "_second", "_trim_at")
+
+    def __init__(self) -> None:
+        self._at = array("d")
+        self._first = array("d")
+        self._second = array("d")
+        self._trim_at = _TRIM_AT
+        self._lost_at = -math.inf  # when the youngest came that was forgotten for want of room
+
+    def add(self, first: float, second: float, now: float) -> None:
+        """Times may come out of order by the little that threads race."""
+        self._at.append(now)
+        self._first.append(first)
+        self._second.append(second)
+        if len(self._at) >= self._trim_at:
+            self._trim(now)
+
+    def _trim(self, now: float) -> None:
+        gone = self._start(now)
+        if gone:
+            self._lost_at = self._at[gone - 1]
+            del self._at[:gone], self._first[:gone], self._second[:gone]
+        # A quarter more before the next look: forgetting costs a copy of what stays.
+        self._trim_at = max(_TRIM_AT, len(self._at) + len(self._at) // 4)
+
+    def _start(self, now: float) -> int:
+        """Index of the first sample that counts."""
+        return max(bisect_left(self._at, now - WINDOW_S), len(self._at) - MOST_SAMPLES)
+
+    def copy(self, now: float) -> Recent:
+        start = self._start(now)
+        lost_at = self._at[start - 1] if start else self._lost_at
+        whole = lost_at < now - WINDOW_S or start == len(self._at)
+        window_s = float(WINDOW_S) if whole else now - self._at[start]
+        # A slice is a copy; the array itself must not lend its buffer, for then it could not grow.
+        return Recent(window_s, (np.frombuffer(self._first[start:]), np.frombuffer(self._second[start:])))
+
+
+class Seconds:
+    """Sums of several kinds for every second of the window."""
+
+    __slots__ = ("_latest", "_rings", "_started")
+
+    def __init__(self, kinds: int, *, now: float) -> None:
+        self._rings = [[0.0] * WINDOW_S for _ in range(kinds)]
+        self._started = now
+        self._latest = int(now)
+
+    def add(self, amounts: tuple[float, ...], now: float) -> None:
+        """One amount of each kind."""
+        second = int(now)
+        if second > self._latest:
+            self._roll(second)
+        slot = second % WINDOW_S
+        for ring, amount in zip(self._rings, amounts, strict=True):
+            ring[slot] += amount
+
+    def _roll(self, second: int) -> None:
+        """Empty the slots of all seconds since the latest: they hold sums of a minute ago."""
+        for stale in range(max(self._latest + 1, second - WINDOW_S + 1), second + 1):
+            for ring in self._rings:
+                ring[stale % WINDOW_S] = 0.0
+        self._latest = second
+
+    def copy(self, now: float) -> Rates:
+        second = int(now)
+        if second > self._latest:
+            self._roll(second)
+        end = second % WINDOW_S + 1
+        return Rates(
+            span_s=min(max(now - self._started, 1e-3), WINDOW_S - 1 + now % 1.0),
+            kinds=tuple(tuple(ring[end:] + ring[:end]) for ring in self._rings),
+        )
+
+
+class Rates(NamedTuple):
+    """Copied sums of every second, oldest first; the last second has only begun. They cover `span_s` seconds in all."""
+
+    span_s: float
+    kinds: tuple[tuple[float, ...], ...]

@@ -26,6 +26,9 @@ SUITES: dict[str, Suite] = {
     "gateway": Suite(
         "benchmarks.gateway_cost", "run", "server cost per request against bare ZeroMQ + ONNX Runtime (~2 min)"
     ),
+    "peers": Suite(
+        "benchmarks.peers.suite", "run", "cost and latency of other serving systems, side by side (~6 min a tail)"
+    ),
     "input_codecs": Suite(
         "benchmarks.input_codecs",
         "run",

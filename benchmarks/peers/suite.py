@@ -1,0 +1,180 @@
+"""Suite `peers`: what a request costs and how long it takes, here and in other serving systems, side by side.
+
+Law: one round asks every system in turn; ratios are formed within a round and summarised over rounds. Servers on one
+core, clients on another, one engine thread each, the same model, answers checked. `--set peers=mosec,...`
+`--set tails=tail_fc` `--set concurrency=1,32` `--set seconds=2`
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import tails
+from benchmarks.peers.catalogue import MAX_BATCH, SYSTEMS, Running, Stage, start
+from benchmarks.peers.closed_loop import Load, drive
+from benchmarks.peers.environments import UnavailableError
+from benchmarks.peers.processes import Cores, pinned
+from benchmarks.peers.questions import Questions, session_of
+from benchmarks.results import Options, Result
+from partitioner.people.report import Silent
+from partitioner.planning.build import Order, build
+
+CPU_TARGET = 1.25  # ours over the bare reference, light tail, 32 clients
+THROUGHPUT_TARGET = 0.95  # ours over ONNX Runtime called directly in full batches, tail_fc, 32 clients
+Rounds = dict[tuple[str, int], list[Load]]  # (system, concurrency) -> one per round
+
+
+def run(options: Options) -> list[Result]:
+    """Measure every system on every tail; a system that cannot run becomes a note, never a gap."""
+    chosen = _listed(options.settings, "peers", tuple(SYSTEMS), known=SYSTEMS)
+    systems = tuple(dict.fromkeys(("bare", *chosen)))
+    numbers = _listed(options.settings, "concurrency", ("1", "8", "32"))
+    window_s = float(options.settings.get("seconds", "0.5" if options.quick else "1.5"))
+    repeats = 2 if options.quick else options.repeats
+    results: list[Result] = []
+    for tail in _listed(options.settings, "tails", tails.NAMES, known=tails.NAMES):
+        with tempfile.TemporaryDirectory(prefix="isthmus-peers-") as folder:
+            results += _tail(tail, Path(folder), systems, [int(n) for n in numbers], window_s, repeats)
+    return results
+
+
+def prepare(tail: str, folder: Path) -> tuple[Path, Path]:
+    """The tail as an ONNX file and as a bundle with a full-cloud placement."""
+    model = tails.build(tail, folder)
+    cuts = ((tails.CUTS[tail],),)
+    order = Order(model=model, target=folder / "bundle", cuts=cuts, precision="fp32", bound=1.0)
+    return model, build(order, Silent()).target
+
+
+def _tail(
+    tail: str, folder: Path, systems: Sequence[str], concurrencies: Sequence[int], window_s: float, repeats: int
+) -> list[Result]:
+    cores = Cores.of_this_machine()
+    model, bundle = prepare(tail, folder)
+    questions = Questions.of(model)
+    rounds: Rounds = {}
+    direct: list[float] = []
+    with contextlib.ExitStack() as stack:
+        running: dict[str, Running] = {}
+        absent: dict[str, str] = {}
+        for name in systems:
+            try:
+                running[name] = start(name, Stage(model, bundle, folder / name, questions, cores.server))
+            except UnavailableError as reason:
+                absent[name] = str(reason)
+                continue
+            stack.enter_context(running[name].server)
+            running[name].server.pause()
+        for _ in range(repeats):
+            direct.append(_direct_per_s(model, cores, window_s))
+            for concurrency in concurrencies:
+                for name, system in running.items():
+                    load = drive(system, questions, cores, concurrency=concurrency, window_s=window_s)
+                    rounds.setdefault((name, concurrency), []).append(load)
+        memory = {name: _memory_mb(system) for name, system in running.items()}
+    _print(tail, rounds, memory, absent)
+    return _results(tail, rounds, direct, memory, absent)
+
+
+def _direct_per_s(model: Path, cores: Cores, window_s: float) -> float:
+    """Items a second of ONNX Runtime in this process, on the servers' core, in full batches."""
+    session = session_of(model)
+    batch = np.random.default_rng(3).standard_normal((MAX_BATCH, *tails.INPUT), dtype=np.float32)
+    with pinned(cores.server):
+        session.run(None, {"x": batch})
+        count, began = 0, time.perf_counter()
+        while time.perf_counter() - began < window_s:
+            session.run(None, {"x": batch})
+            count += MAX_BATCH
+        return count / (time.perf_counter() - began)
+
+
+def _memory_mb(running: Running) -> float:
+    return running.server.rss_nbytes() / 1e6
+
+
+def _results(
+    tail: str, rounds: Rounds, direct: Sequence[float], memory: Mapping[str, float], absent: Mapping[str, str]
+) -> list[Result]:
+    results = []
+    for (name, concurrency), loads in rounds.items():
+        label = f"{tail}, c={concurrency}, {name}"
+        ratios = [one.cpu_ms / base.cpu_ms for one, base in zip(loads, rounds["bare", concurrency], strict=True)]
+        over = f"{label}: server CPU over bare"
+        if (tail, concurrency, name) == ("tail_light", 32, "isthmus"):
+            results.append(Result.bounded(over, "x", ratios, at_most=CPU_TARGET))
+        elif name != "bare":
+            results.append(Result.of(over, "x", ratios))
+        results += [
+            Result.of(f"{label}: server CPU", "ms/request", [one.cpu_ms for one in loads], note=_note(loads)),
+            Result.of(f"{label}: throughput", "1/s", [one.per_s for one in loads]),
+            Result.of(f"{label}: p50", "ms", [one.p50_ms for one in loads]),
+            Result.of(f"{label}: p99", "ms", [one.p99_ms for one in loads]),
+        ]
+        if concurrency == 32:
+            share = [one.per_s / ceiling for one, ceiling in zip(loads, direct, strict=True)]
+            results.append(_share(f"{label}: throughput over direct ORT", share, tail, name))
+    results += [Result.of(f"{tail}, {name}: resident memory", "MB", [mb]) for name, mb in memory.items()]
+    return results + [
+        Result(f"{tail}, {name}: not run", "", 0.0, 0.0, 0.0, 0, note=reason) for name, reason in absent.items()
+    ]
+
+
+def _share(name: str, share: Sequence[float], tail: str, system: str) -> Result:
+    plain = Result.of(name, "x", share)
+    if (tail, system) != ("tail_fc", "isthmus"):
+        return plain
+    return at_least(plain, THROUGHPUT_TARGET)
+
+
+def at_least(plain: Result, bound: float) -> Result:
+    """The same result with a lower bound on its median."""
+    target = f">= {bound:g} {plain.unit}"
+    return Result(plain.name, plain.unit, plain.median, plain.low, plain.high, plain.n, target, plain.median >= bound)
+
+
+def _note(loads: Sequence[Load]) -> str:
+    wrong, busiest = sum(one.wrong for one in loads), max(one.client_cores for one in loads)
+    said = [f"{wrong} WRONG ANSWERS"] if wrong else []
+    return "; ".join(said + ([f"client {busiest:.2f} of a core"] if busiest > 0.9 else []))
+
+
+def _print(tail: str, rounds: Rounds, memory: Mapping[str, float], absent: Mapping[str, str]) -> None:
+    """A table that one can read: a line a system, medians over the rounds."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = 160
+    concurrencies = sorted({concurrency for _, concurrency in rounds})
+    title = f"{tail}: server CPU ms/request | requests/s | p50 / p99 ms"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for heading in ("system", *(f"{c} client{'s' * (c > 1)}" for c in concurrencies), "MB"):
+        table.add_column(heading, no_wrap=True)
+    for name, mb in memory.items():
+        cells = [_cell(rounds[name, concurrency]) for concurrency in concurrencies]
+        table.add_row(name, *cells, f"{mb:.0f}")
+    console.print(table)
+    for name, reason in absent.items():
+        console.print(f"  {name}: not run: {reason}", highlight=False, markup=False)
+
+
+def _cell(loads: Sequence[Load]) -> str:
+    cpu, per_s, p50, p99 = np.median([(one.cpu_ms, one.per_s, one.p50_ms, one.p99_ms) for one in loads], axis=0)
+    return f"{cpu:.2f} | {per_s:.0f} | {p50:.1f} / {p99:.1f}"
+
+
+def _listed(
+    settings: Mapping[str, str], key: str, default: Sequence[str], *, known: Mapping[str, object] | Sequence[str] = ()
+) -> tuple[str, ...]:
+    wanted = tuple(settings[key].split(",")) if key in settings else tuple(default)
+    if known and (unknown := [name for name in wanted if name not in known]):
+        raise SystemExit(f"{key}={','.join(wanted)}: {unknown[0]} is unknown; known are {', '.join(known)}")
+    return wanted

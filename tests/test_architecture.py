@@ -61,6 +61,8 @@ PURE_ROOMS = (
     "protocol/onnx_scan.py",
     "protocol/plan.py",
     "protocol/profile.py",
+    "protocol/settings_fields.py",
+    "protocol/settings_layers.py",
     "protocol/tensors.py",
     "protocol/wire.py",
     "protocol/control/*.py",

@@ -1,0 +1,323 @@
+"""Everything that a gateway can be told, as typed sections; each field says what it means and what it may be.
+
+A field marked `reloadable` is applied while the gateway serves (`cloud_gateway/reload.py`); the rest needs a restart.
+How files, the environment, secrets and the command line become these values stands in `protocol/settings.py`;
+docs/configuration.md lists all fields, and a test compares it with this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from protocol.settings import Secret, Section, setting
+
+PREFIX = "ISTHMUS_GATEWAY"
+
+MIB = 1024 * 1024
+
+Count = Annotated[int, setting("", ge=1, le=1_000_000)]
+BatchBound = Annotated[int, setting("", ge=1, le=4096)]
+Delay = Annotated[float, setting("", ge=0, le=10_000)]
+Auto = Literal["auto"]
+_TCP = r"^tcp://([^:/\s]+|\[[0-9a-fA-F:.]+\]):\d{1,5}$"
+_HOST_PORT = r"^([^:/\s]+|\[[0-9a-fA-F:.]+\]):\d{1,5}$"
+_URL = r"^https?://[^\s]+$"
+
+
+class ZmqSettings(Section, frozen=True):
+    """Where agents connect."""
+
+    bind: Annotated[str, setting("Where agents connect; port 0 picks one.", pattern=_TCP, wanted="tcp://HOST:PORT")] = (
+        "tcp://127.0.0.1:7447"
+    )
+    insecure: Annotated[bool, setting("Listen off this machine in plain text.")] = False
+    front: Annotated[
+        Literal["thread", "process"],
+        setting("Run the socket in a thread, or in a supervised process of its own that may crash alone."),
+    ] = "thread"
+    memory_limit_mib: Annotated[int, setting("Address space of a front that is a process.", ge=256, le=1024 * 1024)] = (
+        2048
+    )
+    max_message_mib: Annotated[int, setting("Largest message part that is read at all.", ge=1, le=2047)] = 64
+
+
+class HttpSettings(Section, frozen=True):
+    """The standard API over HTTP, with metrics and the status page."""
+
+    enabled: Annotated[bool, setting("Serve HTTP.")] = True
+    bind: Annotated[str, setting("Where to listen; port 0 picks one.", pattern=_HOST_PORT, wanted="HOST:PORT")] = (
+        "127.0.0.1:7480"
+    )
+    insecure: Annotated[bool, setting("Listen off this machine without TLS.")] = False
+    unix_socket: Annotated[Path | None, setting("Listen on this Unix socket as well (mode 0660).")] = None
+    tls_certificate: Annotated[Path | None, setting("PEM file of the certificate and its chain.")] = None
+    tls_key: Annotated[Path | None, setting("PEM file of the certificate's private key.")] = None
+    client_ca: Annotated[Path | None, setting("PEM file of those who may sign client certificates.")] = None
+    max_body_mib: Annotated[int, setting("Largest body, also after it is unpacked.", ge=1, le=4096)] = 64
+    max_connections: Annotated[int, setting("Connections at once.", ge=1, le=100_000)] = 512
+    header_timeout_s: Annotated[float, setting("A request's head must be here by then.", ge=0.1, le=3600)] = 10.0
+    body_timeout_s: Annotated[float, setting("A request's body must be here by then.", ge=0.1, le=3600)] = 30.0
+    keep_alive_s: Annotated[float, setting("An idle connection is closed after this.", ge=1, le=3600)] = 60.0
+    openapi: Annotated[bool, setting("Serve the API's description at /openapi.json.")] = True
+    status_page: Annotated[bool, setting("Serve the status page at /status.")] = True
+
+
+class GrpcSettings(Section, frozen=True):
+    """The standard API over gRPC (extra `grpc`)."""
+
+    enabled: Annotated[bool, setting("Serve gRPC.")] = False
+    bind: Annotated[str, setting("Where to listen; port 0 picks one.", pattern=_HOST_PORT, wanted="HOST:PORT")] = (
+        "127.0.0.1:7481"
+    )
+    insecure: Annotated[bool, setting("Listen off this machine without TLS.")] = False
+    tls_certificate: Annotated[Path | None, setting("PEM file of the certificate and its chain.")] = None
+    tls_key: Annotated[Path | None, setting("PEM file of the certificate's private key.")] = None
+    client_ca: Annotated[Path | None, setting("PEM file of those who may sign client certificates.")] = None
+    max_message_mib: Annotated[int, setting("Largest message.", ge=1, le=2047)] = 64
+    max_concurrent: Annotated[int, setting("Calls at once.", ge=1, le=100_000)] = 512
+
+
+class ModelOverride(Section, frozen=True):
+    """What one model has otherwise than the rest; None leaves it to [scheduling] and [cache]."""
+
+    max_batch_size: Annotated[BatchBound | Auto | None, setting("Instead of scheduling.max_batch_size.")] = None
+    instances: Annotated[Count | None, setting("Instead of scheduling.instances.")] = None
+    threads: Annotated[Count | None, setting("Instead of scheduling.threads.")] = None
+    efficiency_delay_ms: Annotated[Delay | None, setting("Instead of scheduling.efficiency_delay_ms.")] = None
+    cache: Annotated[bool | None, setting("Whether its answers are cached where the cache is enabled.")] = None
+
+
+class ModelsSettings(Section, frozen=True):
+    """What is served."""
+
+    repository: Annotated[Path | None, setting("Folder with NAME/VERSION/ for every model.")] = None
+    bundles: Annotated[tuple[Path, ...], setting("Bundles to serve besides, each by itself.")] = ()
+    mode: Annotated[
+        Literal["explicit", "poll", "watch"],
+        setting(
+            "Models come and go on request, when the folder is looked at again, or when the system reports a change."
+        ),
+    ] = "explicit"
+    load_at_start: Annotated[
+        tuple[str, ...], setting("Explicit mode: names to load at the start; * stands for all.")
+    ] = ("*",)
+    poll_s: Annotated[
+        float, setting("Poll mode: look at the folder this often.", ge=0.1, le=86400, reloadable=True)
+    ] = 5.0
+    policy: Annotated[
+        Literal["latest", "specific", "all"], setting("Which versions of a model are served.", reloadable=True)
+    ] = "latest"
+    keep: Annotated[int, setting("Policy latest: so many versions.", ge=1, le=100, reloadable=True)] = 1
+    versions: Annotated[tuple[Count, ...], setting("Policy specific: these versions.", reloadable=True)] = ()
+    warm_up_s: Annotated[float, setting("Measuring a lane at its start may take so long.", ge=0.01, le=600)] = 1.5
+    override: Annotated[dict[str, ModelOverride], setting("What single models have otherwise, by name.")] = {}  # noqa: RUF012 - msgspec copies an empty dict for every struct
+
+
+class SchedulingSettings(Section, frozen=True):
+    """How work is put on engines."""
+
+    workers: Annotated[
+        Count | Auto, setting("Threads that run engines; auto is one for each `threads` processors.")
+    ] = "auto"
+    threads: Annotated[int, setting("Intra-op threads of each engine.", ge=1, le=1024)] = 1
+    max_batch_size: Annotated[
+        BatchBound | Auto, setting("Bound of a batch; auto stops where measured batches no longer pay.")
+    ] = "auto"
+    instances: Annotated[int, setting("Batches of one lane that may run at once.", ge=1, le=256)] = 1
+    efficiency_delay_ms: Annotated[
+        float, setting("Let work wait this long for company; 0 never waits.", ge=0, le=10_000, reloadable=True)
+    ] = 0.0
+    ageing_s: Annotated[
+        float, setting("Waiting this long raises work by one priority.", ge=0.001, le=3600, reloadable=True)
+    ] = 0.5
+    quantile: Annotated[float, setting("Quantile of measured durations that predictions use.", ge=0.5, le=0.999)] = 0.9
+    margin: Annotated[
+        float, setting("Predictions are this many times what was measured.", ge=1, le=10, reloadable=True)
+    ] = 1.0
+
+
+class LimitsSettings(Section, frozen=True):
+    """Bounds, so that one sender cannot hold the others. 0 leaves a rate unbounded."""
+
+    pending_requests: Annotated[int, setting("Requests held at once.", ge=1, le=1_000_000, reloadable=True)] = 1024
+    pending_mib: Annotated[int, setting("Payload held at once.", ge=1, le=1024 * 1024, reloadable=True)] = 256
+    credit_requests: Annotated[
+        int, setting("Requests that one agent may have in flight.", ge=1, le=100_000, reloadable=True)
+    ] = 32
+    credit_mib: Annotated[
+        int, setting("Payload that one agent may have in flight.", ge=1, le=65536, reloadable=True)
+    ] = 32
+    connections: Annotated[int, setting("Agents connected at once.", ge=1, le=100_000)] = 1024
+    requests_per_s: Annotated[float, setting("Rate of one agent or API key.", ge=0, le=1e9, reloadable=True)] = 0.0
+    mib_per_s: Annotated[float, setting("Payload rate of one agent or API key.", ge=0, le=1e6, reloadable=True)] = 0.0
+    concurrent_per_key: Annotated[
+        int, setting("Requests of one API key at once; 0 leaves it open.", ge=0, le=1_000_000, reloadable=True)
+    ] = 0
+    default_timeout_s: Annotated[
+        float, setting("Budget of a request that names none.", ge=0.001, le=86400, reloadable=True)
+    ] = 30.0
+
+
+class DrainSettings(Section, frozen=True):
+    """Shutting down."""
+
+    grace_s: Annotated[
+        float, setting("How long shutdown waits for what is in flight.", ge=0, le=86400, reloadable=True)
+    ] = 10.0
+
+
+class EnginesSettings(Section, frozen=True):
+    """What runs the graphs."""
+
+    order: Annotated[
+        tuple[Literal["onnxruntime-cpu", "onnxruntime-cuda"], ...], setting("Engines in order of preference.")
+    ] = ("onnxruntime-cpu",)
+
+
+class CacheSettings(Section, frozen=True):
+    """Answers that are kept for equal requests."""
+
+    enabled: Annotated[bool, setting("Keep answers.")] = False
+    size_mib: Annotated[int, setting("Size of the cache in this process.", ge=1, le=1024 * 1024, reloadable=True)] = 64
+    ttl_s: Annotated[float, setting("An answer is kept this long.", ge=0.001, le=31_536_000, reloadable=True)] = 60.0
+    redis_url: Annotated[
+        Secret | None,
+        setting("Keep answers in this Redis as well (extra `redis`).", wanted="redis://[:PASSWORD@]HOST:PORT[/DB]"),
+    ] = None
+    redis_timeout_ms: Annotated[float, setting("Redis is asked for at most this long.", ge=1, le=10_000)] = 20.0
+
+
+class AccessSettings(Section, frozen=True):
+    """Who may do what."""
+
+    keys_dir: Annotated[Path | None, setting("Folder of the gateway's keys and of the agents that may connect.")] = None
+    require_curve: Annotated[bool, setting("Refuse plain text on this machine as well.")] = False
+    api_keys: Annotated[Path | None, setting("File of hashed API keys for HTTP and gRPC.")] = None
+    admin: Annotated[bool, setting("Serve routes that load and unload models.")] = False
+    audit_log: Annotated[Path | None, setting("File of the hash-chained record of admin actions.")] = None
+    failed_attempts_per_minute: Annotated[
+        int, setting("Wrong credentials that one address may show.", ge=1, le=100_000, reloadable=True)
+    ] = 10
+
+
+class LogsSettings(Section, frozen=True):
+    """What is logged."""
+
+    level: Annotated[
+        Literal["debug", "info", "warning", "error"], setting("Least level that is logged.", reloadable=True)
+    ] = "info"
+    format: Annotated[Literal["console", "json"], setting("Lines for people, or one JSON object a line.")] = "console"
+    repeat_interval_s: Annotated[
+        float, setting("A repeated event is logged once in this time, with its count.", ge=0, le=3600, reloadable=True)
+    ] = 10.0
+
+
+class MetricsSettings(Section, frozen=True):
+    """What is measured."""
+
+    enabled: Annotated[bool, setting("Serve metrics at /metrics.")] = True
+    max_scopes: Annotated[
+        int, setting("Models with labels of their own; the rest counts as other.", ge=1, le=10_000)
+    ] = 64
+    window_s: Annotated[float, setting("Quantiles and rates look back this far.", ge=1, le=3600)] = 60.0
+    deep_timeout_s: Annotated[float, setting("Deep health gives up on an engine after this.", ge=0.1, le=600)] = 5.0
+    deep_keep_s: Annotated[float, setting("A verdict of deep health stands this long.", ge=0, le=3600)] = 10.0
+
+
+class TracingSettings(Section, frozen=True):
+    """Spans of sampled requests (extra `tracing`)."""
+
+    enabled: Annotated[bool, setting("Export spans.")] = False
+    endpoint: Annotated[
+        str, setting("Where OTLP over HTTP is taken.", pattern=_URL, wanted="http://HOST:PORT/v1/traces")
+    ] = "http://127.0.0.1:4318/v1/traces"
+    service_name: Annotated[str, setting("What traces call this gateway.")] = "isthmus-gateway"
+    headers: Annotated[
+        Secret | None, setting("Headers for the collector.", wanted="NAME=VALUE, several with commas")
+    ] = None
+
+
+class SuperviseSettings(Section, frozen=True):
+    """A front that is a process of its own is started again when it ends."""
+
+    max_restarts: Annotated[int, setting("More restarts within window_s end the gateway.", ge=0, le=10_000)] = 10
+    window_s: Annotated[float, setting("The time in which restarts are counted.", ge=1, le=86400)] = 60.0
+    pause_s: Annotated[float, setting("Wait this long before a restart.", ge=0, le=600)] = 0.2
+
+
+class GatewaySettings(Section, frozen=True):
+    """All of it."""
+
+    zmq: Annotated[ZmqSettings, setting("Where agents connect.")] = ZmqSettings()
+    http: Annotated[HttpSettings, setting("The standard API over HTTP, metrics and the status page.")] = HttpSettings()
+    grpc: Annotated[GrpcSettings, setting("The standard API over gRPC.")] = GrpcSettings()
+    models: Annotated[ModelsSettings, setting("What is served.")] = ModelsSettings()
+    scheduling: Annotated[SchedulingSettings, setting("How work is put on engines.")] = SchedulingSettings()
+    limits: Annotated[LimitsSettings, setting("Bounds, so that one sender cannot hold the others.")] = LimitsSettings()
+    drain: Annotated[DrainSettings, setting("Shutting down.")] = DrainSettings()
+    engines: Annotated[EnginesSettings, setting("What runs the graphs.")] = EnginesSettings()
+    cache: Annotated[CacheSettings, setting("Answers kept for equal requests.")] = CacheSettings()
+    access: Annotated[AccessSettings, setting("Who may do what.")] = AccessSettings()
+    logs: Annotated[LogsSettings, setting("What is logged.")] = LogsSettings()
+    metrics: Annotated[MetricsSettings, setting("What is measured.")] = MetricsSettings()
+    tracing: Annotated[TracingSettings, setting("Spans of sampled requests.")] = TracingSettings()
+    supervise: Annotated[SuperviseSettings, setting("When the front's process ends.")] = SuperviseSettings()
+
+    def contradictions(self) -> Iterator[tuple[str, str, str]]:
+        for name, door in (("http", self.http), ("grpc", self.grpc)):
+            if (door.tls_certificate is None) != (door.tls_key is None):
+                given, missing = ("tls_key", "tls_certificate") if door.tls_key else ("tls_certificate", "tls_key")
+                yield f"{name}.{given}", f"{name}.{given} is set without {name}.{missing}", "TLS needs both"
+            elif door.client_ca is not None and door.tls_certificate is None:
+                fact = f"{name}.client_ca is set but {name} has no certificate of its own"
+                yield f"{name}.client_ca", fact, f"set {name}.tls_certificate and {name}.tls_key"
+        if self.models.policy == "specific" and not self.models.versions:
+            fact = "models.policy is specific but models.versions names none"
+            yield "models.policy", fact, "list the versions to serve"
+        if self.models.repository is None and self.models.mode != "explicit":
+            fact = f"models.mode is {self.models.mode} but there is no models.repository"
+            yield "models.mode", fact, "name the folder to look at"
+        if not self.engines.order:
+            yield "engines.order", "engines.order is empty", "name at least onnxruntime-cpu"
+        if self.access.require_curve and self.access.keys_dir is None:
+            fact = "access.require_curve is set but access.keys_dir is not"
+            yield "access.require_curve", fact, "make keys with `cloud-gateway keys init` and name their folder"
+        if self.access.admin and self.access.audit_log is None:
+            fact = "access.admin is set but access.audit_log is not"
+            yield "access.admin", fact, "name the file in which admin actions are recorded"
+
+
+def from_flags(
+    *,
+    bundles: Sequence[Path] = (),
+    repository: Path | None = None,
+    bind: str | None = None,
+    http: str | None = None,
+    grpc: str | None = None,
+    insecure: bool | None = None,
+    threads: int | None = None,
+    max_batch_size: int | None = None,
+    drain_s: float | None = None,
+    log_level: str | None = None,
+) -> dict[str, object]:
+    """Flags of `cloud-gateway serve` as overrides for `load`; what is None (or no bundle) was not given.
+
+    `http` and `grpc` are HOST:PORT, or `off`.
+    """
+    wanted: dict[str, object] = {
+        "models.bundles": [str(path) for path in bundles] or None,
+        "models.repository": None if repository is None else str(repository),
+        "zmq.bind": bind,
+        "zmq.insecure": insecure,
+        "scheduling.threads": threads,
+        "scheduling.max_batch_size": max_batch_size,
+        "drain.grace_s": drain_s,
+        "logs.level": log_level,
+    }
+    for door, where in (("http", http), ("grpc", grpc)):
+        if where is not None:
+            wanted[f"{door}.enabled"] = where != "off"
+            wanted[f"{door}.bind"] = None if where == "off" else where
+    return {key: value for key, value in wanted.items() if value is not None}

@@ -123,6 +123,8 @@ def _converted(leaf: Leaf, given: Given) -> object:
             value = [part.strip() for part in value.split(",") if part.strip()]
 
     def made(kind: type[Any], text: object) -> object:
+        if isinstance(text, kind):
+            return text
         if not isinstance(text, str):
             raise TypeError
         if given.base and hasattr(kind, "__fspath__"):
@@ -152,10 +154,10 @@ def _unknown(root: Branch, given: Given) -> Problem:
     rest = "".join(f".{name}" for name in given.path[depth + 1 :])
     near = [f"{prefix}{name}{rest}" for name in _close(given.path[depth], at.children)]
     if not near or root.find(tuple(near[0].split("."))) is None:
-        # The right name in the wrong section, or both halves misspelt: look through everything.
+        # The right name in the wrong section, or section and name misspelt: look through everything.
         everywhere = [known for known, _ in leaves(root)]
         same = [known for known in everywhere if known.rpartition(".")[2] == given.path[-1]]
-        near = [*same, *_close(key, everywhere), *near]
+        near = [*same, *_close(key, everywhere, 0.8)]
     if near:
         remedy = f"did you mean {near[0]}?"
     else:
@@ -163,8 +165,8 @@ def _unknown(root: Branch, given: Given) -> Problem:
     return Problem(key, f"{key} is unknown ({given.origin})", remedy)
 
 
-def _close(name: str, known: Iterable[str]) -> list[str]:
-    return difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
+def _close(name: str, known: Iterable[str], cutoff: float = 0.7) -> list[str]:
+    return difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
 
 
 def _built(branch: Branch, values: Mapping[tuple[str, ...], object]) -> object:

@@ -157,7 +157,7 @@ def _unknown(root: Branch, given: Given) -> Problem:
         # The right name in the wrong section, or section and name misspelt: look through everything.
         everywhere = [known for known, _ in leaves(root)]
         same = [known for known in everywhere if known.rpartition(".")[2] == given.path[-1]]
-        near = [*same, *_close(key, everywhere, 0.8)]
+        near = [*same, *_close(key, everywhere, 0.85)]
     if near:
         remedy = f"did you mean {near[0]}?"
     else:

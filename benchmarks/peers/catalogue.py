@@ -133,17 +133,15 @@ def _tritonserver(stage: Stage) -> Running:
     versions = stage.folder / "models" / "tail" / "1"
     versions.mkdir(parents=True)
     shutil.copy(SERVERS / "triton_model.py", versions / "model.py")
+    shutil.copy(SERVERS / "tail.py", versions)
     (versions.parent / "config.pbtxt").write_text(TRITON_MODEL, "utf-8")
     ports = free_ports(3)
     options = [f"--model-repository={versions.parents[1]}", f"--backend-directory={backend.parent}", "--log-info=false"]
     for door, port in zip(("http", "grpc", "metrics"), ports, strict=True):
         options += [f"--{door}-address=127.0.0.1", f"--{door}-port={port}"]
+    # Its stub is an executable: it loads the interpreter's library, and finds packages through the path's `python`.
     libraries = (sysconfig.get_config_var("LIBDIR"), packages / "nvidia_pytriton.libs")
-    env = {
-        # Its stub is an executable that loads the interpreter's library and finds packages by the path alone.
-        "LD_LIBRARY_PATH": ":".join(map(str, libraries)),
-        "PYTHONPATH": f"{packages}:{SERVERS}",
-    }
+    env = {"LD_LIBRARY_PATH": ":".join(map(str, libraries)), "PATH": f"{home / 'bin'}:/usr/local/bin:/usr/bin:/bin"}
     command = [str(triton / "bin" / "tritonserver"), *options]
     return _over_http(stage, command, ports[0], "/v2/models/tail/infer", "v2", env)
 

@@ -1,6 +1,7 @@
-"""LitServe: a multipart upload in (it has no path for raw bytes), raw bytes out. `python litserve_tail.py PORT`"""
+"""LitServe: a multipart upload in (it has no path for raw bytes), raw bytes out. `python litserve_tail.py PORT`
 
-from __future__ import annotations
+Annotations are real types here, not strings: LitServe compares decode_request's with Request to read the form.
+"""
 
 import sys
 

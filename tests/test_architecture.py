@@ -26,7 +26,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "onnx": ("partitioner/*.py",),
     "onnx_ir": ("partitioner/*.py",),
     "msgspec": ("protocol/*.py", "partitioner/*.py", "cloud_gateway/models/*.py"),
-    "typer": ("*/cli.py", "partitioner/options.py"),
+    "typer": ("*/cli.py", "cloud_gateway/config_cli.py", "partitioner/options.py"),
     "rich": ("*/cli.py", "partitioner/people/report.py", "partitioner/people/tables.py"),
     "backports": ("protocol/frames.py",),
     "compression": ("protocol/frames.py",),

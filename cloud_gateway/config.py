@@ -7,11 +7,11 @@ docs/configuration.md lists all fields, and a test compares it with this file.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from protocol.settings import Secret, Section, setting
+from protocol.settings import Loaded, Secret, Section, load, setting
 
 PREFIX = "ISTHMUS_GATEWAY"
 
@@ -287,6 +287,28 @@ class GatewaySettings(Section, frozen=True):
         if self.access.admin and self.access.audit_log is None:
             fact = "access.admin is set but access.audit_log is not"
             yield "access.admin", fact, "name the file in which admin actions are recorded"
+
+
+def load_settings(
+    *,
+    file: Path | None = None,
+    env: Mapping[str, str],
+    secrets_dir: Path | None = None,
+    overrides: Mapping[str, object] | None = None,
+) -> Loaded[GatewaySettings]:
+    """The gateway's settings. Raises InputError with everything that is wrong, and where.
+
+    `ISTHMUS_GATEWAY_CONFIG` names the file and `ISTHMUS_GATEWAY_SECRETS_DIR` the folder where the arguments do not.
+    """
+    named, folder = env.get(f"{PREFIX}_CONFIG"), env.get(f"{PREFIX}_SECRETS_DIR")
+    return load(
+        GatewaySettings,
+        prefix=PREFIX,
+        file=file or (Path(named) if named else None),
+        env=env,
+        secrets_dir=secrets_dir or (Path(folder) if folder else None),
+        overrides=overrides,
+    )
 
 
 def from_flags(

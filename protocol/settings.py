@@ -23,7 +23,7 @@ import msgspec
 
 from protocol.errors import InputError
 from protocol.settings_fields import Leaf, Secret, Section, leaves, setting, tree_of
-from protocol.settings_layers import Given, Loaded, Origin, Problem, SettingsError, resolve
+from protocol.settings_layers import Given, Loaded, Origin, Problem, SettingsError, plain, resolve
 
 __all__ = [
     "Loaded",
@@ -88,6 +88,11 @@ def parse_set(flags: Iterable[str]) -> dict[str, str]:
             raise InputError(f"--set {flag} names no value", "write --set limits.pending_requests=10")
         found[key.strip()] = value
     return found
+
+
+def toml_value(value: object) -> str:
+    """A value as TOML writes it; a secret stays hidden, and what is not set has no form in TOML."""
+    return "" if value is None else msgspec.json.encode(plain(value)).decode()
 
 
 # ---- the layers -----------------------------------------------------------------------------------------------------

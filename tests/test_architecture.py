@@ -25,7 +25,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "onnxruntime": ("protocol/engines/ort.py", "partitioner/int8/quantise.py"),
     "onnx": ("partitioner/*.py",),
     "onnx_ir": ("partitioner/*.py",),
-    "msgspec": ("protocol/*.py", "partitioner/*.py", "cloud_gateway/models/*.py"),
+    "msgspec": ("protocol/*.py", "partitioner/*.py", "cloud_gateway/models/*.py", "cloud_gateway/seeing/status.py"),
     "typer": ("*/cli.py", "cloud_gateway/config_cli.py", "partitioner/options.py"),
     "rich": ("*/cli.py", "partitioner/people/report.py", "partitioner/people/tables.py"),
     "backports": ("protocol/frames.py",),
@@ -35,7 +35,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "numpy": ("*",),
 }
 # Doors for parts of the standard library: an event loop exists only at the rim, C calls only in the socket factory.
-STDLIB_DOORS = {"asyncio": ("edge_agent/client.py",), "ctypes": ("protocol/sockets.py",)}
+STDLIB_DOORS = {"asyncio": ("edge_agent/client.py",), "ctypes": ("protocol/sockets.py", "cloud_gateway/seeing/nvml.py")}
 
 # Not even above the product, except where named.
 NOWHERE: dict[str, tuple[str, ...]] = {
@@ -67,10 +67,10 @@ PURE_ROOMS = (
     "protocol/wire.py",
     "protocol/control/*.py",
     "edge_agent/outcomes.py",
-    "cloud_gateway/scheduling/admission.py",
-    "cloud_gateway/scheduling/batcher.py",
-    "cloud_gateway/scheduling/cost_curve.py",
+    "cloud_gateway/scheduling/*.py",
+    "cloud_gateway/seeing/exposition.py",
     "cloud_gateway/seeing/figures.py",
+    "cloud_gateway/seeing/standing.py",
     "cloud_gateway/seeing/windows.py",
     "cloud_gateway/doors/dedup.py",
     "cloud_gateway/models/field_reader.py",

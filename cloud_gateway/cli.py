@@ -49,8 +49,8 @@ def serve(
     gateway.start()
     lanes = [
         {"tail": lane.key[:12], "engine": lane.engine.description, "batchable": lane.batchable,
-         "max_batch_size": lane.batcher.max_rows, "batch_1_ms": round(lane.curve.predict(1) * 1e3, 3)}
-        for lane in gateway.lanes.lanes.values()
+         "max_batch_size": lane.max_rows, "batch_1_ms": round(lane.curve.predict(1) * 1e3, 3)}
+        for lane in gateway.catalogue.lanes.values()
     ]  # fmt: skip
     if json:
         print_json({"event": "ready", "endpoint": str(gateway.endpoint), "lanes": lanes})

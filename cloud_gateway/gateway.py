@@ -6,22 +6,31 @@ with Gateway(GatewayConfig(bundles=(Path("bundle"),), bind="tcp://127.0.0.1:0"))
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from cloud_gateway.desk import Desk
 from cloud_gateway.doors.frontend import Frontend, Shutdown
-from cloud_gateway.models.lanes import MAX_ROWS, LaneTable
+from cloud_gateway.models.catalogue import Catalogue, Defaults
+from cloud_gateway.models.lanes import MAX_ROWS
+from cloud_gateway.models.served import open_bundle
 from cloud_gateway.models.worker import Worker
 from cloud_gateway.scheduling.admission import Limits
+from cloud_gateway.seeing.ledger import Ledger
+from cloud_gateway.work import Crashed, Item, NotComputed
 from protocol import sockets
-from protocol.bundle import Bundle
 from protocol.errors import InputError
+from protocol.messages import RejectCode
+
+JOIN_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +40,17 @@ class GatewayConfig:
     bundles: Sequence[Path]  # directories written by `partitioner split`
     bind: str = "tcp://127.0.0.1:7447"  # where to listen; port 0 picks one
     insecure: bool = False  # allow listening off this machine in plain text
+    workers: int | None = None  # engine threads, shared by all lanes; None: what the processors allow
     threads: int = 1  # intra-op threads of each engine
     max_rows: int = MAX_ROWS  # bound of a batch; the measured knee may be lower
     drain_s: float = 10.0  # how long shutdown waits for what is in flight
     limits: Limits = field(default_factory=Limits)
+
+
+def engine_threads(threads: int) -> int:
+    """How many engines this machine can run side by side, one processor left to the doors."""
+    usable = len(os.sched_getaffinity(0))
+    return max((usable - 1) // threads, 1)
 
 
 class Gateway:
@@ -46,37 +62,48 @@ class Gateway:
         if config.max_rows < 1:
             raise InputError(f"a batch bound of {config.max_rows} rows", "give 1 or more")
         self.config = config
-        self.lanes = LaneTable(threads=config.threads, max_rows=config.max_rows)
         self.fatal: BaseException | None = None
         self.stopped = threading.Event()
+        self.ledger = Ledger(now=time.monotonic())
+        workers = config.workers or engine_threads(config.threads)
+        self.desk = Desk(config.limits, threads=workers)
+        self.catalogue = Catalogue(
+            self.desk,
+            Defaults(threads=config.threads, max_rows=config.max_rows, instances=workers),
+            orphaned=_refuse_orphans,
+        )
+        self._workers = [Worker(n, self.desk, self.ledger, crashed=self._worker_crashed) for n in range(workers)]
         self._wanted = sockets.resolve(sockets.parse_endpoint(config.bind))
         sockets.require_loopback(self._wanted, insecure=config.insecure, doing="listening on")
-        self._workers: list[Worker] = []
+        self._started = False
         self._closed = False
 
     def start(self) -> None:
         """Ready when it returns. Raises BundleError, EngineError or NetworkError, and leaves nothing running then."""
         sys.setswitchinterval(0.0005)
-        bundles = [Bundle.open(path) for path in self.config.bundles]
+        versions = [open_bundle(path) for path in self.config.bundles]
         self._context = sockets.make_context()
         try:
             # Bind first: a port in use should not cost a warm-up. Nobody is answered before the loop runs.
             socket, self.endpoint = sockets.router(self._context, self._wanted)
             try:
-                for bundle in bundles:
-                    self.lanes.load(bundle)
+                for build, version in enumerate(versions):
+                    version = replace(version, build=build)
+                    self.catalogue.load(version)
+                    self.catalogue.warm_up(version)
+                    self.catalogue.publish(version)
             except BaseException:
-                self.lanes.deactivate()
+                self.catalogue.close()
                 socket.close(0)
                 raise
         except BaseException:
             self._context.term()
             raise
-        self.frontend = Frontend(socket, self.lanes, limits=self.config.limits, crashed=self._crashed)
-        self._workers = [Worker(lane, self.frontend.post) for lane in self.lanes.lanes.values()]
+        self.frontend = Frontend(socket, self.catalogue, self.desk, self.ledger, crashed=self._crashed)
         for worker in self._workers:
             worker.start()
         self.frontend.start()
+        self._started = True
 
     def stats(self) -> dict[str, int]:
         """Counters since the start: requests, results, rejections by code, duplicates, wire errors, ..."""
@@ -84,16 +111,21 @@ class Gateway:
 
     def close(self) -> None:
         """Drain: refuse new work, finish what is held (at most `drain_s`), stop. Safe to call twice."""
-        if self._closed or not self._workers:
+        if self._closed or not self._started:
             return
         self._closed = True
-        self.frontend.post([Shutdown(self.config.drain_s)])
+        self.desk.drain()
+        self.frontend.post_all([Shutdown(self.config.drain_s)])
         self.frontend.join(self.config.drain_s + 5)
+        self.desk.stop()
         for worker in self._workers:
-            worker.stop()
-        self.lanes.deactivate()
+            worker.join(JOIN_S)
+        self.catalogue.close()
         self._context.term()
         self.stopped.set()
+
+    def _worker_crashed(self, error: BaseException) -> None:
+        self.frontend.post_all([Crashed(error)])
 
     def _crashed(self, error: BaseException) -> None:
         self.fatal = error
@@ -106,3 +138,9 @@ class Gateway:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+def _refuse_orphans(items: list[Item]) -> None:
+    """Requests whose lane was closed under them; only a forced end does that."""
+    for item in items:
+        item.door.post_all([NotComputed(item, RejectCode.DRAINING, "the model was unloaded")])

@@ -141,6 +141,7 @@ class Reject(msgspec.Struct, frozen=True, array_like=True):
     slack_us: Microseconds
     retry_after_us: Microseconds
     residence_us: Microseconds = 0
+    credit: Count | None = None  # requests that may be in flight beyond those that are; None: not known
 
 
 class Cancel(msgspec.Struct, frozen=True, array_like=True):

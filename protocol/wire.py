@@ -11,11 +11,11 @@ after 5 s and lost without an error, while frames of 64-128 KB pass.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+from isal import isal_zlib
 
 from protocol import messages as m
 from protocol.errors import WireError
@@ -100,14 +100,19 @@ def part_count(header: TensorHeader) -> int:
     return -(-header.nbytes // PART_NBYTES)
 
 
-def check_parts(headers: Sequence[TensorHeader], part_sizes: Sequence[int]) -> None:
-    """Check the sizes of the payload parts against what the header announced. Raises WireError."""
+def check_parts(headers: Sequence[TensorHeader], part_sizes: Sequence[int]) -> list[int]:
+    """Check the sizes of the payload parts against what the header announced; returns how many parts each tensor has.
+
+    Raises WireError.
+    """
     announced = sum(h.nbytes for h in headers)
     if announced > MAX_PAYLOAD_NBYTES:
         raise WireError(f"payload of {announced} bytes", f"at most {MAX_PAYLOAD_NBYTES} may cross")
     at = 0
+    counts = []
     for header in headers:
         count = part_count(header)
+        counts.append(count)
         sizes = part_sizes[at : at + count]
         if len(sizes) != count or sum(sizes) != header.nbytes or any(s != PART_NBYTES for s in sizes[:-1]):
             raise WireError(
@@ -117,6 +122,7 @@ def check_parts(headers: Sequence[TensorHeader], part_sizes: Sequence[int]) -> N
         at += count
     if at != len(part_sizes):
         raise WireError(f"{len(part_sizes) - at} payload parts too many", "send exactly the announced tensors")
+    return counts
 
 
 def join_parts(headers: Sequence[TensorHeader], parts: Sequence[Buffer]) -> list[Buffer]:
@@ -135,5 +141,5 @@ def checksum(parts: Sequence[Buffer]) -> int:
     """crc32 over all payload bytes in order: it catches a torn or reused buffer, not an attacker (CURVE does)."""
     value = 0
     for part in parts:
-        value = zlib.crc32(part, value)
+        value = isal_zlib.crc32(part, value)
     return value

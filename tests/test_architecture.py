@@ -32,6 +32,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "compression": ("protocol/frames.py",),
     "scipy": ("partitioner/solver/bounded.py", "partitioner/solver/mincut.py", "partitioner/solver/network.py"),
     "PIL": ("protocol/images.py",),
+    "isal": ("protocol/wire.py",),
     "numpy": ("*",),
 }
 # Doors for parts of the standard library: an event loop exists only at the rim, C calls only in the socket factory.

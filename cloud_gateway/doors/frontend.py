@@ -1,7 +1,7 @@
 """The thread that owns the gateway's socket: header decode, session, admission, queueing; nothing heavy, never blocked.
 
-    ROUTER -> unpack header -> session -> dedup -> fit -> admission -> lane.offer
-    worker --mailbox--> finish -> pack -> ROUTER
+    ROUTER -> unpack header -> session -> dedup -> fit -> desk.submit
+    engine thread --mailbox--> finish -> pack -> ROUTER
 
 The front always drains the socket and answers what it cannot take (flow control is by credit and refusals, never by
 back-pressure). Garbage is counted and dropped; a foreign version is told ours. Every request ends in one Result or
@@ -11,6 +11,7 @@ Reject.
 from __future__ import annotations
 
 import os
+import select
 import threading
 import time
 from collections import Counter, OrderedDict
@@ -19,14 +20,17 @@ from dataclasses import dataclass
 
 import zmq
 
+from cloud_gateway.desk import Desk
 from cloud_gateway.doors.dedup import DedupTable
-from cloud_gateway.models.lanes import Item, LaneTable, nbytes_of
-from cloud_gateway.models.worker import Computed, Crashed, NotComputed
-from cloud_gateway.scheduling.admission import Admission, Limits
+from cloud_gateway.models.catalogue import Catalogue
+from cloud_gateway.seeing.figures import Scope
+from cloud_gateway.seeing.ledger import Ledger
+from cloud_gateway.work import Computed, Crashed, Item, NotComputed, Reference, nbytes_of
 from protocol import __version__, wire
 from protocol import messages as m
 from protocol.control.session import Event, Role, Session, State
-from protocol.errors import WireError
+from protocol.delta import DeltaCodec
+from protocol.errors import InvariantViolation, WireError
 from protocol.mailbox import Mailbox
 from protocol.wire import Buffer
 
@@ -36,7 +40,8 @@ MOST_PEERS = 10_000
 FLUSH_MS = 1000
 # A DEALER drops what it has not yet read when its connection closes: give the agents time to read their last answers.
 SETTLE_S = 0.2
-TRIAL_IVL_S = 1.0  # between requests that an idle lane takes although it was slow
+# While all engine threads are busy nothing that comes in is urgent: take it in one burst instead of one by one.
+MODERATION_S = 0.001
 RECEIVE_BURST = 64  # messages before results get their turn
 
 
@@ -55,6 +60,7 @@ class _Peer:
     session: Session
     heard_at: float
     boot: bytes = b""  # from its Hello: the ids of its requests begin with it
+    tenant: str = ""  # whose credit its requests use
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,21 +77,23 @@ class Frontend:
     def __init__(
         self,
         socket: zmq.Socket[bytes],
-        lanes: LaneTable,
+        catalogue: Catalogue,
+        desk: Desk,
+        ledger: Ledger,
         *,
-        limits: Limits,
         crashed: Callable[[BaseException], None],
     ) -> None:
         self.mailbox: Mailbox[Post] = Mailbox()
         self.stats: Counter[str] = Counter()
         self.epoch = os.urandom(8)
         self._socket = socket
-        self._lanes = lanes
-        self._admission = Admission(limits)
+        self._catalogue = catalogue
+        self._desk = desk
+        self._ledger = ledger
         self._dedup: DedupTable[tuple[m.RequestId, bytes], _Answer] = DedupTable()
         self._peers: OrderedDict[bytes, _Peer] = OrderedDict()
-        self._held: Counter[bytes] = Counter()  # admitted requests by boot id
         self._crashed = crashed
+        self._draining = False
         self._end_by: float | None = None
         self._settle_by = 0.0
         self._thread = threading.Thread(target=self._main, name="isthmus-frontend", daemon=True)
@@ -93,7 +101,8 @@ class Frontend:
     def start(self) -> None:
         self._thread.start()
 
-    def post(self, items: Iterable[Post]) -> None:
+    def post_all(self, items: Iterable[Post], /) -> None:
+        """Hand over outcomes, or the wish to shut down. From any thread."""
         self.mailbox.post_all(items)
 
     def join(self, timeout_s: float) -> None:
@@ -118,10 +127,17 @@ class Frontend:
         poller.register(self.mailbox.fileno(), zmq.POLLIN)
         while not self._finished(time.monotonic()):
             poller.poll(1000 if self._end_by is None else 20)
+            self._moderate()
             for item in self.mailbox.drain():
                 self._handle_post(item)
             self._receive_burst()
             self._forget_silent(time.monotonic())
+
+    def _moderate(self) -> None:
+        """Let requests gather while no engine thread could take them anyway; outcomes end the pause at once."""
+        pause_s = min(self._desk.busy_until - time.monotonic(), MODERATION_S)
+        if pause_s > 0:
+            select.select((self.mailbox.fileno(),), (), (), pause_s)
 
     def _finished(self, now: float) -> bool:
         if self._end_by is None:
@@ -143,7 +159,7 @@ class Frontend:
             case Crashed(error):
                 raise error
             case Shutdown(grace_s):
-                self._admission.draining = True
+                self._draining = True
                 self._end_by = time.monotonic() + grace_s
                 self._settle_by = time.monotonic() + SETTLE_S
                 for route, peer in self._peers.items():
@@ -176,10 +192,10 @@ class Frontend:
         match message:
             case m.Hello(boot=boot):
                 peer.session.handle(Event.HELLO)
-                peer.boot = boot
+                peer.boot, peer.tenant = boot, boot.hex()
                 self.stats["hellos"] += 1
                 self._send(route, self._welcome())
-                if self._admission.draining:
+                if self._draining:
                     self._send(route, m.Drain("shutting down"))
             case m.Infer():
                 self.stats["requests"] += 1
@@ -187,13 +203,12 @@ class Frontend:
                     self._send(route, m.NeedHello(self.epoch, message.request))
                 else:
                     self._require_own(peer, message.request)
-                    self._infer(route, message, frames[1:], now)
+                    self._infer(route, peer, message, frames[1:], now)
             case m.Cancel(request):
                 self._require_own(peer, request)
                 self._cancel(request)
             case m.Ping(number):
-                busiest = max((self._lanes.queue_wait_s(x, now=now) for x in self._lanes.lanes.values()), default=0.0)
-                self._send(route, m.Pong(number, int(busiest * 1e6)))
+                self._send(route, m.Pong(number, int(self._desk.wait_s(now=now) * 1e6)))
                 if peer.session.state is not State.GREETED:
                     self._send(route, m.NeedHello(self.epoch))
             case _:
@@ -205,17 +220,17 @@ class Frontend:
             raise WireError(f"request {request} is not this peer's", "greet with the boot id that your requests bear")
 
     def _welcome(self) -> m.Welcome:
-        limits = self._admission.limits
+        limits = self._desk.limits
         return m.Welcome(
             epoch=self.epoch,
             software=f"isthmus {__version__}",
             credit_requests=limits.credit_requests,
             credit_nbytes=limits.credit_nbytes,
-            segments=tuple(self._lanes.segments),
-            models=tuple(self._lanes.models),
+            segments=tuple(self._catalogue.segments),
+            models=tuple(self._catalogue.models),
         )
 
-    def _infer(self, route: bytes, infer: m.Infer, parts: list[Buffer], now: float) -> None:
+    def _infer(self, route: bytes, peer: _Peer, infer: m.Infer, parts: list[Buffer], now: float) -> None:
         key = (infer.request, infer.segment)
         if self._dedup.attach(key, route, infer.attempt):
             self.stats["duplicates_attached"] += 1
@@ -224,56 +239,48 @@ class Frontend:
             self.stats["duplicates_answered"] += 1
             self._send_answer(route, infer.attempt, answer)
             return
-        limit = self._admission.limits.credit_requests
-        if self._held[infer.request.boot] >= limit:
-            self._reject(route, infer, m.RejectCode.BUSY, f"your credit of {limit} requests is used up", 0.05, now=now)
-            return
-        segment = self._lanes.segments.get(infer.segment)
+        segment = self._catalogue.segments.get(infer.segment)
+        self._ledger.offered(segment.scope if segment else None)
         if segment is None:
             reason = "this gateway does not hold that head/tail pair"
             self._reject(route, infer, m.RejectCode.UNKNOWN_SEGMENT, reason, now=now)
             return
         try:
-            wire.check_parts(infer.tensors, [memoryview(p).nbytes for p in parts])
+            counts = wire.check_parts(infer.tensors, [memoryview(p).nbytes for p in parts])
             rows, layout = segment.fit(infer.tensors)
+            nbytes = nbytes_of(infer.tensors)
         except (WireError, ValueError) as error:
-            self._reject(route, infer, m.RejectCode.BAD_REQUEST, str(error)[:900], now=now)
+            self._reject(route, infer, m.RejectCode.BAD_REQUEST, str(error)[:900], now=now, scope=segment.scope)
             return
-        self.stats["drifted"] += segment.has_drifted(infer)
-        lane, nbytes, budget_s = segment.lane, nbytes_of(infer.tensors), infer.budget_us / 1e6
-        with lane.condition:
-            wait_s, service_s = self._lanes.queue_wait_s(lane, now=now), lane.curve.predict(rows)
-            if wait_s == 0.0 and service_s > budget_s > 0 and now - lane.tried_at > TRIAL_IVL_S:
-                # What was slow once would else be refused, and so never measured again, for good.
-                lane.tried_at, budget_s = now, service_s * 1.5
-            verdict = self._admission.decide(nbytes=nbytes, budget_s=budget_s, wait_s=wait_s, service_s=service_s)
-            if verdict is None:
-                item = Item(infer, parts, nbytes, rows, layout, now, now + budget_s, segment)
-                self._admission.enter(nbytes)
-                self._dedup.start(key, route, infer.attempt)
-                self._held[infer.request.boot] += 1
-                lane.batcher.offer(item, now=now)
-                lane.condition.notify()
-        if verdict is not None:
-            self._reject(route, infer, verdict.code, verdict.reason, verdict.retry_after_s, now=now)
+        if segment.has_drifted(infer.outer_ppm):
+            self.stats["drifted"] += 1
+        item = Item(
+            segment, infer.tensors, parts, counts, infer.checksum, rows, layout, nbytes,
+            now, now + infer.budget_us / 1e6, infer.priority, peer.tenant, self, infer, _reference(infer),
+        )  # fmt: skip
+        verdict = self._desk.submit(item)
+        if verdict is None:
+            self._dedup.start(key, route, infer.attempt)
+        else:
+            self._reject(
+                route, infer, verdict.code, verdict.reason, verdict.retry_after_s, now=now, scope=segment.scope,
+                credit=verdict.credit,
+            )  # fmt: skip
 
     def _cancel(self, request: m.RequestId) -> None:
         """Remove queued work that nobody waits for. What already runs is finished and its answer kept."""
-        for lane in self._lanes.lanes.values():
-            with lane.condition:
-                removed = lane.batcher.remove(lambda item: item.infer.request == request)
-            for item in removed:
-                self.stats["cancelled"] += 1
-                self._give_up(item, m.RejectCode.CANCELLED, "cancelled by the agent")
+        for item in self._desk.withdraw(lambda item: item.door is self and _infer_of(item).request == request):
+            self.stats["cancelled"] += 1
+            self._give_up(item, m.RejectCode.CANCELLED, "cancelled by the agent")
 
     # ---- what goes out ----------------------------------------------------------------------------------------------
 
     def _finish(self, done: Computed) -> None:
         item, now = done.item, time.monotonic()
-        self._leave(item)
+        infer, segment = _infer_of(item), item.segment
         result = m.Result(
-            request=item.infer.request,
-            attempt=item.infer.attempt,
+            request=infer.request,
+            attempt=infer.attempt,
             tensors=done.headers,
             checksum=done.checksum,
             timings=m.Timings(
@@ -284,14 +291,19 @@ class Frontend:
                 batch_size=done.batch_size,
             ),
             engine=done.engine,
-            precision=item.segment.precision,
-            bundle=item.segment.bundle,
+            precision=segment.precision,
+            bundle=segment.bundle,
         )
         answer = _Answer(result, done.buffers)
-        key = (item.infer.request, item.infer.segment)
+        key = (infer.request, infer.segment)
         route, attempt = self._dedup.finish(key, answer, sum(h.nbytes for h in done.headers) + 512)
         self.stats["results"] += 1
-        self.stats["batched_rows"] += item.rows if done.batch_size > item.rows else 0
+        if done.batch_size > item.rows:
+            self.stats["batched_rows"] += item.rows
+        self._ledger.answered(
+            segment.scope, queue_s=done.queue_s, residence_s=now - item.arrived, budget_s=infer.budget_us / 1e6,
+            late=now > item.deadline, now=now,
+        )  # fmt: skip
         self._send_answer(route, attempt, answer)
 
     def _send_answer(self, route: bytes, attempt: int, answer: _Answer) -> None:
@@ -300,18 +312,15 @@ class Frontend:
             result = result.for_attempt(attempt)
         self._send(route, result, answer.buffers)
 
-    def _leave(self, item: Item) -> None:
-        self._admission.leave(item.nbytes)
-        boot = item.infer.request.boot
-        self._held[boot] -= 1
-        if not self._held[boot]:
-            del self._held[boot]
-
     def _give_up(self, item: Item, code: m.RejectCode, reason: str) -> None:
-        self._leave(item)
-        destination = self._dedup.abandon((item.infer.request, item.infer.segment))
+        infer = _infer_of(item)
+        destination = self._dedup.abandon((infer.request, infer.segment))
         if destination is not None:
-            self._reject(destination[0], item.infer, code, reason, attempt=destination[1], arrived=item.arrived)
+            route, attempt = destination
+            self._reject(
+                route, infer, code, reason, attempt=attempt, arrived=item.arrived, scope=item.segment.scope,
+                credit=self._desk.credit(item.tenant),
+            )  # fmt: skip
 
     def _reject(
         self,
@@ -324,10 +333,14 @@ class Frontend:
         attempt: int | None = None,
         arrived: float | None = None,
         now: float | None = None,
+        scope: Scope | None = None,
+        credit: int | None = None,
     ) -> None:
         at = time.monotonic() if now is None else now
         spent_us = int((at - arrived) * 1e6) if arrived is not None else 0
+        slack_us = max(infer.budget_us - spent_us, 0)
         self.stats[f"rejected_{code}"] += 1
+        self._ledger.refused(scope, code, slack_s=slack_us / 1e6, budget_s=infer.budget_us / 1e6)
         self._send(
             route,
             m.Reject(
@@ -335,20 +348,18 @@ class Frontend:
                 attempt=infer.attempt if attempt is None else attempt,
                 code=code,
                 reason=reason,
-                slack_us=max(infer.budget_us - spent_us, 0),
+                slack_us=slack_us,
                 retry_after_us=int(retry_after_s * 1e6),
                 residence_us=spent_us,
+                credit=credit,
             ),
         )
 
     def _refuse_everything(self, reason: str) -> None:
         """The last act: whoever still waits is told, so that no request vanishes."""
         reason = reason[:900]
-        for lane in self._lanes.lanes.values():
-            with lane.condition:
-                left = lane.batcher.remove(lambda _: True)
-            for item in left:
-                self._give_up(item, m.RejectCode.INTERNAL, reason)
+        for item in self._desk.withdraw(lambda item: item.door is self):
+            self._give_up(item, m.RejectCode.INTERNAL, reason)
         for (request, _), route, attempt in self._dedup.abandon_all():  # in an engine that will not answer any more
             self.stats[f"rejected_{m.RejectCode.INTERNAL}"] += 1
             self._send(route, m.Reject(request, attempt, m.RejectCode.INTERNAL, reason, 0, 0))
@@ -378,3 +389,17 @@ class Frontend:
             if peer.session.state is State.GREETED:
                 peer.session.handle(Event.SILENCE)
             del self._peers[route]
+
+
+def _infer_of(item: Item) -> m.Infer:
+    """The message that this door put into the item."""
+    if not isinstance(item.ticket, m.Infer):
+        raise InvariantViolation("an item of another door was handed to this one")
+    return item.ticket
+
+
+def _reference(infer: m.Infer) -> Reference | None:
+    """Whose frames may refer to each other: one device's under one segment. Nobody can use another's boot id."""
+    if not infer.keep and all(header.codec != DeltaCodec.name for header in infer.tensors):
+        return None
+    return Reference((infer.request.boot, infer.segment), infer.request.sequence, infer.keep)

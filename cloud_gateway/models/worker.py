@@ -1,197 +1,219 @@
-"""One thread per engine: take a batch, decode, run, split, encode, post. All heavy work is here, without the GIL."""
+"""Engine threads: take a batch from the desk, decode, run, split, encode, hand back. All heavy work is here.
+
+A thread belongs to no lane. Payloads are copied once, from the receive buffers into the rows of a batch that is kept
+for the next time (a fresh 3 MB array costs more in page faults than in copying); what was compressed is decoded.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from cloud_gateway.models.lanes import Item, Lane, stack
+from cloud_gateway.desk import Desk
+from cloud_gateway.models.lanes import Lane
+from cloud_gateway.models.rows import BatchRows, Source
+from cloud_gateway.scheduling.scheduler import Dispatch
+from cloud_gateway.seeing.ledger import Ledger
+from cloud_gateway.work import Computed, Crashed, Door, Item, NotComputed, Outcome
 from protocol import codecs, wire
-from protocol import messages as m
 from protocol.delta import DeltaCodec, UnknownReferenceError
 from protocol.errors import EngineError, InvariantViolation, WireError
+from protocol.messages import RejectCode
 from protocol.tensors import Array, TensorHeader
 from protocol.wire import Buffer
 
-IDLE_WAIT_S = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class Computed:
-    """A finished request: encoded outputs, and where the time went (seconds)."""
-
-    item: Item
-    headers: tuple[TensorHeader, ...]
-    buffers: tuple[Buffer, ...]
-    checksum: int
-    queue_s: float
-    decode_s: float
-    compute_s: float
-    batch_size: int
-    engine: str
-
-
-@dataclass(frozen=True, slots=True)
-class NotComputed:
-    item: Item
-    code: m.RejectCode
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Crashed:
-    error: BaseException
-
-
-Post = Computed | NotComputed | Crashed
+TOO_LATE = "it can no longer finish within its budget"
 
 
 class Worker:
-    """Serves one lane until it is told to stop."""
+    """One engine thread; stops when the desk does."""
 
-    def __init__(self, lane: Lane, post: Callable[[Iterable[Post]], None]) -> None:
-        self._lane = lane
-        self._post = post
-        self._thread = threading.Thread(target=self._main, name=f"isthmus-engine-{lane.key[:8]}", daemon=True)
+    def __init__(self, number: int, desk: Desk, ledger: Ledger, *, crashed: Callable[[BaseException], None]) -> None:
+        self._number = number
+        self._desk = desk
+        self._ledger = ledger
+        self._crashed = crashed
+        self._rows = BatchRows()
+        self._thread = threading.Thread(target=self._main, name=f"isthmus-engine-{number}", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self) -> None:
-        with self._lane.condition:
-            self._lane.stopping = True
-            self._lane.condition.notify_all()
+    def join(self, timeout_s: float) -> None:
         if self._thread.is_alive():
-            self._thread.join(timeout=10)
+            self._thread.join(timeout_s)
 
     def _main(self) -> None:
         try:
-            while (batch := self._next_batch()) is not None:
-                self._serve(batch)
+            while (dispatch := self._desk.take(self._number)) is not None:
+                _post([NotComputed(item, RejectCode.DEADLINE, TOO_LATE) for item in dispatch.expired])
+                if dispatch.batch:
+                    outcomes = self._serve(dispatch)
+                    self._desk.finished(self._number, dispatch.batch)
+                    _post(outcomes)
         except BaseException as error:  # the top of the thread
-            self._post([Crashed(error)])
+            self._crashed(error)
 
-    def _next_batch(self) -> list[Item] | None:
-        lane = self._lane
-        with lane.condition:
-            while True:
-                now = time.monotonic()
-                lane.running_until = 0.0
-                taken = lane.batcher.take(now=now)
-                if taken.expired:
-                    reason = "it can no longer finish within its budget"
-                    self._post([NotComputed(item, m.RejectCode.DEADLINE, reason) for item in taken.expired])
-                if taken.batch:
-                    lane.running_until = now + lane.curve.predict(sum(i.rows for i in taken.batch))
-                    return taken.batch
-                if lane.stopping:
-                    return None
-                lane.condition.wait(IDLE_WAIT_S)
+    def _serve(self, dispatch: Dispatch[Item]) -> list[Outcome]:
+        began = time.monotonic()
+        outcomes: list[Outcome] = []
+        lane = dispatch.batch[0].segment.lane
+        items = self._whole(dispatch.batch, outcomes)
+        served = self._run(lane, items, outcomes, began, dispatch.predicted_s) if items else 0
+        if served:
+            # All that the thread was busy with, so that admission and dispatch count on what a batch really takes.
+            lane.curve.observe(served, time.monotonic() - began)
+        return outcomes
 
-    def _serve(self, batch: list[Item]) -> None:
-        taken = time.monotonic()
-        decoded = self._decode(batch)
-        if not decoded:
-            return
-        items = [item for item, _ in decoded]
+    def _run(
+        self, lane: Lane, items: list[Item], outcomes: list[Outcome], began: float, predicted_s: float = 0.0
+    ) -> int:
+        """Decode, compute and encode; returns the rows of the batch, 0 if it did not run as one."""
+        tensors, items = self._decode(lane, items, outcomes)
+        if not items:
+            return 0
         rows = sum(item.rows for item in items)
         start = time.monotonic()
         try:
-            tensors = self._assemble([arrays for _, arrays in decoded])
-            outputs = self._lane.engine.infer(tensors)
-            self._check_rows(outputs, items)
+            outputs = lane.engine.infer(tensors)
+            _check_rows(lane, outputs, items, rows)
         except EngineError as error:
             if len(items) > 1:  # one request's values may fail them all: each on its own then
                 for item in items:
-                    self._serve([item])
-                return
-            self._post([NotComputed(items[0], m.RejectCode.INTERNAL, str(error)[:900])])
-            return
+                    self._run(lane, [item], outcomes, time.monotonic())
+                return 0
+            outcomes.append(NotComputed(items[0], RejectCode.INTERNAL, str(error)[:900]))
+            return 0
         end = time.monotonic()
-        with self._lane.condition:
-            self._lane.curve.observe(rows, end - start)
-        done: list[Post] = []
-        for item, mine in zip(items, self._split(outputs, items), strict=True):
+        outputs = self._rows.detached(outputs)
+        engine = lane.engine.description
+        for item, mine in zip(items, _split(lane, outputs, items, rows), strict=True):
             encoded = [codecs.encode(name, array, "raw") for name, array in mine.items()]
             buffers = tuple(buffer for _, buffer in encoded)
-            done.append(
+            outcomes.append(
                 Computed(
                     item,
                     tuple(header for header, _ in encoded),
                     buffers,
-                    wire.checksum(buffers),
-                    queue_s=taken - item.arrived,
-                    decode_s=start - taken,
+                    wire.checksum(buffers) if item.checksum is not None else 0,
+                    queue_s=began - item.arrived,
+                    decode_s=start - began,
                     compute_s=end - start,
                     batch_size=rows,
-                    engine=self._lane.engine.description,
+                    engine=engine,
                 )
             )
-        self._post(done)
+        self._ledger.executed(
+            items[0].segment.scope, rows=rows, requests=len(items), decode_s=start - began, compute_s=end - start,
+            predicted_s=predicted_s, engine=engine, now=end,
+        )  # fmt: skip
+        return rows
 
-    def _decode(self, batch: list[Item]) -> list[tuple[Item, dict[str, Array]]]:
-        decoded = []
+    # ---- decoding ---------------------------------------------------------------------------------------------------
+
+    def _whole(self, batch: Sequence[Item], outcomes: list[Outcome]) -> list[Item]:
+        """Those whose payload is what was sent."""
+        whole = []
         for item in batch:
-            headers = item.infer.tensors
+            if item.checksum is None or wire.checksum(item.parts) == item.checksum:
+                whole.append(item)
+            else:
+                outcomes.append(
+                    NotComputed(item, RejectCode.BAD_REQUEST, "the payload's checksum does not match; send it again")
+                )
+        return whole
+
+    def _decode(self, lane: Lane, items: list[Item], outcomes: list[Outcome]) -> tuple[Mapping[str, Array], list[Item]]:
+        """The batch's tensors, and the requests that are in it."""
+        kept: list[Item] = []
+        sources: list[list[Source]] = []
+        for item in items:
             try:
-                if wire.checksum(item.parts) != item.infer.checksum:
-                    raise WireError("the payload's checksum does not match", "send it again")
-                buffers = wire.join_parts(headers, item.parts)
-                arrays = {h.name: self._decode_one(item, h, b) for h, b in zip(headers, buffers, strict=True)}
+                mine = self._sources(lane, item, alone=len(items) == 1)
             except UnknownReferenceError as error:
-                self._post([NotComputed(item, m.RejectCode.UNKNOWN_REFERENCE, str(error))])
+                outcomes.append(NotComputed(item, RejectCode.UNKNOWN_REFERENCE, str(error)))
                 continue
             except WireError as error:
-                self._post([NotComputed(item, m.RejectCode.BAD_REQUEST, str(error))])
+                outcomes.append(NotComputed(item, RejectCode.BAD_REQUEST, str(error)))
                 continue
-            if item.infer.keep:
-                frame = {h.name: arrays[h.name] for h in headers if h.codec == DeltaCodec.name}
-                self._lane.references.keep(_stream(item), item.infer.request.sequence, frame)
-            decoded.append((item, arrays))
-        return decoded
+            kept.append(item)
+            sources.append(mine)
+        tensors: dict[str, Array] = {}
+        for index, header in enumerate(kept[0].headers if kept else ()):
+            axis = lane.batch_axes[header.name]
+            if axis is None and len(kept) > 1:
+                raise InvariantViolation(f"tensor {header.name!r} has no batch axis but was batched")
+            tensors[header.name] = self._rows.join(lane, header, [mine[index] for mine in sources], axis)
+        return tensors, kept
 
-    def _decode_one(self, item: Item, header: TensorHeader, data: Buffer) -> Array:
+    def _sources(self, lane: Lane, item: Item, *, alone: bool) -> list[Source]:
+        """One request's tensors: decoded, or as they were received where that is all that decoding would do."""
+        sources: list[Source] = []
+        at = 0
+        for header, count in zip(item.headers, item.counts, strict=True):
+            parts = item.parts[at : at + count]
+            at += count
+            if header.codec == "raw" and not (alone and count == 1):
+                nbytes = sum(memoryview(part).nbytes for part in parts)
+                if nbytes != header.decoded_nbytes():
+                    raise WireError(f"raw tensor of {nbytes} bytes", f"its shape needs {header.decoded_nbytes()}")
+                sources.append(parts)
+            else:
+                sources.append(self._array(lane, item, header, parts[0] if count == 1 else b"".join(parts)))
+        if item.reference is not None and item.reference.keep:
+            frame = {
+                header.name: source
+                for header, source in zip(item.headers, sources, strict=True)
+                if header.codec == DeltaCodec.name and isinstance(source, np.ndarray)
+            }
+            with lane.references_lock:
+                lane.references.keep(item.reference.stream, item.reference.sequence, frame)
+        return sources
+
+    def _array(self, lane: Lane, item: Item, header: TensorHeader, data: Buffer) -> Array:
+        reference = item.reference
+        if reference is None:
+            return codecs.decode(header, data)
+
         def recall(sequence: int) -> Array | None:
-            return self._lane.references.find(_stream(item), sequence, header.name)
+            with lane.references_lock:
+                return lane.references.find(reference.stream, sequence, header.name)
 
         return codecs.decode(header, data, recall)
 
-    def _assemble(self, requests: Sequence[dict[str, Array]]) -> dict[str, Array]:
-        if len(requests) == 1:
-            return requests[0]
-        joined = {}
-        for name in requests[0]:
-            axis = self._lane.batch_axes[name]
-            if axis is None:
-                raise InvariantViolation(f"tensor {name!r} has no batch axis but was batched")
-            joined[name] = stack((r[name] for r in requests), axis)
-        return joined
 
-    def _check_rows(self, outputs: dict[str, Array], items: list[Item]) -> None:
-        """A tail that returns fewer rows than it was given would hand one caller another's answer."""
-        rows = sum(item.rows for item in items)
-        for name, array in outputs.items() if len(items) > 1 else ():
-            axis = self._lane.output_axes[name]
-            if array.ndim <= axis or array.shape[axis] % rows:
-                raise EngineError(
-                    f"output {name!r} has shape {list(array.shape)} for {rows} rows", "serve it at batch 1"
-                )
-
-    def _split(self, outputs: dict[str, Array], items: list[Item]) -> list[dict[str, Array]]:
-        if len(items) == 1:
-            return [outputs]
-        *ends, rows = np.cumsum([item.rows for item in items])
-        parts = {}
-        for name, array in outputs.items():
-            axis = self._lane.output_axes[name]
-            parts[name] = np.split(array, np.array(ends) * (array.shape[axis] // rows), axis)
-        return [{name: arrays[i] for name, arrays in parts.items()} for i in range(len(items))]
+def _post(outcomes: Sequence[Outcome]) -> None:
+    """Hand each outcome to its door, with one wake-up a door."""
+    doors: dict[int, tuple[Door, list[Outcome]]] = {}
+    for outcome in outcomes:
+        if not isinstance(outcome, Crashed):
+            door = outcome.item.door
+            doors.setdefault(id(door), (door, []))[1].append(outcome)
+    for door, mine in doors.values():
+        door.post_all(mine)
 
 
-def _stream(item: Item) -> tuple[bytes, bytes]:
-    """Whose frames may refer to each other: one device's under one segment. Nobody can use another's boot id."""
-    return item.infer.request.boot, item.infer.segment
+def _check_rows(lane: Lane, outputs: Mapping[str, Array], items: Sequence[Item], rows: int) -> None:
+    """A tail that returns fewer rows than it was given would hand one caller another's answer."""
+    for name, array in outputs.items() if len(items) > 1 else ():
+        axis = lane.output_axes[name]
+        if array.ndim <= axis or array.shape[axis] % rows:
+            raise EngineError(f"output {name!r} has shape {list(array.shape)} for {rows} rows", "serve it at batch 1")
+
+
+def _split(lane: Lane, outputs: dict[str, Array], items: Sequence[Item], rows: int) -> list[dict[str, Array]]:
+    if len(items) == 1:
+        return [outputs]
+    parts: list[dict[str, Array]] = [{} for _ in items]
+    for name, array in outputs.items():
+        axis = lane.output_axes[name]
+        width = array.shape[axis] // rows
+        at = 0
+        for item, mine in zip(items, parts, strict=True):
+            end = at + item.rows * width
+            mine[name] = array[at:end] if axis == 0 else array[(slice(None),) * axis + (slice(at, end),)]
+            at = end
+    return parts

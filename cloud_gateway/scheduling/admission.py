@@ -1,10 +1,12 @@
 """Who may enter: refuse at the door what cannot finish, while the caller still has time to act. Pure.
 
-Backlogs are bounded three ways: by deadline (predicted wait plus service must fit the budget), by bytes and by count.
+Backlogs are bounded by deadline (predicted wait plus service must fit the budget), by bytes and by count, for the whole
+gateway, for each lane that asks for it and for each tenant: nobody's burst becomes everybody's delay.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import NamedTuple
 
 from protocol.errors import InvariantViolation
@@ -12,7 +14,7 @@ from protocol.messages import RejectCode
 
 
 class Limits(NamedTuple):
-    """Bounds of the whole gateway, and the credit each agent is told."""
+    """Bounds of the whole gateway, and the credit of each tenant (an agent, or whoever an API key names)."""
 
     pending_requests: int = 1024
     pending_nbytes: int = 256 * 1024 * 1024
@@ -21,47 +23,71 @@ class Limits(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """Not admitted: the code, the reason in words and when it may be worth coming back."""
+    """Not admitted: the code, the reason in words, when it may be worth coming back, and the tenant's credit now."""
 
     code: RejectCode
     reason: str
     retry_after_s: float
+    credit: int = 0  # requests that this tenant may have in flight beyond those that it has
+
+
+LEAST_RETRY_S = 0.01  # never invite back at once what was refused for want of room
 
 
 class Admission:
     """Counts what is pending; `decide` before `enter`, `leave` once for every `enter`."""
 
     def __init__(self, limits: Limits) -> None:
-        self.limits = limits
+        self.limits = limits  # may be replaced while requests are pending: what is inside stays
         self.requests = 0
         self.nbytes = 0
         self.draining = False
+        self._requests_of: Counter[str] = Counter()
+        self._nbytes_of: Counter[str] = Counter()
 
-    def decide(self, *, nbytes: int, budget_s: float, wait_s: float, service_s: float) -> Verdict | None:
-        """None admits. `wait_s` and `service_s` are the lane's predictions for this request."""
+    def credit(self, tenant: str) -> int:
+        """How many more requests `tenant` may have pending."""
+        return max(self.limits.credit_requests - self._requests_of[tenant], 0)
+
+    def decide(self, *, tenant: str, nbytes: int, budget_s: float, wait_s: float, service_s: float) -> Verdict | None:
+        """None admits. `wait_s` and `service_s` are the scheduler's predictions for this request."""
+        limits = self.limits
         if self.draining:
             return Verdict(RejectCode.DRAINING, "the gateway is shutting down", 1.0)
-        if nbytes > self.limits.pending_nbytes:
-            reason = f"{nbytes} bytes exceed the gateway's bound of {self.limits.pending_nbytes}"
-            return Verdict(RejectCode.TOO_LARGE, reason, 0.0)
-        if self.requests >= self.limits.pending_requests:
-            return Verdict(RejectCode.BUSY, f"{self.requests} requests are pending", max(wait_s, 0.01))
-        if self.nbytes + nbytes > self.limits.pending_nbytes:
-            return Verdict(RejectCode.BUSY, f"{self.nbytes} bytes are pending", max(wait_s, 0.01))
+        if nbytes > limits.pending_nbytes:
+            return Verdict(
+                RejectCode.TOO_LARGE, f"{nbytes} bytes exceed the gateway's bound of {limits.pending_nbytes}", 0.0
+            )
+        credit, soon = self.credit(tenant), max(wait_s, LEAST_RETRY_S)
+        if not credit:
+            return Verdict(RejectCode.BUSY, f"your credit of {limits.credit_requests} requests is used up", soon)
+        held = self._nbytes_of[tenant]
+        if held and held + nbytes > limits.credit_nbytes:
+            return Verdict(RejectCode.BUSY, f"your credit of {limits.credit_nbytes} bytes is used up", soon, credit)
+        if self.requests >= limits.pending_requests:
+            return Verdict(RejectCode.BUSY, f"{self.requests} requests are pending", soon, credit)
+        if self.nbytes + nbytes > limits.pending_nbytes:
+            return Verdict(RejectCode.BUSY, f"{self.nbytes} bytes are pending", soon, credit)
         if wait_s + service_s > budget_s:
             reason = (
                 f"{wait_s * 1e3:.1f} ms of queue and {service_s * 1e3:.1f} ms of compute do not fit the "
                 f"{budget_s * 1e3:.1f} ms that are left"
             )
-            return Verdict(RejectCode.DEADLINE, reason, wait_s)
+            return Verdict(RejectCode.DEADLINE, reason, wait_s, credit)
         return None
 
-    def enter(self, nbytes: int) -> None:
+    def enter(self, tenant: str, nbytes: int) -> None:
         self.requests += 1
         self.nbytes += nbytes
+        self._requests_of[tenant] += 1
+        self._nbytes_of[tenant] += nbytes
 
-    def leave(self, nbytes: int) -> None:
+    def leave(self, tenant: str, nbytes: int) -> None:
         self.requests -= 1
         self.nbytes -= nbytes
-        if self.requests < 0 or self.nbytes < 0:
-            raise InvariantViolation(f"more left than entered: {self.requests} requests, {self.nbytes} bytes")
+        self._requests_of[tenant] -= 1
+        self._nbytes_of[tenant] -= nbytes
+        if self._requests_of[tenant] < 0 or self._nbytes_of[tenant] < 0:
+            raise InvariantViolation(f"more of {tenant!r} left than entered")
+        if not self._requests_of[tenant]:
+            del self._requests_of[tenant], self._nbytes_of[tenant]

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pytest
 
 from cloud_gateway.gateway import Gateway, GatewayConfig
-from cloud_gateway.models.lanes import nbytes_of
+from cloud_gateway.work import nbytes_of
 from edge_agent.agent import Agent, AgentConfig
 from edge_agent.client import Client, unwrap
 from edge_agent.heads import Heads
@@ -166,8 +166,8 @@ def test_requests_under_different_codecs_of_one_cut_share_batches_and_each_gets_
     gateway: Gateway, family_bundle: Path, pictures: Array
 ) -> None:
     entries = [placement(Bundle.open(family_bundle), id_) for id_ in ids(family_bundle, "cut-1")]
-    (lane,) = {gateway.lanes.segments[bytes.fromhex(e.segment or "")].lane for e in entries}
-    lane.batcher.max_rows = 16  # on a tail this small batching may not pay, but it has to be right
+    (lane,) = {gateway.catalogue.segments[bytes.fromhex(e.segment or "")].lane for e in entries}
+    gateway.desk.bound(lane, 16)  # on a tail this small batching may not pay, but it has to be right
     wanted = {n: (e, pictures[n : n + 1]) for n, e in enumerate(entries * 4)}
     answers = {n: in_process(family_bundle, e, x) for n, (e, x) in wanted.items()}
     sizes = set()
@@ -175,7 +175,7 @@ def test_requests_under_different_codecs_of_one_cut_share_batches_and_each_gets_
         client.greet()
         messages = [asked(client, family_bundle, e, x, n) for n, (e, x) in wanted.items()]
         for round_ in range(0, 10_000, 100):
-            with lane.condition:  # nothing is taken before all have come
+            with gateway.desk.paused():  # nothing is taken before all have come
                 for infer, payload in messages:
                     request = m.RequestId(client.boot, infer.request.sequence + round_)
                     client.send(msgspec.structs.replace(infer, request=request), tuple(payload))
@@ -217,14 +217,14 @@ def test_a_hostile_payload_is_refused_in_words_and_harms_nobody_in_its_batch(
     gateway: Gateway, family_bundle: Path, pictures: Array, id_: str
 ) -> None:
     entry = placement(Bundle.open(family_bundle), id_)
-    lane = gateway.lanes.segments[bytes.fromhex(entry.segment or "")].lane
-    lane.batcher.max_rows = 16
+    lane = gateway.catalogue.segments[bytes.fromhex(entry.segment or "")].lane
+    gateway.desk.bound(lane, 16)
     x = pictures[:1]
     with WireClient(str(gateway.endpoint)) as client:
         client.greet()
         infer, (good,) = asked(client, family_bundle, entry, x, 0)
         cases = hostile(entry.boundary[0].codec, good, infer.tensors[0].decoded_nbytes())
-        with lane.condition:
+        with gateway.desk.paused():
             for number, bad in enumerate(cases.values(), 1):
                 request = m.RequestId(client.boot, number)
                 client.send(msgspec.structs.replace(with_payload(infer, bad), request=request), (bad,))

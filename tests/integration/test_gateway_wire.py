@@ -274,7 +274,7 @@ def test_a_bug_in_an_engine_thread_answers_what_is_pending_and_ends_the_gateway(
 ) -> None:
     gateway = Gateway(GatewayConfig(bundles=[toy_bundle], bind="tcp://127.0.0.1:0"))
     gateway.start()
-    for lane in gateway.lanes.lanes.values():
+    for lane in gateway.catalogue.lanes.values():
         monkeypatch.setattr(lane.engine, "infer", _bug)
     with WireClient(str(gateway.endpoint)) as client:
         client.greet()

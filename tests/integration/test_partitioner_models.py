@@ -16,7 +16,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks import cuts as cuts_suite
 from benchmarks.control_flow import control_flow
-from cloud_gateway.models.lanes import LaneTable
+from cloud_gateway.desk import Desk
+from cloud_gateway.models.catalogue import Catalogue, Defaults
+from cloud_gateway.models.served import open_bundle
+from cloud_gateway.scheduling.admission import Limits
 from edge_agent.heads import Heads
 from partitioner.graph.cuts import complete, prefix_candidates, separate
 from partitioner.graph.model import LoadedModel, load, serialise
@@ -467,6 +470,6 @@ def test_a_large_model_becomes_a_bundle_that_agent_and_gateway_load(
     heads.activate()
     heads.deactivate()
     assert heads.failed == {}
-    lanes = LaneTable(threads=1)
-    lanes.load(opened)
-    lanes.deactivate()
+    catalogue = Catalogue(Desk(Limits(), threads=1), Defaults(), orphaned=lambda _: None)
+    catalogue.load(open_bundle(opened.root))
+    catalogue.close()

@@ -325,7 +325,7 @@ def test_a_result_without_the_models_outputs_costs_neither_the_agent_nor_its_cal
 def test_one_slow_spell_does_not_lock_a_lane_out_for_good(
     toy_gateway: Gateway, toy_samples: Array, agent_for: Callable[..., Agent]
 ) -> None:
-    for lane in toy_gateway.lanes.lanes.values():
+    for lane in toy_gateway.catalogue.lanes.values():
         for _ in range(100):
             lane.curve.observe(1, 30.0)  # a machine that was suspended, say
     agent = agent_for(str(toy_gateway.endpoint), placements=("full-cloud",))

@@ -156,7 +156,7 @@ def test_many_frames_on_their_way_at_once_refer_to_what_is_surely_there(
 def test_a_gateway_that_forgot_costs_one_refusal_and_no_answer(
     gateway: Gateway, stream_bundle: Path, frames: Array
 ) -> None:
-    lane = gateway.lanes.segments[bytes.fromhex(entry_of(stream_bundle, "cut-1").segment or "")].lane
+    lane = gateway.catalogue.segments[bytes.fromhex(entry_of(stream_bundle, "cut-1").segment or "")].lane
     with Client(stream_bundle, gateway=str(gateway.endpoint), placements=("cut-1",)) as client:
         assert client.wait_ready(15)
         unwrap(client.infer({"x": frames[0][None]}, deadline_s=5))

@@ -14,9 +14,15 @@ SMALL = Limits(pending_requests=3, pending_nbytes=1000)
 
 
 def ask(
-    door: Admission, *, nbytes: int = 100, budget_s: float = 1.0, wait_s: float = 0.0, service_s: float = 0.01
+    door: Admission,
+    *,
+    tenant: str = "one",
+    nbytes: int = 100,
+    budget_s: float = 1.0,
+    wait_s: float = 0.0,
+    service_s: float = 0.01,
 ) -> Verdict | None:
-    return door.decide(nbytes=nbytes, budget_s=budget_s, wait_s=wait_s, service_s=service_s)
+    return door.decide(tenant=tenant, nbytes=nbytes, budget_s=budget_s, wait_s=wait_s, service_s=service_s)
 
 
 def test_what_fits_is_admitted() -> None:
@@ -54,23 +60,23 @@ def test_pending_requests_are_bounded() -> None:
     door = Admission(SMALL)
     for _ in range(3):
         assert ask(door) is None
-        door.enter(100)
+        door.enter("one", 100)
     verdict = ask(door, wait_s=0.2)
-    assert verdict == Verdict(RejectCode.BUSY, "3 requests are pending", 0.2)
+    assert verdict == Verdict(RejectCode.BUSY, "3 requests are pending", 0.2, 29)
 
 
 def test_pending_bytes_are_bounded() -> None:
     door = Admission(SMALL)
-    door.enter(900)
+    door.enter("one", 900)
     assert ask(door, nbytes=100) is None
     verdict = ask(door, nbytes=101, wait_s=0.3)
-    assert verdict == Verdict(RejectCode.BUSY, "900 bytes are pending", 0.3)
+    assert verdict == Verdict(RejectCode.BUSY, "900 bytes are pending", 0.3, 31)
 
 
 def test_a_busy_gateway_never_invites_back_at_once() -> None:
     door = Admission(SMALL)
     for _ in range(3):
-        door.enter(0)
+        door.enter("one", 0)
     verdict = ask(door, wait_s=0.0)
     assert verdict is not None
     assert verdict.retry_after_s > 0.0
@@ -98,29 +104,49 @@ def test_a_draining_gateway_admits_nobody_and_says_so() -> None:
     assert verdict.retry_after_s > 0.0
 
 
+def test_a_tenants_credit_bounds_its_own_requests_and_nobody_elses() -> None:
+    door = Admission(Limits(credit_requests=2))
+    for _ in range(2):
+        door.enter("greedy", 10)
+    verdict = ask(door, tenant="greedy", wait_s=0.3)
+    assert verdict == Verdict(RejectCode.BUSY, "your credit of 2 requests is used up", 0.3, 0)
+    assert ask(door, tenant="modest") is None
+    assert (door.credit("greedy"), door.credit("modest")) == (0, 2)
+
+
+def test_a_tenants_bytes_are_bounded_but_a_single_large_request_may_enter() -> None:
+    door = Admission(Limits(credit_nbytes=100))
+    assert ask(door, tenant="one", nbytes=150) is None
+    door.enter("one", 60)
+    verdict = ask(door, tenant="one", nbytes=50)
+    assert verdict is not None
+    assert (verdict.code, verdict.credit) == (RejectCode.BUSY, 31)
+    assert ask(door, tenant="other", nbytes=50) is None
+
+
 def test_whoever_leaves_makes_room() -> None:
     door = Admission(SMALL)
     for _ in range(3):
-        door.enter(300)
+        door.enter("one", 300)
     assert ask(door) is not None
-    door.leave(300)
+    door.leave("one", 300)
     assert ask(door) is None
     assert (door.requests, door.nbytes) == (2, 600)
 
 
 def test_more_leaving_than_entered_is_a_bug() -> None:
     door = Admission(SMALL)
-    door.enter(10)
-    door.leave(10)
-    with pytest.raises(InvariantViolation, match="more left than entered"):
-        door.leave(10)
+    door.enter("one", 10)
+    door.leave("one", 10)
+    with pytest.raises(InvariantViolation, match="more of 'one' left than entered"):
+        door.leave("one", 10)
 
 
 def test_more_bytes_leaving_than_entered_is_a_bug() -> None:
     door = Admission(SMALL)
-    door.enter(10)
-    with pytest.raises(InvariantViolation, match="more left than entered"):
-        door.leave(11)
+    door.enter("one", 10)
+    with pytest.raises(InvariantViolation, match="more of 'one' left than entered"):
+        door.leave("one", 11)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 400)), max_size=60))
@@ -132,13 +158,13 @@ def test_what_is_pending_stays_within_both_bounds_and_is_the_sum_of_who_is_insid
     for coming, nbytes in steps:
         if coming:
             if ask(door, nbytes=nbytes) is None:
-                door.enter(nbytes)
+                door.enter("one", nbytes)
                 inside.append(nbytes)
         elif inside:
-            door.leave(inside.pop(0))
+            door.leave("one", inside.pop(0))
         assert (door.requests, door.nbytes) == (len(inside), sum(inside))
         assert door.requests <= SMALL.pending_requests
         assert door.nbytes <= SMALL.pending_nbytes
     for nbytes in inside:
-        door.leave(nbytes)
+        door.leave("one", nbytes)
     assert (door.requests, door.nbytes) == (0, 0)

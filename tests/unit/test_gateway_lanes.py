@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cloud_gateway.models.lanes import Lane, Segment, nbytes_of, stack
-from protocol.bundle import BatchProof, BoundaryTensor, PlacementEntry
+from cloud_gateway.models.lanes import Lane, LaneRules, Segment
+from cloud_gateway.seeing.figures import Scope
+from cloud_gateway.work import nbytes_of
+from protocol.bundle import BoundaryTensor
 from protocol.engines.fake import FakeEngine
 from protocol.errors import EngineError
-from protocol.latency import PlacementCost
-from protocol.messages import PlacementKind
 from protocol.tensors import Array, TensorHeader, Tensors, TensorSpec
 
 MAP = BoundaryTensor(TensorSpec("map", "uint8", ("N", 2, "W")), "raw", 0)
@@ -21,27 +21,14 @@ SCALE = BoundaryTensor(TensorSpec("scale", "float32", (1,)), "raw", None)
 def lane(
     *boundary: BoundaryTensor, batchable: bool = True, max_rows: int = 8, engine: FakeEngine | None = None
 ) -> Lane:
-    entry = PlacementEntry(
-        id="cut-1",
-        kind=PlacementKind.CUT,
-        cut=tuple(b.spec.name for b in boundary),
-        head="cut-1/head.onnx",
-        tail="cut-1/tail.onnx",
-        segment="0" * 64,
-        precision="int8",
-        boundary=boundary,
-        head_outputs=(),
-        batch=BatchProof(batchable, "shown", 0.0, {"y": 0}),
-        cost=PlacementCost(),
-        certificate=None,
-    )
     if engine is None:
         engine = FakeEngine(lambda tensors: dict(tensors), inputs=tuple(b.spec for b in boundary))
-    return Lane("f" * 64, engine, entry, max_rows=max_rows)
+    rules = LaneRules(max_rows=max_rows)
+    return Lane("f" * 64, engine, boundary=boundary, output_axes={"y": 0}, batchable=batchable, rules=rules)
 
 
 def segment(*boundary: BoundaryTensor) -> Segment:
-    return Segment(lane(*boundary), boundary, "bundle", "int8", "cut-1")
+    return Segment(lane(*boundary), boundary, "bundle", "int8", "cut-1", Scope("toy", "1", "cut-1"))
 
 
 def header(name: str, dtype: str, *shape: int) -> TensorHeader:
@@ -118,20 +105,7 @@ def test_an_empty_batch_is_refused() -> None:
         segment(MAP).fit((header("map", "uint8", 0, 2, 7),))
 
 
-# ---- stack, nbytes_of -----------------------------------------------------------------------------------------------
-
-
-def test_one_tensor_is_passed_on_without_a_copy() -> None:
-    array = np.arange(6).reshape(2, 3)
-    assert stack([array], 0) is array
-
-
-def test_several_tensors_are_joined_along_their_axis() -> None:
-    parts = [np.full((3, n), n, np.float32) for n in (1, 2)]
-    joined = stack(iter(parts), 1)
-    assert joined.shape == (3, 3)
-    assert joined[0].tolist() == [1, 2, 2]
-    assert joined.dtype == np.float32
+# ---- nbytes_of ------------------------------------------------------------------------------------------------------
 
 
 def test_a_request_is_counted_as_sent_or_decoded_whichever_is_more() -> None:
@@ -149,7 +123,7 @@ def test_decoded_bytes_are_counted_in_bytes_and_not_in_elements() -> None:
 
 
 def test_a_tail_without_proof_runs_one_row_at_a_time() -> None:
-    assert lane(MAP, batchable=False).batcher.max_rows == 1
+    assert lane(MAP, batchable=False).max_rows == 1
 
 
 def test_warming_up_measures_every_batch_size_and_takes_the_knee_as_the_bound() -> None:
@@ -165,11 +139,24 @@ def test_warming_up_measures_every_batch_size_and_takes_the_knee_as_the_bound() 
         warmed.warm_up()
     assert dict.fromkeys(seen) == dict.fromkeys([(1, 2, 1), (2, 2, 1), (4, 2, 1), (8, 2, 1)])
     assert warmed.curve.predict(1) > 0.0
-    assert warmed.batcher.max_rows in (1, 2, 4, 8)
+    assert warmed.max_rows in (1, 2, 4, 8)
 
 
 def test_warming_up_a_tail_that_does_not_run_says_so() -> None:
-    engine = FakeEngine(lambda tensors: {"y": tensors["gone"]}, label="cut-1/tail", inputs=(MAP.spec,))
-    broken = lane(MAP, engine=engine)
+    engine = FakeEngine(lambda tensors: {"y": tensors["gone"]}, label="cut-1/tail", inputs=(STATE.spec,))
+    broken = lane(STATE, engine=engine)
     with engine, pytest.raises(EngineError, match="cut-1/tail failed"):
         broken.warm_up()
+
+
+def test_a_tail_whose_free_dimensions_cannot_be_guessed_starts_cold_at_batch_one() -> None:
+    def picky(tensors: Tensors) -> dict[str, Array]:
+        if tensors["map"].shape[2] < 5:
+            raise ValueError("too narrow")
+        return {"y": tensors["map"]}
+
+    engine = FakeEngine(picky, inputs=(MAP.spec,))
+    cold = lane(MAP, engine=engine)
+    with engine:
+        cold.warm_up()
+    assert (cold.max_rows, cold.curve.predict(1)) == (1, 0.0)

@@ -13,14 +13,18 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from cloud_gateway.models.lanes import Item, Lane, Segment
-from cloud_gateway.models.worker import Computed, Crashed, NotComputed, Post, Worker
+from cloud_gateway.desk import Desk
+from cloud_gateway.models.lanes import Lane, LaneRules, Segment
+from cloud_gateway.models.worker import Worker
+from cloud_gateway.scheduling.admission import Limits
+from cloud_gateway.seeing.figures import Scope
+from cloud_gateway.seeing.ledger import Ledger
+from cloud_gateway.work import Computed, Crashed, Item, NotComputed, Outcome
 from protocol import codecs, wire
-from protocol.bundle import BatchProof, BoundaryTensor, PlacementEntry
+from protocol.bundle import BoundaryTensor
 from protocol.engines.fake import FakeEngine
 from protocol.errors import InvariantViolation
-from protocol.latency import PlacementCost
-from protocol.messages import Infer, PlacementKind, RejectCode, RequestId
+from protocol.messages import RejectCode
 from protocol.tensors import Array, Tensors, TensorSpec
 from protocol.wire import Buffer
 
@@ -46,26 +50,21 @@ class Bench:
         max_rows: int = 16,
         batchable: bool = True,
     ) -> None:
-        entry = PlacementEntry(
-            id="cut-1",
-            kind=PlacementKind.CUT,
-            cut=tuple(b.spec.name for b in boundary),
-            head="cut-1/head.onnx",
-            tail="cut-1/tail.onnx",
-            segment="0" * 64,
-            precision="int8",
-            boundary=boundary,
-            head_outputs=(),
-            batch=BatchProof(batchable, "shown", 0.0, output_axes or {"y": 0}),
-            cost=PlacementCost(),
-            certificate=None,
-        )
         self.engine = FakeEngine(function, inputs=tuple(b.spec for b in boundary))
-        self.lane = Lane("f" * 64, self.engine, entry, max_rows=max_rows)
-        self.segment = Segment(self.lane, boundary, "bundle", "int8", "cut-1")
-        self.posted: queue.Queue[Post] = queue.Queue()
-        self.worker = Worker(self.lane, self._keep)
-        self._numbers = 0
+        self.lane = Lane(
+            "f" * 64,
+            self.engine,
+            boundary=boundary,
+            output_axes=output_axes or {"y": 0},
+            batchable=batchable,
+            rules=LaneRules(max_rows=max_rows),
+        )
+        self.segment = Segment(self.lane, boundary, "bundle", "int8", "cut-1", Scope("toy", "1", "cut-1"))
+        self.posted: queue.Queue[Outcome] = queue.Queue()
+        self.ledger = Ledger(now=time.monotonic())
+        self.desk = Desk(Limits(), threads=1)
+        self.desk.open(self.lane)
+        self.worker = Worker(0, self.desk, self.ledger, crashed=lambda error: self.posted.put(Crashed(error)))
 
     def offer(
         self,
@@ -83,22 +82,24 @@ class Bench:
         if garble is not None:
             parts = garble(parts)
         rows, layout = self.segment.fit(headers)
-        self._numbers += 1
-        infer = Infer(
-            request=RequestId(b"bootboot", self._numbers),
-            segment=b"0" * 32,
-            attempt=1,
-            budget_us=int(max(budget_s, 0) * 1e6),
-            priority=4,
-            tensors=headers,
-            checksum=wire.checksum(parts) if checksum is None else checksum,
-        )
         now = time.monotonic()
-        nbytes = sum(h.nbytes for h in headers)
-        item = Item(infer, parts, nbytes, rows, layout, now, now + budget_s, self.segment)
-        with self.lane.condition:
-            self.lane.batcher.offer(item, now=now)
-            self.lane.condition.notify()
+        item = Item(
+            segment=self.segment,
+            headers=headers,
+            parts=parts,
+            counts=[1] * len(parts),
+            checksum=wire.checksum(parts) if checksum is None else checksum,
+            rows=rows,
+            layout=layout,
+            nbytes=sum(h.nbytes for h in headers),
+            arrived=now,
+            deadline=now + budget_s,
+            priority=4,
+            tenant="one",
+            door=self,
+            ticket=None,
+        )
+        assert self.desk.submit(item) is None
         return item
 
     @contextmanager
@@ -108,13 +109,14 @@ class Bench:
             try:
                 yield
             finally:
-                self.worker.stop()
+                self.desk.stop()
+                self.worker.join(WAIT_S)
 
-    def _keep(self, posts: Iterable[Post]) -> None:
-        for post in posts:
-            self.posted.put(post)
+    def post_all(self, items: Iterable[Outcome]) -> None:
+        for item in items:
+            self.posted.put(item)
 
-    def next(self) -> Post:
+    def next(self) -> Outcome:
         return self.posted.get(timeout=WAIT_S)
 
     def computed(self) -> Computed:
@@ -307,7 +309,8 @@ def test_a_long_complaint_of_the_engine_still_fits_a_message() -> None:
 
 def test_what_can_no_longer_finish_is_refused_and_not_run() -> None:
     bench = Bench()
-    late = bench.offer(x=row(1), budget_s=-1.0)
+    late = bench.offer(x=row(1), budget_s=1.0)
+    bench.lane.curve.observe(1, 5.0)  # it has become slow meanwhile
     with bench.running():
         refused = bench.refused()
     assert refused.item is late
@@ -344,5 +347,25 @@ def test_stopping_finishes_what_was_admitted() -> None:
     assert [bench.computed().item for _ in items] == items
 
 
-def test_stopping_a_worker_that_never_started_is_no_error() -> None:
-    Bench().worker.stop()
+def test_joining_a_worker_that_never_started_is_no_error() -> None:
+    Bench().worker.join(WAIT_S)
+
+
+def test_the_ledger_hears_of_every_run_what_was_predicted_and_what_it_took() -> None:
+    bench = Bench()
+    for i in range(3):
+        bench.offer(x=row(i))
+    with bench.running():
+        for _ in range(3):
+            bench.computed()
+    counters = bench.ledger.snapshot(now=time.monotonic()).total.counters
+    assert (counters.executions, counters.rows) == (1, 3)
+
+
+def test_an_engine_that_hands_back_its_own_input_does_not_see_answers_overwritten() -> None:
+    bench = Bench(lambda tensors: {"y": tensors["x"]}, max_rows=2)
+    for i in range(4):
+        bench.offer(x=row(i))
+    with bench.running():
+        done = [bench.computed() for _ in range(4)]
+    assert [float(outputs(d)["y"][0, 0]) for d in done] == [0, 1, 2, 3]

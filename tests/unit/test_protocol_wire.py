@@ -180,7 +180,7 @@ def test_fields_appended_by_a_later_minor_version_are_skipped(message: m.Message
     [
         (m.NeedHello(b"epoch---"), 1),
         (m.Infer(REQUEST, bytes(32), 0, 1, 4, (), 0), 4),
-        (m.Reject(REQUEST, 1, m.RejectCode.BUSY, "full", 2, 3), 1),
+        (m.Reject(REQUEST, 1, m.RejectCode.BUSY, "full", 2, 3), 2),
         (m.Ping(3), 1),
         (m.Pong(3), 1),
     ],

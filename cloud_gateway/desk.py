@@ -1,0 +1,156 @@
+"""The desk between doors and engine threads: the scheduler under one lock, and one condition for who waits for work.
+
+A door submits from its own thread and is told at once what is refused. An engine thread takes a batch, runs it without
+the lock, gives the requests back (`finished`), and only then hands the outcomes to their doors, so that whoever reads
+an answer may at once use the credit that it frees.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from cloud_gateway.models.lanes import Lane
+from cloud_gateway.scheduling.admission import Limits, Verdict
+from cloud_gateway.scheduling.lane_queue import LaneQueue
+from cloud_gateway.scheduling.scheduler import Dispatch, Scheduler
+from cloud_gateway.work import Item
+
+IDLE_WAIT_S = 60.0  # an idle thread is woken by work, not by the clock
+
+
+class Desk:
+    """Thread-safe; every call is short. Lanes are opened before their segments are published, closed after."""
+
+    def __init__(self, limits: Limits, *, threads: int) -> None:
+        self._scheduler: Scheduler[Item] = Scheduler(limits, threads=threads)
+        self._work = threading.Condition(threading.Lock())
+        self._idle = 0
+        self._stopping = False
+        self._paused = False
+        self._busy_until = 0.0  # read without the lock: when the next engine thread should become free
+
+    @property
+    def busy_until(self) -> float:
+        """Until when all engine threads should be busy (monotonic seconds); in the past when one is free."""
+        return self._busy_until
+
+    # ---- lanes ------------------------------------------------------------------------------------------------------
+
+    def open(self, lane: Lane) -> None:
+        rules = lane.rules
+        queue: LaneQueue[Item] = LaneQueue(
+            lane.curve, max_rows=lane.max_rows, delay_s=rules.delay_s, sizes=rules.sizes, ageing_s=rules.ageing_s
+        )
+        with self._work:
+            self._scheduler.open(lane, queue, instances=rules.instances, most_requests=rules.most_requests)
+
+    def bound(self, lane: Lane, max_rows: int) -> None:
+        """From now on batches of `lane` hold at most `max_rows` rows."""
+        with self._work:
+            lane.max_rows = self._scheduler.queue(lane).max_rows = max_rows
+
+    def close(self, lane: Lane) -> list[Item]:
+        """Close a lane. What still waited is returned and must be given a terminal result by its door."""
+        with self._work:
+            left = self._scheduler.close(lane)
+            self._end(left)
+            return left
+
+    # ---- for doors --------------------------------------------------------------------------------------------------
+
+    def submit(self, item: Item) -> Verdict | None:
+        """Queue the request, which arrived just now, or say why not."""
+        with self._work:
+            verdict = self._scheduler.offer(item.segment.lane, item, now=item.arrived)
+            if verdict is None:
+                item.segment.pending += 1
+                if self._idle:
+                    self._work.notify()
+            return verdict
+
+    def withdraw(self, chosen: Callable[[Item], bool]) -> list[Item]:
+        """Take out waiting requests that nobody wants any more; their doors give them a terminal result."""
+        with self._work:
+            removed = self._scheduler.remove(chosen)
+            self._end(removed)
+            return removed
+
+    def wait_s(self, *, now: float) -> float:
+        """What a request that comes now would wait, by and large."""
+        with self._work:
+            return self._scheduler.wait_s(now=now)
+
+    def pending(self) -> tuple[int, int]:
+        """Requests and bytes that were admitted and have no result yet."""
+        admission = self._scheduler.admission
+        return admission.requests, admission.nbytes
+
+    def credit(self, tenant: str) -> int:
+        with self._work:
+            return self._scheduler.admission.credit(tenant)
+
+    @property
+    def limits(self) -> Limits:
+        return self._scheduler.admission.limits
+
+    @limits.setter
+    def limits(self, limits: Limits) -> None:
+        with self._work:
+            self._scheduler.admission.limits = limits
+
+    def drain(self) -> None:
+        """From now on admit nobody; what is held is finished."""
+        with self._work:
+            self._scheduler.admission.draining = True
+
+    # ---- for engine threads -----------------------------------------------------------------------------------------
+
+    def take(self, thread: int) -> Dispatch[Item] | None:
+        """Wait for the next batch of engine thread `thread`. None: stop, nothing waits any more."""
+        with self._work:
+            while True:
+                now = time.monotonic()
+                dispatch = None if self._paused else self._scheduler.take(thread, now=now)
+                if dispatch is not None:
+                    self._end(dispatch.expired)
+                    self._busy_until = now + self._scheduler.first_free_s(now)
+                    return dispatch
+                if self._stopping:
+                    return None
+                wake = None if self._paused else self._scheduler.next_wake(now=now)
+                self._idle += 1
+                self._work.wait(IDLE_WAIT_S if wake is None else max(wake - now, 0.0))
+                self._idle -= 1
+
+    def finished(self, thread: int, items: Sequence[Item]) -> None:
+        """Engine thread `thread` has the outcomes of `items`, which it hands to their doors next."""
+        with self._work:
+            self._scheduler.release(thread)
+            self._end(items)
+            self._busy_until = 0.0
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Engine threads take nothing new meanwhile, so that what is submitted waits together: for drills and tests."""
+        with self._work:
+            self._paused = True
+        try:
+            yield
+        finally:
+            with self._work:
+                self._paused = False
+                self._work.notify_all()
+
+    def stop(self) -> None:
+        """Let every engine thread end once nothing waits."""
+        with self._work:
+            self._stopping = True
+            self._work.notify_all()
+
+    def _end(self, items: Sequence[Item]) -> None:
+        for item in items:
+            item.segment.pending -= 1
+            self._scheduler.leave(item)

@@ -1,0 +1,254 @@
+"""What this gateway holds and what requests may find: versions become lanes, and are published in one step.
+
+    load -> warm_up -> publish ... withdraw -> (nothing in flight) -> unload        driven by the life cycle
+
+Doors look up `segments` (by digest) and `find` (by name) without a lock: both read tables that are replaced whole.
+Two versions with the same tail share a lane, so that their requests batch together; the lane goes with its last user.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from cloud_gateway.desk import Desk
+from cloud_gateway.models.lanes import MAX_ROWS, Lane, LaneRules, Segment
+from cloud_gateway.models.plain import describe
+from cloud_gateway.models.served import ServedVersion, Tail
+from cloud_gateway.models.settings import WarmUpSample
+from cloud_gateway.scheduling.lane_queue import AGEING_S
+from cloud_gateway.seeing.figures import Scope
+from cloud_gateway.work import Item
+from protocol.bundle import BoundaryTensor
+from protocol.engines.base import Engine
+from protocol.engines.ort import OrtEngine
+from protocol.errors import EngineError, InvariantViolation
+from protocol.messages import PlacementKind
+from protocol.tensors import Array, TensorSpec
+
+MakeEngine = Callable[[Tail, int], Engine]  # a tail and the threads of one run
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What holds where a model's own settings say nothing."""
+
+    threads: int = 1  # intra-op threads of each engine
+    max_rows: int = MAX_ROWS  # bound of a batch; the measured knee may be lower
+    find_knee: bool = True
+    instances: int = 1
+    delay_s: float = 0.0
+    ageing_s: float = AGEING_S
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A version that requests find: `whole` is its full-cloud segment, None if it has only cuts."""
+
+    version: ServedVersion
+    whole: Segment | None
+    segments: Mapping[bytes, Segment]
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return tuple(b.spec for b in self.whole.boundary) if self.whole else ()
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self.whole.lane.engine.outputs if self.whole else ()
+
+
+def ort_engine(tail: Tail, threads: int) -> Engine:
+    return OrtEngine(tail.graph(), label=tail.label, threads=threads)
+
+
+class _Loaded(NamedTuple):
+    entry: Published
+    lanes: tuple[Lane, ...]  # one for each tail: two tails may share one
+
+
+class Catalogue:
+    """The life cycle's host. Its methods are called from one thread; the tables are read by all."""
+
+    def __init__(
+        self,
+        desk: Desk,
+        defaults: Defaults,
+        *,
+        orphaned: Callable[[list[Item]], None],
+        engine: MakeEngine = ort_engine,
+    ) -> None:
+        self.segments: Mapping[bytes, Segment] = {}
+        self.models: frozenset[bytes] = frozenset()  # digests of the models that are served whole
+        self._names: Mapping[str, Mapping[int, Published]] = {}
+        self._desk = desk
+        self._defaults = defaults
+        self._orphaned = orphaned  # told of requests that still waited in a lane that was closed
+        self._engine = engine
+        self._lanes: dict[str, Lane] = {}
+        self._loaded: dict[tuple[str, int, int], _Loaded] = {}
+        self._published: list[tuple[str, int, int]] = []
+
+    # ---- what doors ask ---------------------------------------------------------------------------------------------
+
+    @property
+    def lanes(self) -> Mapping[str, Lane]:
+        return dict(self._lanes)
+
+    def find(self, name: str, version: int | None = None) -> Published | None:
+        """The published version of that number, or the newest."""
+        versions = self._names.get(name)
+        if not versions:
+            return None
+        return versions[max(versions)] if version is None else versions.get(version)
+
+    def published(self) -> Iterator[Published]:
+        """Everything that requests find now."""
+        for versions in self._names.values():
+            yield from versions.values()
+
+    # ---- what the life cycle does -----------------------------------------------------------------------------------
+
+    def load(self, version: ServedVersion) -> None:
+        """Make the engines of `version`. Raises IsthmusError; nothing is left behind then."""
+        if version.identity in self._loaded:
+            raise InvariantViolation(f"{version} is loaded already")
+        segments: dict[bytes, Segment] = {}
+        whole: Segment | None = None
+        taken: list[Lane] = []
+        try:
+            for tail in version.tails:
+                lane, boundary = self._lane(version, tail)
+                lane.users += 1
+                taken.append(lane)
+                scope = Scope(version.name, str(version.version), tail.placement)
+                settings = version.settings
+                segment = Segment(
+                    lane, boundary, version.digest, tail.precision, tail.placement, scope,
+                    default_priority=settings.default_priority, default_timeout_s=settings.default_timeout_s,
+                )  # fmt: skip
+                if tail.segment is not None:
+                    # Full-cloud under several codecs is one segment: the codec stands in every request.
+                    segment = segments.setdefault(tail.segment, segment)
+                if tail.kind is PlacementKind.FULL_CLOUD and whole is None:
+                    whole = segment
+        except BaseException:
+            self._give_back(taken)
+            raise
+        self._loaded[version.identity] = _Loaded(Published(version, whole, segments), tuple(taken))
+
+    def warm_up(self, version: ServedVersion) -> None:
+        """Run every batch size and every declared shape once before traffic does. Raises EngineError."""
+        entry, lanes = self._loaded[version.identity]
+        for lane in dict.fromkeys(lanes):
+            if not lane.is_open:  # else it serves already, and its curve knows more than a warm-up could
+                lane.warm_up()
+        if entry.whole is not None:
+            for sample in version.settings.warm_up:
+                run_sample(entry.whole.lane, sample)
+
+    def publish(self, version: ServedVersion) -> None:
+        """Requests find it from now on."""
+        for lane in dict.fromkeys(self._loaded[version.identity].lanes):
+            if not lane.is_open:
+                self._desk.open(lane)
+                lane.is_open = True
+        self._published.append(version.identity)
+        self._rebuild()
+
+    def withdraw(self, version: ServedVersion) -> None:
+        """No new request finds it; what it holds is finished."""
+        if version.identity in self._published:
+            self._published.remove(version.identity)
+            self._rebuild()
+
+    def in_flight(self, version: ServedVersion) -> int:
+        """Requests that were admitted to this version and have no result yet."""
+        entry = self._loaded[version.identity].entry
+        segments = [*entry.segments.values(), *([entry.whole] if entry.whole else [])]
+        return sum(segment.pending for segment in dict.fromkeys(segments))
+
+    def unload(self, version: ServedVersion) -> None:
+        """Give back what nobody else uses."""
+        self.withdraw(version)
+        self._give_back(self._loaded.pop(version.identity).lanes)
+
+    def close(self) -> None:
+        """Give back everything, at the end."""
+        for identity in list(self._loaded):
+            self.unload(self._loaded[identity].entry.version)
+
+    # ---- within -----------------------------------------------------------------------------------------------------
+
+    def _lane(self, version: ServedVersion, tail: Tail) -> tuple[Lane, tuple[BoundaryTensor, ...]]:
+        lane = self._lanes.get(tail.key)
+        if lane is not None:
+            return lane, tail.boundary if tail.boundary is not None else lane.boundary
+        settings, defaults = version.settings, self._defaults
+        engine = self._engine(tail, settings.threads or defaults.threads)
+        engine.activate()
+        try:
+            boundary, batchable, axes = tail.boundary, bool(tail.batchable), tail.output_axes
+            if boundary is None:
+                described = describe(engine, max_batch_size=settings.max_batch_size)
+                boundary, batchable, axes = described.boundary, described.batchable, described.output_axes
+            rules = LaneRules(
+                max_rows=settings.max_batch_size or defaults.max_rows,
+                find_knee=settings.max_batch_size is None and defaults.find_knee,
+                instances=settings.instances or defaults.instances,
+                delay_s=settings.efficiency_delay_s or defaults.delay_s,
+                sizes=settings.profile_sizes,
+                most_requests=settings.max_queue_requests,
+                ageing_s=defaults.ageing_s,
+            )
+            lane = Lane(tail.key, engine, boundary=boundary, output_axes=axes, batchable=batchable, rules=rules)
+        except BaseException:
+            engine.deactivate()
+            raise
+        self._lanes[tail.key] = lane
+        return lane, boundary
+
+    def _give_back(self, lanes: Sequence[Lane]) -> None:
+        for lane in lanes:
+            lane.users -= 1
+            if lane.users:
+                continue
+            if lane.is_open and (left := self._desk.close(lane)):
+                self._orphaned(left)
+            lane.is_open = False
+            lane.engine.deactivate()
+            del self._lanes[lane.key]
+
+    def _rebuild(self) -> None:
+        """New tables from what is published; of two with the same segment the one published last answers."""
+        segments: dict[bytes, Segment] = {}
+        names: dict[str, dict[int, Published]] = {}
+        models = set()
+        for identity in self._published:
+            entry = self._loaded[identity].entry
+            segments.update(entry.segments)
+            names.setdefault(entry.version.name, {})[entry.version.version] = entry
+            if entry.whole is not None:
+                models.add(entry.version.model_digest)
+        self.segments, self._names, self.models = segments, names, frozenset(models)
+
+
+def run_sample(lane: Lane, sample: WarmUpSample) -> None:
+    """Run a declared warm-up request. Raises EngineError if the model does not take it."""
+    rng = np.random.default_rng(5)
+    tensors: dict[str, Array] = {}
+    for spec in sample.inputs:
+        shape = tuple(d if isinstance(d, int) else 1 for d in spec.shape)
+        if sample.batch_size:
+            shape = (sample.batch_size, *shape)
+        dtype = spec.numpy_dtype
+        values = rng.random(shape) if sample.random and dtype.kind == "f" else np.zeros(shape)
+        tensors[spec.name] = values.astype(dtype)
+    for _ in range(sample.count):
+        try:
+            lane.engine.infer(tensors)
+        except EngineError as error:
+            raise EngineError(f"warm-up {sample.name!r}: {error.fact}", error.remedy) from error

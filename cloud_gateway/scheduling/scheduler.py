@@ -1,0 +1,199 @@
+"""One scheduler over all lanes and all engine threads, pure: who may enter, and what a free engine thread runs next.
+
+Work-conserving: a free thread takes the lane whose most urgent waiting item is the most urgent of all (priority with
+ageing, then arrival), unless as many threads as the lane has engine instances already run it. Nothing is bound to a
+thread, so a burst on one lane uses every thread, and a quiet lane costs nothing.
+
+    offer(lane, item) -> None or a Verdict            the door refuses what cannot finish
+    take(thread) -> Dispatch or None                  a batch to run, and what has become hopeless
+    release(thread), leave(item)                      the thread is free again; the request has its terminal result
+
+The predicted wait of a newcomer is what is left of the batch that ends first, plus everything that waits before it on
+any lane, shared by all threads; on its own lane at least what its instances have to do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from cloud_gateway.scheduling.admission import Admission, Limits, Verdict
+from cloud_gateway.scheduling.lane_queue import LaneQueue, Queued
+from protocol.errors import InvariantViolation
+from protocol.messages import RejectCode
+
+TRIAL_IVL_S = 1.0  # between requests that an idle lane takes although it was slow
+TRIAL_MARGIN = 1.5  # such a request's deadline, in predicted service times
+
+
+class Admitted(Queued, Protocol):
+    """What the scheduler must know of an item, besides what its queue must know."""
+
+    deadline: float
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+I = TypeVar("I", bound=Admitted)  # noqa: E741 - the item
+Key = Hashable
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch(Generic[I]):
+    """Run `batch` (it may be empty) on lane `key` for about `predicted_s`, and refuse `expired`."""
+
+    key: Key
+    batch: list[I]
+    expired: list[I]
+    predicted_s: float
+
+
+@dataclass(slots=True)
+class _Lane(Generic[I]):
+    queue: LaneQueue[I]
+    instances: int
+    most_requests: int | None
+    running: int = 0
+    tried_at: float = -math.inf  # when a request was last let in only to measure again
+
+
+@dataclass(slots=True)
+class _Running:
+    key: Key
+    until: float
+
+
+class Scheduler(Generic[I]):
+    """All lanes, all engine threads and the door in front of them. Times are monotonic seconds."""
+
+    def __init__(self, limits: Limits, *, threads: int) -> None:
+        self.admission = Admission(limits)
+        self.threads = threads
+        self._lanes: dict[Key, _Lane[I]] = {}
+        self._running: dict[int, _Running] = {}
+
+    # ---- lanes ------------------------------------------------------------------------------------------------------
+
+    def open(self, key: Key, queue: LaneQueue[I], *, instances: int = 1, most_requests: int | None = None) -> None:
+        """From now on `key` may be offered items; at most `instances` of its batches run at the same time."""
+        if key in self._lanes:
+            raise InvariantViolation(f"lane {key} is open already")
+        self._lanes[key] = _Lane(queue, instances, most_requests)
+
+    def close(self, key: Key) -> list[I]:
+        """Close a lane; what still waited is returned, and must be given a terminal result and `leave`."""
+        return self._lanes.pop(key).queue.remove(lambda _: True)
+
+    def queue(self, key: Key) -> LaneQueue[I]:
+        return self._lanes[key].queue
+
+    # ---- the door ---------------------------------------------------------------------------------------------------
+
+    def offer(self, key: Key, item: I, *, now: float) -> Verdict | None:
+        """Admit `item` and queue it, or say why not. Its `deadline` is moved only when it is let in as a trial."""
+        lane = self._lanes.get(key)
+        if lane is None:  # closed between whoever found it and this call
+            return Verdict(RejectCode.UNKNOWN_SEGMENT, "it was unloaded in this moment", 0.0)
+        wait_s, service_s = self.predict(key, rows=item.rows, priority=item.priority, now=now)
+        budget_s = item.deadline - now
+        if wait_s == 0.0 and service_s > budget_s > 0 and now - lane.tried_at > TRIAL_IVL_S:
+            # What was slow once would else be refused, and so never measured again, for good.
+            lane.tried_at, budget_s = now, service_s * TRIAL_MARGIN
+            item.deadline = now + budget_s
+        verdict = self.admission.decide(
+            tenant=item.tenant, nbytes=item.nbytes, budget_s=budget_s, wait_s=wait_s, service_s=service_s
+        )
+        if verdict is None and lane.most_requests is not None and len(lane.queue) >= lane.most_requests:
+            verdict = Verdict(
+                RejectCode.BUSY,
+                f"{len(lane.queue)} requests wait for this model",
+                max(wait_s, 0.01),
+                self.admission.credit(item.tenant),
+            )
+        if verdict is None:
+            self.admission.enter(item.tenant, item.nbytes)
+            lane.queue.offer(item, now=now)
+        return verdict
+
+    def predict(self, key: Key, *, rows: int, priority: int = 9, now: float) -> tuple[float, float]:
+        """Seconds that `rows` more rows would wait before their batch starts, and that their batch would take."""
+        lane = self._lanes[key]
+        before_s, service_s = lane.queue.service_s(rows, priority)
+        others_s = sum(other.queue.backlog_s(priority) for k, other in self._lanes.items() if k != key)
+        wait_s = self.first_free_s(now) + (before_s + others_s) / self.threads
+        if lane.running >= lane.instances:
+            own_s = min(r.until for r in self._running.values() if r.key == key) - now
+            wait_s = max(wait_s, max(own_s, 0.0) + before_s / lane.instances)
+        return wait_s, service_s
+
+    def wait_s(self, *, now: float) -> float:
+        """What a request that comes now would wait on the busiest lane, by and large."""
+        return self.first_free_s(now) + sum(lane.queue.backlog_s() for lane in self._lanes.values()) / self.threads
+
+    def first_free_s(self, now: float) -> float:
+        """Seconds until some engine thread should be free; 0 when one is."""
+        if len(self._running) < self.threads:
+            return 0.0
+        return max(min(running.until for running in self._running.values()) - now, 0.0)
+
+    # ---- engine threads ---------------------------------------------------------------------------------------------
+
+    def take(self, thread: int, *, now: float) -> Dispatch[I] | None:
+        """What the free `thread` does next; None when nothing is ready. Call `release` when the batch is done."""
+        key = self._most_urgent(now)
+        if key is None:
+            return None
+        lane = self._lanes[key]
+        taken = lane.queue.take(now=now)
+        if not taken.batch:
+            return Dispatch(key, [], taken.expired, 0.0)
+        predicted_s = lane.queue.cost_s(sum(item.rows for item in taken.batch))
+        lane.running += 1
+        self._running[thread] = _Running(key, now + predicted_s)
+        return Dispatch(key, taken.batch, taken.expired, predicted_s)
+
+    def release(self, thread: int) -> None:
+        """`thread` has finished its batch. Without one this does nothing."""
+        running = self._running.pop(thread, None)
+        if running is not None and running.key in self._lanes:
+            self._lanes[running.key].running -= 1
+
+    def leave(self, item: I) -> None:
+        """`item` has its terminal result; once for every item that was admitted."""
+        self.admission.leave(item.tenant, item.nbytes)
+
+    def next_wake(self, *, now: float) -> float | None:
+        """When `take` may have something although nothing happens; None: only an offer or a release can bring it."""
+        at = min((lane.queue.ready_at(now=now) for lane in self._free_lanes()), default=math.inf)
+        return None if at == math.inf else at
+
+    def remove(self, chosen: Callable[[I], bool]) -> list[I]:
+        """Take waiting items out of all lanes; each must be given a terminal result and `leave`."""
+        return [item for lane in self._lanes.values() for item in lane.queue.remove(chosen)]
+
+    def validate(self) -> None:
+        """Raises InvariantViolation if the counts contradict each other."""
+        waiting = 0
+        for key, lane in self._lanes.items():
+            lane.queue.validate()
+            waiting += len(lane.queue)
+            if lane.running != sum(r.key == key for r in self._running.values()) or lane.running > lane.instances:
+                raise InvariantViolation(f"lane {key} says that {lane.running} of its batches run")
+        if waiting > self.admission.requests:
+            raise InvariantViolation(f"{waiting} items wait but {self.admission.requests} were admitted")
+
+    def _most_urgent(self, now: float) -> Key | None:
+        best: tuple[tuple[int, float], Key] | None = None
+        for key, lane in self._lanes.items():
+            if not lane.queue.rows or lane.running >= lane.instances or lane.queue.ready_at(now=now) > now:
+                continue
+            head = lane.queue.head(now=now)
+            if head is not None and (best is None or head < best[0]):
+                best = (head, key)
+        return best[1] if best else None
+
+    def _free_lanes(self) -> Iterator[_Lane[I]]:
+        return (lane for lane in self._lanes.values() if lane.queue.rows and lane.running < lane.instances)

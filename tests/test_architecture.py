@@ -34,10 +34,15 @@ DOORS: dict[str, tuple[str, ...]] = {
     "structlog": ("cloud_gateway/seeing/logs.py",),
     "PIL": ("protocol/images.py",),
     "isal": ("protocol/wire.py",),
+    "uvicorn": ("protocol/oip/http_server.py", "protocol/oip/http_protocol.py"),
+    "uvloop": ("protocol/oip/http_server.py",),
     "numpy": ("*",),
 }
 # Doors for parts of the standard library: an event loop exists only at the rim, C calls only in the socket factory.
-STDLIB_DOORS = {"asyncio": ("edge_agent/client.py",), "ctypes": ("protocol/sockets.py", "cloud_gateway/seeing/nvml.py")}
+STDLIB_DOORS = {
+    "asyncio": ("edge_agent/client.py", "protocol/oip/*.py"),
+    "ctypes": ("protocol/sockets.py", "cloud_gateway/seeing/nvml.py"),
+}
 
 # Not even above the product, except where named.
 NOWHERE: dict[str, tuple[str, ...]] = {
@@ -61,6 +66,13 @@ PURE_ROOMS = (
     "protocol/graphs.py",
     "protocol/messages.py",
     "protocol/onnx_scan.py",
+    "protocol/oip/__init__.py",
+    "protocol/oip/codec.py",
+    "protocol/oip/encodings.py",
+    "protocol/oip/openapi.py",
+    "protocol/oip/routes.py",
+    "protocol/oip/service.py",
+    "protocol/oip/tensors.py",
     "protocol/plan.py",
     "protocol/profile.py",
     "protocol/settings_fields.py",

@@ -25,7 +25,13 @@ DOORS: dict[str, tuple[str, ...]] = {
     "onnxruntime": ("protocol/engines/ort.py", "partitioner/int8/quantise.py"),
     "onnx": ("partitioner/*.py",),
     "onnx_ir": ("partitioner/*.py",),
-    "msgspec": ("protocol/*.py", "partitioner/*.py", "cloud_gateway/models/*.py", "cloud_gateway/seeing/status.py"),
+    "msgspec": (
+        "protocol/*.py",
+        "partitioner/*.py",
+        "cloud_gateway/models/*.py",
+        "cloud_gateway/cache_redis.py",
+        "cloud_gateway/seeing/status.py",
+    ),
     "typer": ("*/cli.py", "cloud_gateway/config_cli.py", "partitioner/options.py"),
     "rich": ("*/cli.py", "partitioner/people/report.py", "partitioner/people/tables.py"),
     "backports": ("protocol/frames.py",),
@@ -36,6 +42,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "isal": ("protocol/wire.py",),
     "uvicorn": ("protocol/oip/http_server.py", "protocol/oip/http_protocol.py"),
     "uvloop": ("protocol/oip/http_server.py",),
+    "redis": ("cloud_gateway/cache_redis.py",),
     "numpy": ("*",),
 }
 # Doors for parts of the standard library: an event loop exists only at the rim, C calls only in the socket factory.
@@ -81,6 +88,7 @@ PURE_ROOMS = (
     "protocol/wire.py",
     "protocol/control/*.py",
     "edge_agent/outcomes.py",
+    "cloud_gateway/cache.py",
     "cloud_gateway/scheduling/*.py",
     "cloud_gateway/seeing/exposition.py",
     "cloud_gateway/seeing/figures.py",

@@ -2,6 +2,10 @@
 
 No other module may call `Context.socket` (a test walks the tree). Endpoints are literal addresses: libzmq resolves
 names in its I/O thread and freezes every other socket meanwhile, so `resolve` does it in the caller's thread.
+
+A connection is either CURVE (both sides know the other's public key; everything is encrypted) or plain text. Who may
+connect is decided by the ZAP reply of whoever has bound `gatekeeper`; a ROUTER that is `guarded` refuses everybody
+while nobody has (libzmq's own default is to accept everybody then).
 """
 
 from __future__ import annotations
@@ -11,12 +15,19 @@ import ipaddress
 import os
 import random
 import socket as stdlib_socket
-from typing import NamedTuple
+import struct
+import time
+from collections.abc import Mapping
+from typing import NamedTuple, TypeAlias
 
 import zmq
+from zmq.utils import z85
 
 from protocol.errors import InputError, NetworkError
 from protocol.wire import MAX_HEADER_NBYTES, PART_NBYTES
+
+Socket: TypeAlias = "zmq.Socket[bytes]"
+Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
 
 # A frame is a header or one payload part; libzmq's default is unlimited, also before a peer has authenticated itself.
 MAX_FRAME_NBYTES = max(PART_NBYTES, MAX_HEADER_NBYTES) + 1024
@@ -31,6 +42,16 @@ CONNECT_TIMEOUT_MS = 3000
 RECONNECT_IVL_MS = (80, 150)  # drawn per socket: libzmq has no jitter of its own, and a fleet must not knock in step
 RECONNECT_IVL_MAX_MS = (800, 1500)
 SEND_HWM = 1024
+ZAP_DOMAIN = b"isthmus"
+ZAP_ENDPOINT = "inproc://zeromq.zap.01"
+REBIND_S = 0.5  # libzmq closes a listener in its I/O thread, so that its port is free only a little later
+
+
+class CurveClient(NamedTuple):
+    """How an agent connects: its own secret and the public key of its gateway, 32 bytes each."""
+
+    secret: bytes
+    server: bytes
 
 
 class Endpoint(NamedTuple):
@@ -78,67 +99,154 @@ def require_loopback(endpoint: Endpoint, *, insecure: bool, doing: str) -> None:
     if not endpoint.is_loopback and not insecure:
         raise InputError(
             f"{doing} {endpoint} would send activations in plain text over a network",
-            "use a loopback address (a tunnel ends there), or say --insecure",
+            "give it keys (`cloud-gateway keys init`, then --keys), use a loopback address (a tunnel ends there), "
+            "or say --insecure",
         )
 
 
-def make_context() -> zmq.Context[zmq.Socket[bytes]]:
+def make_context() -> Context:
     # libzmq draws anonymous routing ids from C rand(), unseeded: two gateways would hand out the same ids.
     ctypes.CDLL(None).srand(int.from_bytes(os.urandom(4), "little"))
     return zmq.Context(io_threads=2)
 
 
-def dealer(context: zmq.Context[zmq.Socket[bytes]], endpoint: Endpoint) -> zmq.Socket[bytes]:
+def curve_pair() -> tuple[bytes, bytes]:
+    """A new public and secret key of 32 bytes each."""
+    public, secret = zmq.curve_keypair()
+    return z85.decode(public), z85.decode(secret)
+
+
+def curve_public(secret: bytes) -> bytes:
+    """The public key (32 bytes) that belongs to a secret one."""
+    return z85.decode(zmq.curve_public(z85.encode(secret)))
+
+
+def from_z85(text: str) -> bytes | None:
+    """The 32 bytes behind 40 characters of Z85 (ZeroMQ RFC 32), or None if these are none."""
+    try:
+        data = z85.decode(text)
+    except (KeyError, ValueError, OverflowError, struct.error):
+        return None
+    return data if z85.encode(data) == text.encode() else None
+
+
+def dealer(context: Context, endpoint: Endpoint, curve: CurveClient | None = None) -> Socket:
     """A connected DEALER for one gateway (never one DEALER for several: it would spread requests blindly)."""
-    sock = _dealer(context)
+    sock = _dealer(context, curve)
     sock.connect(str(endpoint))
     return sock
 
 
-def watched_dealer(
-    context: zmq.Context[zmq.Socket[bytes]], endpoint: Endpoint
-) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
+def watched_dealer(context: Context, endpoint: Endpoint, curve: CurveClient | None = None) -> tuple[Socket, Socket]:
     """The same and its monitor, which watches before the socket connects.
 
     A monitor that is attached later misses the handshake if the thread is held up in between (1 of 100 connections on
     a busy machine), and the connection then seems never to have been made.
     """
-    sock = _dealer(context)
+    sock = _dealer(context, curve)
     monitor = sock.get_monitor_socket()
     sock.connect(str(endpoint))
     return sock, monitor
 
 
-def _dealer(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
+def _dealer(context: Context, curve: CurveClient | None) -> Socket:
     sock = context.socket(zmq.DEALER)
     _harden(sock)
     sock.setsockopt(zmq.IMMEDIATE, 1)  # queue nothing for a connection that does not exist
     sock.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT_TIMEOUT_MS)
     sock.setsockopt(zmq.RECONNECT_IVL, random.randint(*RECONNECT_IVL_MS))
     sock.setsockopt(zmq.RECONNECT_IVL_MAX, random.randint(*RECONNECT_IVL_MAX_MS))
+    if curve is not None:
+        sock.setsockopt(zmq.CURVE_SERVERKEY, curve.server)
+        sock.setsockopt(zmq.CURVE_PUBLICKEY, curve_public(curve.secret))
+        sock.setsockopt(zmq.CURVE_SECRETKEY, curve.secret)
     return sock
 
 
-def router(context: zmq.Context[zmq.Socket[bytes]], endpoint: Endpoint) -> tuple[zmq.Socket[bytes], Endpoint]:
-    """A bound ROUTER and the endpoint it really has (port 0 picks one). Raises NetworkError if it cannot be bound."""
+def router(
+    context: Context,
+    endpoint: Endpoint,
+    *,
+    secret: bytes | None = None,
+    guarded: bool = False,
+) -> tuple[Socket, Endpoint]:
+    """A bound ROUTER and the endpoint it really has (port 0 picks one). Raises NetworkError if it cannot be bound.
+
+    With a CURVE `secret` (32 bytes) it answers only those who know the public key that belongs to it, and is guarded.
+    """
     sock = context.socket(zmq.ROUTER)
     _harden(sock)
     sock.setsockopt(zmq.ROUTER_MANDATORY, 1)  # sending to a peer that is gone must fail, not vanish
     sock.setsockopt(zmq.ROUTER_HANDOVER, 0)  # a peer-chosen id must not take over another's connection
     sock.setsockopt(zmq.BACKLOG, 512)
+    if guarded or secret is not None:
+        # A domain makes libzmq ask; enforced, it takes silence for a no. (Enforced without a domain nobody is asked.)
+        sock.setsockopt(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
+        sock.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+    try:
+        return sock, bind(sock, endpoint, secret)
+    except NetworkError:
+        sock.close(0)
+        raise
+
+
+def bind(sock: Socket, endpoint: Endpoint, secret: bytes | None = None) -> Endpoint:
+    """Listen at one more endpoint, with a server key of its own; the endpoint it really has. Raises NetworkError.
+
+    Options are read when a socket is bound: connections of earlier binds keep the key that they were made with.
+    """
+    if secret is not None:
+        sock.setsockopt(zmq.CURVE_SERVER, 1)
+        sock.setsockopt(zmq.CURVE_SECRETKEY, secret)
     try:
         sock.bind(str(endpoint))
     except zmq.ZMQError as error:
-        sock.close(0)
         reason = "it is already in use" if error.errno == zmq.EADDRINUSE else str(error)
         raise NetworkError(
             f"cannot listen on {endpoint}: {reason}", "stop the other process or choose another port with --bind"
         ) from error
     bound = sock.getsockopt_string(zmq.LAST_ENDPOINT)
-    return sock, Endpoint(endpoint.host, int(bound.rpartition(":")[2]))
+    return Endpoint(endpoint.host, int(bound.rpartition(":")[2]))
 
 
-def _harden(sock: zmq.Socket[bytes]) -> None:
+def listen(sock: Socket, current: Mapping[Endpoint, bytes], wanted: Mapping[Endpoint, bytes]) -> dict[Endpoint, bytes]:
+    """Bind and unbind until exactly `wanted` (endpoint -> server secret) is bound; what is bound then.
+
+    Only the owner of the socket may call this. Connections of an endpoint that is unbound, or gets another key, end:
+    their agents connect anew and ask again under the same ids. Raises NetworkError; what could be bound stays bound.
+    """
+    bound = dict(current)
+    for endpoint in [e for e, secret in current.items() if wanted.get(e) != secret]:
+        sock.unbind(str(endpoint))
+        del bound[endpoint]
+    give_up_at = time.monotonic() + REBIND_S
+    for endpoint in [e for e in wanted if e not in bound]:
+        while endpoint not in bound:
+            try:
+                bind(sock, endpoint, wanted[endpoint])
+                bound[endpoint] = wanted[endpoint]
+            except NetworkError:
+                if endpoint not in current or time.monotonic() > give_up_at:
+                    raise
+                time.sleep(0.002)
+    return bound
+
+
+def gatekeeper(context: Context) -> Socket:
+    """The REP socket to which libzmq sends every connection's credentials (ZAP, RFC 27). One per context."""
+    sock = context.socket(zmq.REP)
+    sock.setsockopt(zmq.LINGER, 0)
+    try:
+        sock.bind(ZAP_ENDPOINT)
+    except zmq.ZMQError as error:
+        sock.close(0)
+        raise NetworkError(
+            f"connections cannot be authenticated: {error}", "start one gatekeeper per context"
+        ) from error
+    return sock
+
+
+def _harden(sock: Socket) -> None:
     sock.setsockopt(zmq.LINGER, 0)  # drain ourselves; never hang in close()
     sock.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_NBYTES)
     sock.setsockopt(zmq.SNDHWM, SEND_HWM)

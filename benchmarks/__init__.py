@@ -29,6 +29,9 @@ SUITES: dict[str, Suite] = {
     "peers": Suite(
         "benchmarks.peers.suite", "run", "cost and latency of other serving systems, side by side (~6 min a tail)"
     ),
+    "goodput": Suite(
+        "benchmarks.goodput", "run", "answered in time at 30-200 % of capacity, slack left to the refused (~5 min)"
+    ),
     "input_codecs": Suite(
         "benchmarks.input_codecs",
         "run",

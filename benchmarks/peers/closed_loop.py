@@ -29,7 +29,10 @@ class Load:
 
 
 def drive(running: Running, questions: Questions, cores: Cores, *, concurrency: int, window_s: float) -> Load:
-    """Measure one server for one window, alone: it is resumed for it and paused afterwards."""
+    """Measure one server for one window, alone: it is resumed for it and paused afterwards.
+
+    Raises AnswerError, OSError if it answers wrongly or not at all.
+    """
     running.server.resume()
     try:
         with pinned(cores.client):

@@ -9,15 +9,24 @@ import json
 import selectors
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from benchmarks.peers.questions import Array
 
+OK = 200
 RECEIVE_NBYTES = 1 << 18
 SOCKET_NBYTES = 1 << 20
 
 
 class AnswerError(RuntimeError):
     """The server answered something else than 200 and a body of known length."""
+
+
+class Answer(NamedTuple):
+    """One HTTP answer; `body` holds the tensor's bytes alone where the status is 200."""
+
+    status: int
+    body: bytes
 
 
 def raw_body(tensor: Array) -> tuple[dict[str, str], bytes]:
@@ -69,6 +78,15 @@ class HttpClient:
     def arrived(self, timeout_s: float) -> list[tuple[int, bytes]]:
         """Slots with an answer, and its bytes. Raises AnswerError, ConnectionError."""
         done = []
+        for slot, answer in self.answered(timeout_s):
+            if answer.status != OK:
+                raise AnswerError(f"status {answer.status}: {answer.body[:200]!r}")
+            done.append((slot, answer.body))
+        return done
+
+    def answered(self, timeout_s: float) -> list[tuple[int, Answer]]:
+        """The same, whatever the status. Raises ConnectionError."""
+        done = []
         for key, events in self._selector.select(timeout_s):
             slot: _Slot = key.data
             if events & selectors.EVENT_WRITE and slot.push():
@@ -91,7 +109,6 @@ class _Slot:
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_NBYTES)
         self.socket.setblocking(False)
         self.unsent = memoryview(b"")
-        self._got = bytearray()
         self._reader = Reader()
 
     def push(self) -> bool:
@@ -103,7 +120,7 @@ class _Slot:
                 return False
         return True
 
-    def pull(self) -> bytes | None:
+    def pull(self) -> Answer | None:
         try:
             got = self.socket.recv(RECEIVE_NBYTES)
         except BlockingIOError:
@@ -114,36 +131,33 @@ class _Slot:
 
 
 class Reader:
-    """Bytes of one connection in, bodies out: one answer at a time, whatever the pieces."""
+    """Bytes of one connection in, answers out: one at a time, whatever the pieces."""
 
     def __init__(self) -> None:
         self._got = bytearray()
-        self._body_at = -1
-        self._end = -1
-        self._tensor_at = 0
+        self._head: tuple[int, int, int] | None = None  # status, where the tensor begins, where the answer ends
 
-    def feed(self, data: bytes) -> bytes | None:
-        """The answer's tensor bytes once it is complete. Raises AnswerError for anything but a 200 with a length."""
+    def feed(self, data: bytes) -> Answer | None:
+        """The answer once it is complete. Raises AnswerError if it does not say how long it is."""
         self._got += data
-        if self._body_at < 0 and (edge := self._got.find(b"\r\n\r\n")) >= 0:
-            self._body_at = edge + 4
-            self._read_head(bytes(self._got[:edge]))
-        if self._body_at < 0 or len(self._got) < self._end:
+        if self._head is None and (edge := self._got.find(b"\r\n\r\n")) >= 0:
+            self._head = _head(self._got[:edge].decode("latin-1"), edge + 4)
+        if self._head is None or len(self._got) < self._head[2]:
             return None
-        body = bytes(self._got[self._body_at + self._tensor_at : self._end])
-        del self._got[: self._end]
-        self._body_at = self._end = -1
-        return body
+        status, begin, end = self._head
+        body = bytes(self._got[begin:end])
+        del self._got[:end]
+        self._head = None
+        return Answer(status, body)
 
-    def _read_head(self, head: bytes) -> None:
-        first, *lines = head.decode("latin-1").split("\r\n")
-        fields = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-        if first.split()[1] != "200":
-            raise AnswerError(f"{first}: {bytes(self._got[self._body_at :])[:200]!r}")
-        if "content-length" not in fields:
-            raise AnswerError(f"an answer without a length: {first}, {sorted(fields)}")
-        self._end = self._body_at + int(fields["content-length"])
-        self._tensor_at = int(fields.get("inference-header-content-length", "0"))
+
+def _head(text: str, body_at: int) -> tuple[int, int, int]:
+    first, *lines = text.split("\r\n")
+    fields = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    if "content-length" not in fields:
+        raise AnswerError(f"an answer without a length: {first}, {sorted(fields)}")
+    skipped = int(fields.get("inference-header-content-length", "0"))
+    return int(first.split()[1]), body_at + skipped, body_at + int(fields["content-length"])
 
 
 def _request(port: int, path: str, headers: Mapping[str, str], body: bytes) -> bytes:

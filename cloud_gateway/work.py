@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from cloud_gateway.models.lanes import Segment
 from protocol.messages import RejectCode
@@ -50,10 +50,10 @@ class Item:
     door: Door
     ticket: object
     reference: Reference | None = None
+    cache_key: bytes | None = None  # the answer is kept under it
 
 
-@dataclass(frozen=True, slots=True)
-class Computed:
+class Computed(NamedTuple):
     """A finished request: encoded outputs, and where the time went (seconds)."""
 
     item: Item
@@ -67,8 +67,7 @@ class Computed:
     engine: str
 
 
-@dataclass(frozen=True, slots=True)
-class NotComputed:
+class NotComputed(NamedTuple):
     item: Item
     code: RejectCode
     reason: str

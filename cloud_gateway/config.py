@@ -119,13 +119,15 @@ class SchedulingSettings(Section, frozen=True):
     """How work is put on engines."""
 
     workers: Annotated[
-        Count | Auto, setting("Threads that run engines; auto is one for each `threads` processors.")
+        Count | Auto, setting("Threads that run engines; auto is as many as fit, one processor left to the doors.")
     ] = "auto"
     threads: Annotated[int, setting("Intra-op threads of each engine.", ge=1, le=1024)] = 1
     max_batch_size: Annotated[
         BatchBound | Auto, setting("Bound of a batch; auto stops where measured batches no longer pay.")
     ] = "auto"
-    instances: Annotated[int, setting("Batches of one lane that may run at once.", ge=1, le=256)] = 1
+    instances: Annotated[
+        Count | Auto, setting("Batches of one lane that may run at once; auto is as many as there are workers.")
+    ] = "auto"
     efficiency_delay_ms: Annotated[
         float, setting("Let work wait this long for company; 0 never waits.", ge=0, le=10_000, reloadable=True)
     ] = 0.0

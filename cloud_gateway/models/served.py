@@ -23,7 +23,7 @@ from typing import Literal
 
 import msgspec
 
-from cloud_gateway.models.settings import ModelSettings, VersionPolicy
+from cloud_gateway.models.settings import ModelSettings
 from cloud_gateway.models.triton_config import read_config
 from protocol.bundle import MANIFEST, BoundaryTensor, Bundle, PlacementEntry, check_relative, read_regular
 from protocol.errors import BundleError, ModelError
@@ -83,8 +83,7 @@ class ServedVersion:
 
     def same_content(self, other: ServedVersion) -> bool:
         """Whether serving the other instead would change nothing. Which versions are wanted is no content."""
-        policy = VersionPolicy()
-        mine, others = (msgspec.structs.replace(v.settings, version_policy=policy) for v in (self, other))
+        mine, others = (msgspec.structs.replace(v.settings, version_policy=None) for v in (self, other))
         return (self.format, self.digest, mine) == (other.format, other.digest, others)
 
     def __str__(self) -> str:

@@ -88,7 +88,7 @@ def read_config(data: bytes, *, model: str, source: str, bundle: bool = False) -
         max_queue_requests=batching.most_waiting,
         priority_levels=batching.levels or PRIORITIES,
         default_priority=batching.default_level - 1 if batching.levels else PRIORITIES // 2,
-        version_policy=reader.part("version_policy", _version_policy, VersionPolicy()),
+        version_policy=reader.part("version_policy", _version_policy, None),
         response_cache=reader.part("response_cache", lambda r: r.one("enable", truth, False), False),
         warm_up=reader.parts("model_warmup", _warm_up),
         inputs=tensors.get("input", ()),
@@ -189,7 +189,7 @@ def _queue_policy(reader: FieldReader) -> tuple[float | None, int | None]:
     return (timeout_us / 1e6 or None), (reader.one("max_queue_size", whole(0, _INT32), 0) or None)
 
 
-def _version_policy(reader: FieldReader) -> VersionPolicy:
+def _version_policy(reader: FieldReader) -> VersionPolicy | None:
     given = [kind for kind in ("latest", "all", "specific") if reader.has(kind)]
     if len(given) != 1:
         raise reader.error(

@@ -55,6 +55,8 @@ def _measured(client: Client, running: Running, questions: Questions, concurrenc
     cpu_s, own_s = running.server.cpu_s() - cpu_s, time.process_time() - own_s
     latencies = np.array(loop.latencies_s)
     loop.drain()
+    if not len(latencies):
+        raise TimeoutError(f"no answer within a window of {window_s:.1f} s, though all came afterwards")
     p50, p99 = np.percentile(latencies, (50, 99)) * 1e3
     count = len(latencies)
     return Load(count / elapsed_s, cpu_s / count * 1e3, float(p50), float(p99), loop.wrong, own_s / elapsed_s)

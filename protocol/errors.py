@@ -7,7 +7,8 @@
     |-- AccuracyRefusedError           5   the answer would be worse than the bound that was asked for
     |-- NetworkError                   6   an endpoint that cannot be bound or reached
     |-- EngineError                    7   an inference engine that cannot be had, or that failed
-    `-- WireError                      8   bytes that break the wire format: the *peer's* fault
+    |-- WireError                      8   bytes that break the wire format: the *peer's* fault
+    `-- AccessError                   10   an audit log that does not hold, or that cannot be written
     InvariantViolation (AssertionError)    a bug of ours; caught only at the top of a thread
 
 Expected trouble (a full queue, a deadline that cannot be met) is no exception but a value: `messages.Reject`.
@@ -62,6 +63,10 @@ class EngineError(IsthmusError):
 
 class WireError(IsthmusError):
     exit_code = 8
+
+
+class AccessError(IsthmusError):
+    exit_code = 10
 
 
 class InvariantViolation(AssertionError):  # noqa: N818 - it is no error of the environment but a broken promise of ours

@@ -44,6 +44,8 @@ DOORS: dict[str, tuple[str, ...]] = {
     "isal": ("protocol/wire.py",),
     "grpc": ("protocol/oip/grpc_server.py",),
     "google": ("protocol/oip/contract.py", "protocol/oip/grpc_codec.py"),
+    "grpc": ("protocol/oip/grpc_server.py",),
+    "google": ("protocol/oip/contract.py", "protocol/oip/grpc_codec.py"),
     "uvicorn": ("protocol/oip/http_server.py", "protocol/oip/http_protocol.py"),
     "uvloop": ("protocol/oip/http_server.py",),
     "redis": ("cloud_gateway/cache_redis.py",),

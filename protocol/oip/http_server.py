@@ -27,36 +27,11 @@ from uvicorn.config import Config
 from protocol.errors import InputError, NetworkError
 from protocol.oip.app import OipApp
 from protocol.oip.http_protocol import SWEEP_S, Connection, Connections, Patience
+from protocol.oip.tls import Tls
 from protocol.sockets import Endpoint, parse_endpoint, require_loopback, resolve
 
 _BACKLOG = 1024
 _TLS_HANDSHAKE_S = 5.0
-
-
-class Tls(msgspec.Struct, frozen=True):
-    """PEM files. With `client_ca`, only clients with a certificate of that authority get in."""
-
-    certificate: Path
-    key: Path
-    client_ca: Path | None = None
-
-    def context(self) -> ssl.SSLContext:
-        """Raises InputError naming the file that cannot be used."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        try:
-            context.load_cert_chain(self.certificate, self.key)
-        except (OSError, ssl.SSLError) as error:
-            fact = f"cannot use the certificate {self.certificate} with the key {self.key} ({error})"
-            raise InputError(fact, "give a PEM certificate and the key that belongs to it") from error
-        if self.client_ca is not None:
-            context.verify_mode = ssl.CERT_REQUIRED
-            try:
-                context.load_verify_locations(self.client_ca)
-            except (OSError, ssl.SSLError) as error:
-                fact = f"cannot use {self.client_ca} as authority for clients ({error})"
-                raise InputError(fact, "give a PEM file with its certificate") from error
-        return context
 
 
 class Listen(msgspec.Struct, frozen=True):

@@ -23,8 +23,9 @@ from tritonclient.utils import InferenceServerException
 
 from protocol.errors import InputError, NetworkError
 from protocol.oip.app import OipApp
-from protocol.oip.http_server import Listen, OipServer, Tls
+from protocol.oip.http_server import Listen, OipServer
 from protocol.oip.service import OipError, OpenGuard, Refusal
+from protocol.oip.tls import Tls
 from tests.oip import ToyService
 
 A = np.arange(8, dtype=np.float32).reshape(2, 4)

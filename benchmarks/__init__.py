@@ -22,6 +22,7 @@ SUITES: dict[str, Suite] = {
         "benchmarks.prediction", "run", "error of predicted head and tail times at cuts not measured (~15 min)"
     ),
     "solver": Suite("benchmarks.solver", "run", "time of the exact plan table, 500 to 100,000 units (~2 min)"),
+    "policies": Suite("benchmarks.policies", "run", "the scheduler beside other servers' rules, simulated (~3 min)"),
     "link": Suite("benchmarks.link_accuracy", "run", "how truly the link emulator keeps rate and round trip (~50 s)"),
     "gateway": Suite(
         "benchmarks.gateway_cost", "run", "server cost per request against bare ZeroMQ + ONNX Runtime (~2 min)"

@@ -80,7 +80,7 @@ class Timer(Greedy):
 
 
 class RestartingTimer(Timer):
-    """The timer runs only while a worker listens; what was waited before does not count (mosec, LitServe, TorchServe)."""
+    """The timer runs only while a worker listens, earlier waiting does not count (mosec, LitServe, TorchServe)."""
 
     def __init__(self, cost: Cost, *, most: int, delay_s: float) -> None:
         super().__init__(cost, most=most, delay_s=delay_s)

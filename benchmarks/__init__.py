@@ -33,6 +33,10 @@ SUITES: dict[str, Suite] = {
     "goodput": Suite(
         "benchmarks.goodput", "run", "answered in time at 30-200 % of capacity, slack left to the refused (~5 min)"
     ),
+    "roundtrip": Suite(
+        "benchmarks.roundtrip", "run", "one request's way against a raw echo, 1 KB to 1.6 MB, and with models (~2 min)"
+    ),
+    "idle": Suite("benchmarks.idle", "run", "what serving costs while nobody asks: start, memory, processor (~1 min)"),
     "input_codecs": Suite(
         "benchmarks.input_codecs",
         "run",

@@ -77,9 +77,9 @@ def start(name: str, stage: Stage) -> Running:
     return running
 
 
-def gateway_command(bundle: Path, *more: str) -> list[str]:
-    """Our own gateway, serving one bundle on a port of its choosing."""
-    return python("-m", "cloud_gateway", "serve", str(bundle), "--bind", "tcp://127.0.0.1:0", *more)
+def gateway_command(*bundles: Path, options: Sequence[str] = ()) -> list[str]:
+    """Our own gateway, serving these bundles on a port of its choosing."""
+    return python("-m", "cloud_gateway", "serve", *map(str, bundles), "--bind", "tcp://127.0.0.1:0", *options)
 
 
 def _bare(stage: Stage) -> Running:
@@ -100,7 +100,7 @@ def _isthmus_http(stage: Stage) -> Running:
     if "--http" not in offered:
         raise UnavailableError("this gateway has no HTTP door yet")
     (port,) = free_ports(1)
-    command = gateway_command(stage.bundle, "--http", f"127.0.0.1:{port}")
+    command = gateway_command(stage.bundle, options=("--http", f"127.0.0.1:{port}"))
     model = Bundle.open(stage.bundle).manifest.model.name
     return _over_http(stage, command, port, f"/v2/models/{model}/infer", "v2")
 

@@ -105,6 +105,42 @@ def open_version(name: str, version: int, folder: Path, *, build: int = 1) -> Se
             f"{folder} holds neither a bundle ({MANIFEST}) nor a model ({file})",
             "copy one of them there, or remove the folder",
         )
+    return _from_model(name, version, folder, file, settings, build)
+
+
+def open_model(path: Path) -> ServedVersion:
+    """Open an ONNX file that lies anywhere, as version 1 of a model called like it. Raises BundleError, ModelError."""
+    return _from_model(safe_name(path.stem), 1, path.parent, path.name, None, 1)
+
+
+def open_bundle(path: Path, *, name: str | None = None, version: int = 1, build: int = 1) -> ServedVersion:
+    """Open a bundle that lies anywhere; without a `name` it is called like its model. Raises BundleError."""
+    bundle = Bundle.open(path)
+    return _from_opened(name or safe_name(bundle.manifest.model.name), version, bundle, ModelSettings(), build)
+
+
+def safe_name(name: str) -> str:
+    """`name` as a folder and a URL may carry it: letters, digits, dot, dash, underscore."""
+    kept = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")
+    return kept[:128] or "model"
+
+
+def read_settings(name: str, folder: Path, *, bundle: bool = False) -> ModelSettings | None:
+    """The settings in `folder`/config.pbtxt; None where there is no such file. Raises InputError."""
+    if not (folder / CONFIG).exists():
+        return None
+    try:
+        data = read_regular(folder, CONFIG)
+    except BundleError as error:
+        raise ModelError(error.fact, "put a plain file there") from error
+    if len(data) > MOST_CONFIG_BYTES:
+        raise ModelError(f"{folder / CONFIG} holds {len(data)} bytes", f"a configuration holds {MOST_CONFIG_BYTES}")
+    return read_config(data, model=name, source=str(folder / CONFIG), bundle=bundle)
+
+
+def _from_model(
+    name: str, version: int, folder: Path, file: str, settings: ModelSettings | None, build: int
+) -> ServedVersion:
     digest, _ = _load_model(folder, file)
     tail = Tail(
         key=digest,
@@ -129,31 +165,6 @@ def open_version(name: str, version: int, folder: Path, *, build: int = 1) -> Se
         settings=settings or ModelSettings(),
         build=build,
     )
-
-
-def open_bundle(path: Path, *, version: int = 1, build: int = 1) -> ServedVersion:
-    """Open a bundle that lies anywhere; it is called like the model in its manifest. Raises BundleError."""
-    bundle = Bundle.open(path)
-    return _from_opened(safe_name(bundle.manifest.model.name), version, bundle, ModelSettings(), build)
-
-
-def safe_name(name: str) -> str:
-    """`name` as a folder and a URL may carry it: letters, digits, dot, dash, underscore."""
-    kept = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")
-    return kept[:128] or "model"
-
-
-def read_settings(name: str, folder: Path, *, bundle: bool = False) -> ModelSettings | None:
-    """The settings in `folder`/config.pbtxt; None where there is no such file. Raises InputError."""
-    if not (folder / CONFIG).exists():
-        return None
-    try:
-        data = read_regular(folder, CONFIG)
-    except BundleError as error:
-        raise ModelError(error.fact, "put a plain file there") from error
-    if len(data) > MOST_CONFIG_BYTES:
-        raise ModelError(f"{folder / CONFIG} holds {len(data)} bytes", f"a configuration holds {MOST_CONFIG_BYTES}")
-    return read_config(data, model=name, source=str(folder / CONFIG), bundle=bundle)
 
 
 def _from_bundle(name: str, version: int, folder: Path, settings: ModelSettings | None, build: int) -> ServedVersion:

@@ -19,6 +19,8 @@ from cloud_gateway.scheduling.scheduler import Dispatch, Scheduler
 from cloud_gateway.work import Item
 
 IDLE_WAIT_S = 60.0  # an idle thread is woken by work, not by the clock
+SMALL_S = 0.002  # a door may be deaf for so long
+GUEST = -1  # a door's number among the engine threads, while it runs a batch itself
 
 
 class Desk:
@@ -61,15 +63,35 @@ class Desk:
 
     # ---- for doors --------------------------------------------------------------------------------------------------
 
-    def submit(self, item: Item) -> Verdict | None:
-        """Queue the request, which arrived just now, or say why not."""
+    def submit(self, item: Item, *, wake: bool = True) -> Verdict | None:
+        """Queue the request, which arrived just now, or say why not.
+
+        Without `wake` the door promises to call `take_small` soon.
+        """
         with self._work:
             verdict = self._scheduler.offer(item.segment.lane, item, now=item.arrived)
             if verdict is None:
                 item.segment.pending += 1
-                if self._idle:
+                if wake and self._idle:
                     self._work.notify()
             return verdict
+
+    def take_small(self) -> Dispatch[Item] | None:
+        """The next batch, for a door to run itself, if it is small and every engine thread is idle.
+
+        If not, idle engine threads are woken for what waits.
+        """
+        if not self._scheduler.waiting:
+            return None
+        with self._work:
+            if not (self._paused or self._stopping or self._scheduler.running):
+                dispatch = self._scheduler.take(GUEST, now=time.monotonic(), at_most_s=SMALL_S)
+                if dispatch is not None:
+                    self._end(dispatch.expired)
+                    return dispatch
+            if self._idle and self._scheduler.waiting:
+                self._work.notify(self._scheduler.waiting)
+            return None
 
     def withdraw(self, chosen: Callable[[Item], bool]) -> list[Item]:
         """Take out waiting requests that nobody wants any more; their doors give them a terminal result."""

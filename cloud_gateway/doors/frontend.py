@@ -20,9 +20,10 @@ from dataclasses import dataclass
 
 import zmq
 
-from cloud_gateway.desk import Desk
+from cloud_gateway.desk import GUEST, Desk
 from cloud_gateway.doors.dedup import DedupTable
 from cloud_gateway.models.catalogue import Catalogue
+from cloud_gateway.models.worker import Runner, post
 from cloud_gateway.seeing.figures import Scope
 from cloud_gateway.seeing.ledger import Ledger
 from cloud_gateway.work import Computed, Crashed, Item, NotComputed, Reference, nbytes_of
@@ -92,6 +93,7 @@ class Frontend:
         self._ledger = ledger
         self._dedup: DedupTable[tuple[m.RequestId, bytes], _Answer] = DedupTable()
         self._peers: OrderedDict[bytes, _Peer] = OrderedDict()
+        self._runner = Runner(desk, ledger)
         self._crashed = crashed
         self._draining = False
         self._end_by: float | None = None
@@ -125,12 +127,14 @@ class Frontend:
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self.mailbox.fileno(), zmq.POLLIN)
+        more = False
         while not self._finished(time.monotonic()):
-            poller.poll(1000 if self._end_by is None else 20)
+            poller.poll(0 if more else 1000 if self._end_by is None else 20)
             self._moderate()
             for item in self.mailbox.drain():
                 self._handle_post(item)
             self._receive_burst()
+            more = self._serve_small()
             self._forget_silent(time.monotonic())
 
     def _moderate(self) -> None:
@@ -138,6 +142,20 @@ class Frontend:
         pause_s = min(self._desk.busy_until - time.monotonic(), MODERATION_S)
         if pause_s > 0:
             select.select((self.mailbox.fileno(),), (), (), pause_s)
+
+    def _serve_small(self) -> bool:
+        """Run a light batch here; engine threads are woken for everything else. Whether there was one."""
+        dispatch = self._desk.take_small()
+        if dispatch is None:
+            return False
+        others = []
+        for outcome in self._runner.run(GUEST, dispatch):
+            if isinstance(outcome, Computed) and outcome.item.door is self:
+                self._finish(outcome)
+            else:
+                others.append(outcome)
+        post(others)
+        return True
 
     def _finished(self, now: float) -> bool:
         if self._end_by is None:
@@ -258,7 +276,7 @@ class Frontend:
             segment, infer.tensors, parts, counts, infer.checksum, rows, layout, nbytes,
             now, now + infer.budget_us / 1e6, infer.priority, peer.tenant, self, infer, _reference(infer),
         )  # fmt: skip
-        verdict = self._desk.submit(item)
+        verdict = self._desk.submit(item, wake=False)
         if verdict is None:
             self._dedup.start(key, route, infer.attempt)
         else:

@@ -21,39 +21,37 @@ class CostCurve:
 
     def __init__(self) -> None:
         self._samples: dict[int, deque[float]] = {}
-        self._quantiles: dict[int, float] = {}
-        self._points: list[tuple[int, float]] = []  # (batch, seconds), never falling
+        self._ordered: dict[int, list[float]] = {}  # the same, ascending
+        # (batch, seconds), never falling, and what was asked of it before: replaced together by every observation
+        self._curve: tuple[list[int], list[float], dict[int, float]] = ([], [], {})
 
     def observe(self, batch: int, seconds: float) -> None:
         """One batch of `batch` rows took `seconds`."""
         if batch > EXACT_UP_TO:
             batch = 1 << (batch - 1).bit_length()
-        samples = self._samples.setdefault(batch, deque(maxlen=WINDOW))
+        samples = self._samples.get(batch)
+        if samples is None:
+            samples, self._ordered[batch] = self._samples.setdefault(batch, deque()), []
+        ordered = self._ordered[batch]
+        if len(samples) == WINDOW:
+            del ordered[bisect.bisect_left(ordered, samples.popleft())]
         samples.append(seconds)
-        ordered = sorted(samples)
-        self._quantiles[batch] = ordered[min(int(len(ordered) * QUANTILE), len(ordered) - 1)]
-        floor, points = 0.0, []
-        for size in sorted(self._quantiles):
-            floor = max(floor, self._quantiles[size])
-            points.append((size, floor))
-        self._points = points  # in one step: the frontend reads it without the lane's lock
+        bisect.insort(ordered, seconds)
+        floor = 0.0
+        sizes, costs = sorted(self._ordered), []
+        for size in sizes:
+            seen = self._ordered[size]
+            floor = max(floor, seen[min(int(len(seen) * QUANTILE), len(seen) - 1)])
+            costs.append(floor)
+        self._curve = sizes, costs, {}  # in one step: others read it without a lock
 
     def predict(self, batch: int) -> float:
         """A high quantile of L(batch); 0 when nothing was measured yet."""
-        points = self._points
-        if not points:
-            return 0.0
-        sizes = [size for size, _ in points]
-        at = bisect.bisect_left(sizes, batch)
-        if at < len(points) and sizes[at] == batch:
-            return points[at][1]
-        if at == 0:
-            return points[0][1]
-        if at == len(points):
-            size, seconds = points[-1]
-            return seconds * batch / size  # beyond what was measured: no gain from batching is assumed
-        (low, low_s), (high, high_s) = points[at - 1], points[at]
-        return low_s + (high_s - low_s) * (batch - low) / (high - low)
+        sizes, costs, known = self._curve
+        seconds = known.get(batch)
+        if seconds is None:
+            seconds = known[batch] = _interpolate(sizes, costs, batch)
+        return seconds
 
     def knee(self, most: int) -> int:
         """The largest measured batch of at most `most` rows that still pays: it must raise b / L(b) by KNEE_GAIN.
@@ -67,3 +65,17 @@ class CostCurve:
             if size == 1 or (size <= most and seen > throughput * KNEE_GAIN):
                 best, throughput = size, seen
         return best
+
+
+def _interpolate(sizes: list[int], costs: list[float], batch: int) -> float:
+    if not sizes:
+        return 0.0
+    at = bisect.bisect_left(sizes, batch)
+    if at < len(sizes) and sizes[at] == batch:
+        return costs[at]
+    if at == 0:
+        return costs[0]
+    if at == len(sizes):
+        return costs[-1] * batch / sizes[-1]  # beyond what was measured: no gain from batching is assumed
+    (low, low_s), (high, high_s) = (sizes[at - 1], costs[at - 1]), (sizes[at], costs[at])
+    return low_s + (high_s - low_s) * (batch - low) / (high - low)

@@ -124,7 +124,7 @@ class LaneQueue(Generic[I]):
 
     def padded(self, rows: int) -> int:
         """The batch size that `rows` rows are run at."""
-        return next((size for size in self.sizes if size >= rows), rows)
+        return next((size for size in self.sizes if size >= rows), rows) if self.sizes else rows
 
     def cost_s(self, rows: int) -> float:
         """A high quantile of what a batch of `rows` rows takes."""
@@ -140,11 +140,11 @@ class LaneQueue(Generic[I]):
         self._push(entry)
         kind.arrivals.append(entry)
 
-    def head(self, *, now: float) -> tuple[int, float] | None:
-        """How urgent this lane is among others: aged priority and arrival of its oldest most urgent item."""
+    def head(self, *, now: float) -> tuple[float, float]:
+        """How urgent this lane is among others, smallest first: aged priority, and arrival of its oldest such item."""
         return min(
             ((p - int((now - c.arrivals[0].since) / self._ageing_s), c.arrivals[0].since) for p, c in self._ranked()),
-            default=None,
+            default=(math.inf, math.inf),
         )
 
     def ready_at(self, *, now: float) -> float:

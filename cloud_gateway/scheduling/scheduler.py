@@ -72,6 +72,7 @@ class Scheduler(Generic[I]):
     def __init__(self, limits: Limits, *, threads: int) -> None:
         self.admission = Admission(limits)
         self.threads = threads
+        self.waiting = 0  # requests, on all lanes
         self._lanes: dict[Key, _Lane[I]] = {}
         self._running: dict[int, _Running] = {}
 
@@ -85,7 +86,9 @@ class Scheduler(Generic[I]):
 
     def close(self, key: Key) -> list[I]:
         """Close a lane; what still waited is returned, and must be given a terminal result and `leave`."""
-        return self._lanes.pop(key).queue.remove(lambda _: True)
+        left = self._lanes.pop(key).queue.remove(lambda _: True)
+        self.waiting -= len(left)
+        return left
 
     def queue(self, key: Key) -> LaneQueue[I]:
         return self._lanes[key].queue
@@ -115,6 +118,7 @@ class Scheduler(Generic[I]):
             )
         if verdict is None:
             self.admission.enter(item.tenant, item.nbytes)
+            self.waiting += 1
             lane.queue.offer(item, now=now)
         return verdict
 
@@ -141,19 +145,30 @@ class Scheduler(Generic[I]):
 
     # ---- engine threads ---------------------------------------------------------------------------------------------
 
-    def take(self, thread: int, *, now: float) -> Dispatch[I] | None:
-        """What the free `thread` does next; None when nothing is ready. Call `release` when the batch is done."""
-        key = self._most_urgent(now)
-        if key is None:
+    def take(self, thread: int, *, now: float, at_most_s: float = math.inf) -> Dispatch[I] | None:
+        """What the free `thread` does next; None when nothing is ready. Call `release` when the batch is done.
+
+        With `at_most_s` only a batch that is known to take no longer.
+        """
+        if not self.waiting or (key := self._most_urgent(now)) is None:
             return None
         lane = self._lanes[key]
-        taken = lane.queue.take(now=now)
+        queue = lane.queue
+        if at_most_s < math.inf and not 0.0 < queue.cost_s(min(queue.rows, queue.max_rows)) <= at_most_s:
+            return None
+        taken = queue.take(now=now)
+        self.waiting -= len(taken.batch) + len(taken.expired)
         if not taken.batch:
             return Dispatch(key, [], taken.expired, 0.0)
-        predicted_s = lane.queue.cost_s(sum(item.rows for item in taken.batch))
+        predicted_s = queue.cost_s(sum(item.rows for item in taken.batch))
         lane.running += 1
         self._running[thread] = _Running(key, now + predicted_s)
         return Dispatch(key, taken.batch, taken.expired, predicted_s)
+
+    @property
+    def running(self) -> int:
+        """Batches that run now."""
+        return len(self._running)
 
     def release(self, thread: int) -> None:
         """`thread` has finished its batch. Without one this does nothing."""
@@ -172,7 +187,9 @@ class Scheduler(Generic[I]):
 
     def remove(self, chosen: Callable[[I], bool]) -> list[I]:
         """Take waiting items out of all lanes; each must be given a terminal result and `leave`."""
-        return [item for lane in self._lanes.values() for item in lane.queue.remove(chosen)]
+        removed = [item for lane in self._lanes.values() for item in lane.queue.remove(chosen)]
+        self.waiting -= len(removed)
+        return removed
 
     def validate(self) -> None:
         """Raises InvariantViolation if the counts contradict each other."""
@@ -182,18 +199,20 @@ class Scheduler(Generic[I]):
             waiting += len(lane.queue)
             if lane.running != sum(r.key == key for r in self._running.values()) or lane.running > lane.instances:
                 raise InvariantViolation(f"lane {key} says that {lane.running} of its batches run")
+        if waiting != self.waiting:
+            raise InvariantViolation(f"{waiting} items wait but {self.waiting} were counted")
         if waiting > self.admission.requests:
             raise InvariantViolation(f"{waiting} items wait but {self.admission.requests} were admitted")
 
     def _most_urgent(self, now: float) -> Key | None:
-        best: tuple[tuple[int, float], Key] | None = None
-        for key, lane in self._lanes.items():
-            if not lane.queue.rows or lane.running >= lane.instances or lane.queue.ready_at(now=now) > now:
-                continue
-            head = lane.queue.head(now=now)
-            if head is not None and (best is None or head < best[0]):
-                best = (head, key)
-        return best[1] if best else None
+        ready = [
+            (key, lane)
+            for key, lane in self._lanes.items()
+            if lane.queue.rows and lane.running < lane.instances and lane.queue.ready_at(now=now) <= now
+        ]
+        if len(ready) <= 1:
+            return ready[0][0] if ready else None
+        return min(ready, key=lambda pair: pair[1].queue.head(now=now))[0]
 
     def _free_lanes(self) -> Iterator[_Lane[I]]:
         return (lane for lane in self._lanes.values() if lane.queue.rows and lane.running < lane.instances)

@@ -85,11 +85,11 @@ class OrtEngine(ActivationScope):
         self._inputs: tuple[TensorSpec, ...] = ()
         self._outputs: tuple[TensorSpec, ...] = ()
         self._output_names: list[str] = []
-        self._got = ""
+        self._description = f"onnxruntime-{version()}/inactive"
 
     @property
     def description(self) -> str:
-        return f"onnxruntime-{version()}/{self._got or 'inactive'}"
+        return self._description
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -122,7 +122,7 @@ class OrtEngine(ActivationScope):
         self._inputs = tuple(_spec(value, self.label) for value in session.get_inputs())
         self._outputs = tuple(_spec(value, self.label) for value in session.get_outputs())
         self._output_names = [spec.name for spec in self._outputs]
-        self._got = got[0]
+        self._description = f"onnxruntime-{version()}/{got[0]}"
         self._session = session
 
     def infer(self, tensors: Tensors) -> dict[str, Array]:

@@ -27,19 +27,24 @@ from protocol.oip.service import OipError, Refusal
 
 MOST_HEAD_NBYTES = 64 << 10
 MOST_FIELDS = 128
-SWEEP_S = 0.5
-_BODY_BYTES_PER_S = 125_000  # a body may take a second longer for each of these: 1 Mbit/s
+_SWEEP_S = 0.5
 
 
 class Patience(msgspec.Struct, frozen=True):
     """How long a connection may take for what, and how many there may be."""
 
     header_s: float = 5.0
-    body_s: float = 10.0  # and as long as its size takes at 1 Mbit/s
+    body_s: float = 10.0  # and as long as its size takes at the next line's rate
+    body_nbytes_per_s: int = 125_000  # 1 Mbit/s
     keep_alive_s: float = 60.0
     write_s: float = 20.0  # without a byte leaving
     connections: int = 1000
     connections_per_address: int = 1000  # a unix socket counts as one address
+
+    @property
+    def sweep_s(self) -> float:
+        """How often to look: nobody waits more than a quarter longer than is allowed."""
+        return min(_SWEEP_S, 0.25 * min(self.header_s, self.body_s, self.keep_alive_s, self.write_s))
 
 
 class Phase(enum.Enum):
@@ -130,7 +135,8 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._head_nbytes = 0
-        self._allowed_s = self._all.patience.body_s + _announced(self.headers) / _BODY_BYTES_PER_S
+        patience = self._all.patience
+        self._allowed_s = patience.body_s + _announced(self.headers) / patience.body_nbytes_per_s
         self._enter(Phase.BODY)
         if not self.transport.is_closing():
             super().on_headers_complete()

@@ -26,7 +26,7 @@ from uvicorn.config import Config
 
 from protocol.errors import InputError, NetworkError
 from protocol.oip.app import OipApp
-from protocol.oip.http_protocol import SWEEP_S, Connection, Connections, Patience
+from protocol.oip.http_protocol import Connection, Connections, Patience
 from protocol.oip.tls import Tls
 from protocol.sockets import Endpoint, parse_endpoint, require_loopback, resolve
 
@@ -170,7 +170,7 @@ class OipServer:
     async def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(SWEEP_S)
+            await asyncio.sleep(self._listen.patience.sweep_s)
             self.connections.sweep(loop.time())
 
     async def _close(self, grace_s: float) -> None:

@@ -31,7 +31,8 @@ settings.load_profile(os.environ.get("ISTHMUS_EXAMPLES", "gate"))
 TIMED = ("integration", "e2e")
 COMPUTES = ("test_benchmark_cuts.py", "test_hostile_models.py", "test_partitioner_build.py", "test_partitioner_cli.py",
             "test_partitioner_cli_verbs.py", "test_partitioner_models.py", "test_partitioner_plan.py",
-            "test_partitioner_split.py", "test_preprocess.py", "test_recipes.py", "test_report_page.py")  # fmt: skip
+            "test_partitioner_split.py", "test_preprocess.py", "test_recipes.py", "test_report_page.py",
+            "test_status_page.py")  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

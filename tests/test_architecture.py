@@ -21,7 +21,8 @@ OURS = frozenset((*PRODUCT, *ABOVE))
 
 # One door per library: which files may import it. What is not listed here may not be imported by the product at all.
 DOORS: dict[str, tuple[str, ...]] = {
-    "zmq": ("protocol/sockets.py", "edge_agent/connection.py", "cloud_gateway/doors/frontend.py"),
+    "zmq": ("protocol/sockets.py", "edge_agent/connection.py", "cloud_gateway/doors/frontend.py",
+            "cloud_gateway/doors/relay.py"),  # fmt: skip
     "onnxruntime": ("protocol/engines/ort.py", "partitioner/int8/quantise.py"),
     "onnx": ("partitioner/*.py",),
     "onnx_ir": ("partitioner/*.py",),
@@ -41,9 +42,8 @@ DOORS: dict[str, tuple[str, ...]] = {
     "structlog": ("cloud_gateway/seeing/logs.py",),
     "opentelemetry": ("cloud_gateway/seeing/tracing.py",),
     "PIL": ("protocol/images.py",),
+    "watchfiles": ("cloud_gateway/models/watching.py",),
     "isal": ("protocol/wire.py",),
-    "grpc": ("protocol/oip/grpc_server.py",),
-    "google": ("protocol/oip/contract.py", "protocol/oip/grpc_codec.py"),
     "grpc": ("protocol/oip/grpc_server.py",),
     "google": ("protocol/oip/contract.py", "protocol/oip/grpc_codec.py"),
     "uvicorn": ("protocol/oip/http_server.py", "protocol/oip/http_protocol.py"),
@@ -54,7 +54,7 @@ DOORS: dict[str, tuple[str, ...]] = {
 # Doors for parts of the standard library: an event loop exists only at the rim, C calls only in the socket factory.
 STDLIB_DOORS = {
     "asyncio": ("edge_agent/client.py", "protocol/oip/*.py"),
-    "ctypes": ("protocol/sockets.py", "cloud_gateway/seeing/nvml.py"),
+    "ctypes": ("protocol/sockets.py", "cloud_gateway/seeing/nvml.py", "cloud_gateway/doors/relay.py"),
 }
 
 # Not even above the product, except where named.
@@ -95,7 +95,9 @@ PURE_ROOMS = (
     "protocol/control/*.py",
     "edge_agent/outcomes.py",
     "cloud_gateway/cache.py",
+    "cloud_gateway/access/api_keys.py",
     "cloud_gateway/access/chain.py",
+    "cloud_gateway/access/limits.py",
     "cloud_gateway/access/roster.py",
     "cloud_gateway/access/zap.py",
     "cloud_gateway/scheduling/*.py",
@@ -106,6 +108,9 @@ PURE_ROOMS = (
     "cloud_gateway/seeing/trace_context.py",
     "cloud_gateway/seeing/windows.py",
     "cloud_gateway/doors/dedup.py",
+    "cloud_gateway/doors/holdings.py",
+    "cloud_gateway/doors/routes.py",
+    "cloud_gateway/doors/supervision.py",
     "cloud_gateway/models/field_reader.py",
     "cloud_gateway/models/lifecycle.py",
     "cloud_gateway/models/references.py",

@@ -51,7 +51,9 @@ class KeyFolder:
     def server_keys(self) -> ServerKeys:
         """Raises InputError if there are none, or if others may read them."""
         if not self._server.exists():
-            raise InputError(f"{self.path} holds no key of a gateway", f"run `cloud-gateway keys init {self.path}`")
+            raise InputError(
+                f"{self.path} holds no key of a gateway", f"run `cloud-gateway keys init --keys {self.path}`"
+            )
         current = keys.read_pair(self._server)
         if not self._next.exists():
             return ServerKeys(current)
@@ -75,18 +77,20 @@ class KeyFolder:
 
     # ---- changes, each under the lock -------------------------------------------------------------------------------
 
-    def create(self, name: str) -> KeyPair:
-        """Make the folder (0700) with a new server key and an empty roster. Raises InputError if it has one already."""
-        pair = keys.make_pair(name)
+    def make(self) -> None:
+        """Make the folder itself, for its owner alone (0700), if it is not there. Raises InputError."""
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"{self.path} cannot be made ({error.strerror})", "choose another folder") from error
-        with self.locked():
-            keys.write_pair(self._server, pair)
-            if not self._roster.exists():
-                keys.write_private(self._roster, rosters.encode(Roster()), overwrite=False)
-            keys.write_public(self._public, (pair.public,))
+
+    def create(self, name: str) -> KeyPair:
+        """A new server key and an empty roster. The caller holds the lock. Raises InputError if there is a key."""
+        pair = keys.make_pair(name)
+        keys.write_pair(self._server, pair)
+        if not self._roster.exists():
+            keys.write_private(self._roster, rosters.encode(Roster()), overwrite=False)
+        keys.write_public(self._public, (pair.public,))
         return pair
 
     def change(self, change: Callable[[Roster], Roster]) -> Roster:
@@ -130,7 +134,7 @@ class KeyFolder:
         try:
             handle = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            remedy = f"run `cloud-gateway keys init {self.path}` as its owner"
+            remedy = f"run `cloud-gateway keys init --keys {self.path}` as its owner"
             raise InputError(f"{self.path} cannot be changed ({error.strerror})", remedy) from error
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)

@@ -18,6 +18,7 @@ from protocol.documents import decode_document
 from protocol.errors import InputError
 
 SCHEMA_VERSION = 1
+ANONYMOUS = "anonymous"  # whoever has shown no key
 ApiRole = Literal["infer", "metrics", "admin"]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 Hex32 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
@@ -139,6 +140,8 @@ def decode(data: bytes, *, name: str) -> Roster:
 
 
 def _require_free(roster: Roster, name: str, *, utc: int) -> None:
+    if name == ANONYMOUS:
+        raise InputError(f"{ANONYMOUS} is what those without a key are called", "choose another name")
     entries: tuple[Entry, ...] = roster.agents + roster.api_keys
     if any(entry.name == name and is_valid(entry, utc=utc) for entry in entries):
         raise InputError(f"the name {name} is taken", f"choose another, or first `cloud-gateway keys revoke {name}`")

@@ -15,10 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 from cloud_gateway.desk import Desk
 from cloud_gateway.doors.frontend import Frontend, Shutdown
+from cloud_gateway.doors.supervision import Policy
+from cloud_gateway.doors.supervisor import MEMORY_NBYTES, FrontPlan, FrontProcess
 from cloud_gateway.models.catalogue import Catalogue, Defaults
 from cloud_gateway.models.lanes import MAX_ROWS
 from cloud_gateway.models.served import open_bundle
@@ -44,6 +46,9 @@ class GatewayConfig:
     threads: int = 1  # intra-op threads of each engine
     max_rows: int = MAX_ROWS  # bound of a batch; the measured knee may be lower
     drain_s: float = 10.0  # how long shutdown waits for what is in flight
+    front: Literal["thread", "process"] = "thread"  # where agents' connections end: here, or in a process of its own
+    front_memory_nbytes: int = MEMORY_NBYTES  # bound of a front that is a process
+    front_policy: Policy = field(default_factory=Policy)  # when that is started again
     limits: Limits = field(default_factory=Limits)
 
 
@@ -75,6 +80,12 @@ class Gateway:
         self._workers = [Worker(n, self.desk, self.ledger, crashed=self._worker_crashed) for n in range(workers)]
         self._wanted = sockets.resolve(sockets.parse_endpoint(config.bind))
         sockets.require_loopback(self._wanted, insecure=config.insecure, doing="listening on")
+        self.front_process: FrontProcess | None = None
+        if config.front == "process":
+            plan = FrontPlan(
+                self._wanted, config.front_memory_nbytes, insecure=config.insecure, policy=config.front_policy
+            )
+            self.front_process = FrontProcess(plan, told=_tell, gave_up=self._crashed)
         self._started = False
         self._closed = False
 
@@ -85,7 +96,7 @@ class Gateway:
         self._context = sockets.make_context()
         try:
             # Bind first: a port in use should not cost a warm-up. Nobody is answered before the loop runs.
-            socket, self.endpoint = sockets.router(self._context, self._wanted)
+            socket, self.endpoint = self._bind()
             try:
                 for build, version in enumerate(versions):
                     version = replace(version, build=build)
@@ -98,16 +109,35 @@ class Gateway:
                 raise
         except BaseException:
             self._context.term()
+            if self.front_process is not None:
+                self.front_process.stop()
             raise
         self.frontend = Frontend(socket, self.catalogue, self.desk, self.ledger, crashed=self._crashed)
         for worker in self._workers:
             worker.start()
         self.frontend.start()
         self._started = True
+        if self.front_process is not None:
+            try:
+                self.front_process.start()
+            except BaseException:
+                self.close()
+                raise
+
+    def _bind(self) -> tuple[sockets.Socket, sockets.Endpoint]:
+        """The socket that the frontend serves, and where agents connect. Raises NetworkError."""
+        if self.front_process is None:
+            return sockets.router(self._context, self._wanted)
+        self.front_process.listen()
+        return sockets.hub(self._context, self.front_process.hub), self.front_process.endpoint
 
     def stats(self) -> dict[str, int]:
-        """Counters since the start: requests, results, rejections by code, duplicates, wire errors, ..."""
-        return dict(self.frontend.stats)
+        """Counters since the start: requests, results, rejections by code, duplicates, wire errors, ...
+
+        Those of a front that is a process begin with `front_`.
+        """
+        front = {} if self.front_process is None else self.front_process.stats()
+        return self.frontend.stats | {f"front_{name}": value for name, value in front.items()}
 
     def close(self) -> None:
         """Drain: refuse new work, finish what is held (at most `drain_s`), stop. Safe to call twice."""
@@ -122,6 +152,8 @@ class Gateway:
             worker.join(JOIN_S)
         self.catalogue.close()
         self._context.term()
+        if self.front_process is not None:
+            self.front_process.stop()  # after the last answers are on their way to it
         self.stopped.set()
 
     def _worker_crashed(self, error: BaseException) -> None:
@@ -138,6 +170,10 @@ class Gateway:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+def _tell(event: str, text: str) -> None:
+    print(f"{event}: {text}", file=sys.stderr, flush=True)
 
 
 def _refuse_orphans(items: list[Item]) -> None:

@@ -6,19 +6,24 @@ names in its I/O thread and freezes every other socket meanwhile, so `resolve` d
 A connection is either CURVE (both sides know the other's public key; everything is encrypted) or plain text. Who may
 connect is decided by the ZAP reply of whoever has bound `gatekeeper`; a ROUTER that is `guarded` refuses everybody
 while nobody has (libzmq's own default is to accept everybody then).
+
+A gateway whose front is a process of its own keeps the listening TCP socket (`listener`) and talks to that process over
+a Unix socket (`hub`, `spoke`); the process takes connections from what it was given (`watched_router`, `adopt`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import ipaddress
 import os
 import random
 import socket as stdlib_socket
 import struct
 import time
-from collections.abc import Mapping
-from typing import NamedTuple, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import zmq
 from zmq.utils import z85
@@ -26,6 +31,7 @@ from zmq.utils import z85
 from protocol.errors import InputError, NetworkError
 from protocol.wire import MAX_HEADER_NBYTES, PART_NBYTES
 
+T = TypeVar("T")
 Socket: TypeAlias = "zmq.Socket[bytes]"
 Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
 
@@ -42,8 +48,10 @@ CONNECT_TIMEOUT_MS = 3000
 RECONNECT_IVL_MS = (80, 150)  # drawn per socket: libzmq has no jitter of its own, and a fleet must not knock in step
 RECONNECT_IVL_MAX_MS = (800, 1500)
 SEND_HWM = 1024
+BACKLOG = 512
 ZAP_DOMAIN = b"isthmus"
 ZAP_ENDPOINT = "inproc://zeromq.zap.01"
+_BYTES_RECEIVED = struct.Struct("=Q")  # tcpi_bytes_received, in the kernel's struct tcp_info
 REBIND_S = 0.5  # libzmq closes a listener in its I/O thread, so that its port is free only a little later
 
 
@@ -174,20 +182,31 @@ def router(
 
     With a CURVE `secret` (32 bytes) it answers only those who know the public key that belongs to it, and is guarded.
     """
-    sock = context.socket(zmq.ROUTER)
-    _harden(sock)
-    sock.setsockopt(zmq.ROUTER_MANDATORY, 1)  # sending to a peer that is gone must fail, not vanish
-    sock.setsockopt(zmq.ROUTER_HANDOVER, 0)  # a peer-chosen id must not take over another's connection
-    sock.setsockopt(zmq.BACKLOG, 512)
-    if guarded or secret is not None:
-        # A domain makes libzmq ask; enforced, it takes silence for a no. (Enforced without a domain nobody is asked.)
-        sock.setsockopt(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
-        sock.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+    sock = _router(context, guarded=guarded or secret is not None)
     try:
         return sock, bind(sock, endpoint, secret)
     except NetworkError:
         sock.close(0)
         raise
+
+
+def watched_router(context: Context, *, guarded: bool = False) -> tuple[Socket, Socket]:
+    """A ROUTER that listens nowhere yet, and its monitor, which tells of every connection and of its end."""
+    sock = _router(context, guarded=guarded)
+    return sock, sock.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+
+
+def _router(context: Context, *, guarded: bool) -> Socket:
+    sock = context.socket(zmq.ROUTER)
+    _harden(sock)
+    sock.setsockopt(zmq.ROUTER_MANDATORY, 1)  # sending to a peer that is gone must fail, not vanish
+    sock.setsockopt(zmq.ROUTER_HANDOVER, 0)  # a peer-chosen id must not take over another's connection
+    sock.setsockopt(zmq.BACKLOG, BACKLOG)
+    if guarded:
+        # A domain makes libzmq ask; enforced, it takes silence for a no. (Enforced without a domain nobody is asked.)
+        sock.setsockopt(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
+        sock.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+    return sock
 
 
 def bind(sock: Socket, endpoint: Endpoint, secret: bytes | None = None) -> Endpoint:
@@ -201,16 +220,26 @@ def bind(sock: Socket, endpoint: Endpoint, secret: bytes | None = None) -> Endpo
     try:
         sock.bind(str(endpoint))
     except zmq.ZMQError as error:
-        reason = "it is already in use" if error.errno == zmq.EADDRINUSE else str(error)
-        raise NetworkError(
-            f"cannot listen on {endpoint}: {reason}", "stop the other process or choose another port with --bind"
-        ) from error
+        raise _cannot_listen(endpoint, error) from error
     bound = sock.getsockopt_string(zmq.LAST_ENDPOINT)
     return Endpoint(endpoint.host, int(bound.rpartition(":")[2]))
 
 
-def listen(sock: Socket, current: Mapping[Endpoint, bytes], wanted: Mapping[Endpoint, bytes]) -> dict[Endpoint, bytes]:
+def _cannot_listen(endpoint: Endpoint, error: OSError | zmq.ZMQError) -> NetworkError:
+    reason = "it is already in use" if error.errno == errno.EADDRINUSE else str(error)
+    remedy = "stop the other process or choose another port with --bind"
+    return NetworkError(f"cannot listen on {endpoint}: {reason}", remedy)
+
+
+def listen(
+    sock: Socket,
+    current: Mapping[Endpoint, bytes],
+    wanted: Mapping[Endpoint, bytes],
+    held: Mapping[Endpoint, int] | None = None,
+) -> dict[Endpoint, bytes]:
     """Bind and unbind until exactly `wanted` (endpoint -> server secret) is bound; what is bound then.
+
+    `held` are the endpoints for which somebody keeps a listening socket: they are adopted.
 
     Only the owner of the socket may call this. Connections of an endpoint that is unbound, or gets another key, end:
     their agents connect anew and ask again under the same ids. Raises NetworkError; what could be bound stays bound.
@@ -223,13 +252,94 @@ def listen(sock: Socket, current: Mapping[Endpoint, bytes], wanted: Mapping[Endp
     for endpoint in [e for e in wanted if e not in bound]:
         while endpoint not in bound:
             try:
-                bind(sock, endpoint, wanted[endpoint])
+                if held and endpoint in held:
+                    adopt(sock, held[endpoint], endpoint, wanted[endpoint])
+                else:
+                    bind(sock, endpoint, wanted[endpoint])
                 bound[endpoint] = wanted[endpoint]
             except NetworkError:
                 if endpoint not in current or time.monotonic() > give_up_at:
                     raise
                 time.sleep(0.002)
     return bound
+
+
+def listener(endpoint: Endpoint) -> tuple[stdlib_socket.socket, Endpoint]:
+    """A listening TCP socket for whoever `adopt`s it, and the endpoint it really has. Raises NetworkError.
+
+    Who keeps it keeps the port: connections that come while nobody accepts wait, at most as many as BACKLOG.
+    """
+    everywhere = endpoint.host == "*" and stdlib_socket.has_dualstack_ipv6()
+    family = stdlib_socket.AF_INET6 if everywhere or ":" in endpoint.host else stdlib_socket.AF_INET
+    host = "" if endpoint.host == "*" else endpoint.host
+    try:
+        sock = stdlib_socket.create_server(
+            (host, endpoint.port), family=family, backlog=BACKLOG, dualstack_ipv6=everywhere
+        )
+    except OSError as error:
+        raise _cannot_listen(endpoint, error) from error
+    sock.setblocking(False)  # libzmq must not wait in accept() for a connection that was taken back
+    return sock, Endpoint(endpoint.host, sock.getsockname()[1])
+
+
+def adopt(sock: Socket, listening: int, endpoint: Endpoint, secret: bytes | None = None) -> None:
+    """Like `bind`, with a listening socket that is there already; its descriptor is not used up."""
+    sock.setsockopt(zmq.USE_FD, os.dup(listening))
+    try:
+        bind(sock, endpoint, secret)
+    finally:
+        sock.setsockopt(zmq.USE_FD, -1)  # or the next bind would listen there too
+
+
+def hub(context: Context, path: str) -> Socket:
+    """The gateway's end of the Unix socket to its front: a DEALER, since whoever made the message stands in it.
+
+    Who may connect is who may enter the folder. Both ends live on one machine: no heartbeats.
+    """
+    sock = _local(context)
+    sock.bind(f"ipc://{path}")
+    return sock
+
+
+def spoke(context: Context, path: str) -> Socket:
+    """The front's end of the Unix socket to its gateway."""
+    sock = _local(context)
+    sock.setsockopt(zmq.IMMEDIATE, 1)
+    sock.setsockopt(zmq.RECONNECT_IVL, 20)
+    sock.connect(f"ipc://{path}")
+    return sock
+
+
+def _local(context: Context) -> Socket:
+    sock = context.socket(zmq.DEALER)
+    _harden(sock)
+    sock.setsockopt(zmq.HEARTBEAT_IVL, 0)
+    sock.setsockopt(zmq.SNDHWM, 0)  # what is under way is bounded in bytes, by whoever sends
+    return sock
+
+
+def received_nbytes(descriptor: int) -> int | None:
+    """Bytes that a TCP connection has brought since it was made, as the kernel counts; None if it is none."""
+    try:
+        info = _borrowed(descriptor, lambda s: s.getsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_INFO, 136))
+    except OSError:
+        return None
+    return int(_BYTES_RECEIVED.unpack_from(info, 128)[0]) if len(info) == 136 else None  # since Linux 4.1
+
+
+def hang_up(descriptor: int) -> None:
+    """End a TCP connection that libzmq owns: it sees the end of the stream and closes it."""
+    with contextlib.suppress(OSError, ValueError):  # gone by itself
+        _borrowed(descriptor, lambda s: s.shutdown(stdlib_socket.SHUT_RDWR))
+
+
+def _borrowed(descriptor: int, do: Callable[[stdlib_socket.socket], T]) -> T:
+    """Family and type are given so that nothing is asked of the kernel; they play no part in what is done here."""
+    sock = stdlib_socket.socket(stdlib_socket.AF_INET, stdlib_socket.SOCK_STREAM, fileno=descriptor)
+    try:
+        return do(sock)
+    finally:
+        sock.detach()
 
 
 def gatekeeper(context: Context) -> Socket:

@@ -21,8 +21,12 @@ OURS = frozenset((*PRODUCT, *ABOVE))
 
 # One door per library: which files may import it. What is not listed here may not be imported by the product at all.
 DOORS: dict[str, tuple[str, ...]] = {
-    "zmq": ("protocol/sockets.py", "edge_agent/connection.py", "cloud_gateway/doors/frontend.py",
-            "cloud_gateway/doors/relay.py"),  # fmt: skip
+    "zmq": (
+        "protocol/sockets.py",
+        "edge_agent/connection.py",
+        "cloud_gateway/doors/frontend.py",
+        "cloud_gateway/doors/relay.py",
+    ),
     "onnxruntime": ("protocol/engines/ort.py", "partitioner/int8/quantise.py"),
     "onnx": ("partitioner/*.py",),
     "onnx_ir": ("partitioner/*.py",),
@@ -49,6 +53,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "uvicorn": ("protocol/oip/http_server.py", "protocol/oip/http_protocol.py"),
     "uvloop": ("protocol/oip/http_server.py",),
     "redis": ("cloud_gateway/cache_redis.py",),
+    "optuna": ("cloud_gateway/tuning/optuna_search.py",),
     "numpy": ("*",),
 }
 # Doors for parts of the standard library: an event loop exists only at the rim, C calls only in the socket factory.
@@ -95,6 +100,8 @@ PURE_ROOMS = (
     "protocol/control/*.py",
     "edge_agent/outcomes.py",
     "cloud_gateway/cache.py",
+    "cloud_gateway/tuning/search.py",
+    "cloud_gateway/tuning/traffic.py",
     "cloud_gateway/access/api_keys.py",
     "cloud_gateway/access/chain.py",
     "cloud_gateway/access/limits.py",

@@ -93,7 +93,7 @@ class Figures:
     residence: Quantiles | None
     queue: Quantiles | None
     compute: Quantiles | None  # of engine runs, not of requests
-    in_time: tuple[float, ...]  # answers in time in every second of the window, oldest first
+    in_time: tuple[int, ...]  # answers in time in every second of the window, oldest first
 
 
 _ANSWERED, _IN_TIME = range(2)
@@ -102,16 +102,15 @@ _ANSWERED, _IN_TIME = range(2)
 class Row:
     """The account of one scope. Every method is a handful of additions."""
 
-    __slots__ = ("_answers", "_answers_s", "_runs", "_runs_s", "counters", "engine", "scope")
+    __slots__ = ("_answers", "_answers_s", "_runs", "counters", "engine", "scope")
 
     def __init__(self, scope: Scope, *, now: float) -> None:
         self.scope = scope
         self.engine = ""
         self.counters = Counters()
         self._answers = SampleWindow()  # residence, queue
-        self._answers_s = Seconds(2, now=now)  # answers, answers in time
+        self._answers_s = Seconds(now=now)  # answers, answers in time
         self._runs = SampleWindow()  # compute, predicted
-        self._runs_s = Seconds(2, now=now)
 
     def refuse(self, code: str, slack_s: float, budget_s: float) -> None:
         counters = self.counters
@@ -127,7 +126,6 @@ class Row:
 
     def execute(
         self,
-        *,
         rows: int,
         requests: int,
         decode_s: float,
@@ -151,7 +149,7 @@ class Row:
         counters.predicted_s += predicted_s
         self._runs.add(compute_s, predicted_s, now)
 
-    def answer(self, *, queue_s: float, residence_s: float, budget_s: float, late: bool, now: float) -> None:
+    def answer(self, queue_s: float, residence_s: float, budget_s: float, late: bool, now: float) -> None:
         counters = self.counters
         counters.answered += 1
         counters.late += late
@@ -160,7 +158,7 @@ class Row:
         if 0.0 < budget_s < math.inf:
             counters.budget_used += residence_s / budget_s
             counters.budgeted += 1
-        self._answers_s.add((1.0, 0.0 if late else 1.0), now)
+        self._answers_s.add(1, not late, now)
         self._answers.add(residence_s, queue_s, now)
 
     def copy(self, now: float) -> Moment:

@@ -26,13 +26,13 @@ class Flood:
 
     def __init__(self, *, burst: int = BURST, interval_s: float = INTERVAL_S) -> None:
         self._burst = burst
-        self._interval_s = interval_s
+        self.interval_s = interval_s
         self._seen: OrderedDict[str, _Seen] = OrderedDict()
 
     def offer(self, key: str, *, now: float) -> int | None:
         """None: hold it back. Else write it, and say that so many like it were held back before."""
         seen = self._seen.get(key)
-        if seen is None or now - seen.since >= self._interval_s:
+        if seen is None or now - seen.since >= self.interval_s:
             held_back = seen.held_back if seen is not None else 0
             self._seen[key] = _Seen(now, written=1)
             self._seen.move_to_end(key)
@@ -48,7 +48,7 @@ class Flood:
         told = []
         while self._seen:
             key, seen = next(iter(self._seen.items()))
-            if now - seen.since < self._interval_s and len(self._seen) <= MOST_EVENTS:
+            if now - seen.since < self.interval_s and len(self._seen) <= MOST_EVENTS:
                 break
             del self._seen[key]
             if seen.held_back:

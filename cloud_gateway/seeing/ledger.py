@@ -1,7 +1,7 @@
 """The gateway's account of itself: what was offered, refused, executed and answered, and how long it took.
 
 One lock, held for a handful of additions or for the copy of a snapshot, never for its arithmetic. Time is an argument
-(`now`, monotonic seconds, from one clock for all threads). Labels are bounded: scopes beyond `MOST_SCOPES`, and those
+(`now`, monotonic seconds, from one clock for all threads). Labels are bounded: scopes beyond `most_scopes`, and those
 forgotten, are added up under "other", so that sums over all scopes never fall and a scrape stays cheap.
 """
 
@@ -9,30 +9,41 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from functools import cached_property
 
-from cloud_gateway.seeing.figures import OTHER, Figures, Row, Scope, together
+from cloud_gateway.seeing.figures import OTHER, Figures, Moment, Row, Scope, together
 
 MOST_SCOPES = 64
 MOST_EVENTS = 256
 UNKNOWN = Scope("unknown", "", "")  # a request that named nothing we hold, or that was refused before it could
 FOLDED = Scope(OTHER, "", "")
 ALL = Scope("", "", "")
+__all__ = ["FOLDED", "MOST_EVENTS", "MOST_SCOPES", "UNKNOWN", "Ledger", "LedgerSnapshot", "Scope"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LedgerSnapshot:
-    """Everything at one moment; `total` is over all scopes, `events` counts what no scope has."""
+    """Everything at one moment; `events` counts what no scope has."""
 
     uptime_s: float
-    scopes: tuple[Figures, ...]
-    total: Figures
+    moments: tuple[Moment, ...]
     events: dict[str, int]
+
+    @cached_property
+    def scopes(self) -> tuple[Figures, ...]:
+        return tuple(moment.figures() for moment in self.moments)
+
+    @cached_property
+    def total(self) -> Figures:
+        """Over all scopes, and quantiles over all samples: computed for people, who ask for it, not for scrapes."""
+        return together(self.moments, ALL).figures()
 
 
 class Ledger:
     """Called by every thread that serves. Calls cost about 0.3 to 1 us each, 2 to 3 us for a whole request."""
 
-    def __init__(self, *, now: float) -> None:
+    def __init__(self, *, now: float, most_scopes: int = MOST_SCOPES) -> None:
+        self._most_scopes = most_scopes
         self._lock = threading.Lock()
         self._started = now
         self._now = now  # the latest that anyone said
@@ -72,14 +83,7 @@ class Ledger:
         with self._lock:
             self._now = now
             (self._rows.get(scope) or self._row(scope)).execute(
-                rows=rows,
-                requests=requests,
-                decode_s=decode_s,
-                compute_s=compute_s,
-                encode_s=encode_s,
-                predicted_s=predicted_s,
-                engine=engine,
-                now=now,
+                rows, requests, decode_s, compute_s, encode_s, predicted_s, engine, now
             )
 
     def answered(
@@ -88,9 +92,7 @@ class Ledger:
         """A result was handed to whoever asked; `late` if its budget had passed. No budget is 0 or infinity."""
         with self._lock:
             self._now = now
-            (self._rows.get(scope) or self._row(scope)).answer(
-                queue_s=queue_s, residence_s=residence_s, budget_s=budget_s, late=late, now=now
-            )
+            (self._rows.get(scope) or self._row(scope)).answer(queue_s, residence_s, budget_s, late, now)
 
     def counted(self, what: str, by: int = 1) -> None:
         """Something that no scope has: a duplicate attached, a wire error, a reload. Names are ours, not a peer's."""
@@ -109,18 +111,16 @@ class Ledger:
                 self._other().counters.absorb(row.counters)
 
     def snapshot(self, *, now: float) -> LedgerSnapshot:
-        """Everything so far; busy scopes cost about 0.5 ms each, outside the lock."""
+        """Everything so far. The copy takes some 20 us a scope; the arithmetic is done when the figures are read."""
         with self._lock:
             self._now = now
-            moments = [row.copy(now) for row in self._rows.values()]
-            events = dict(self._events)
-        total = together(moments, ALL)
-        return LedgerSnapshot(now - self._started, tuple(m.figures() for m in moments), total.figures(), events)
+            moments = tuple(row.copy(now) for row in self._rows.values())
+            return LedgerSnapshot(now - self._started, moments, dict(self._events))
 
     def _row(self, scope: Scope | None) -> Row:
         """A new scope's row, or the one for those that are too many. Called with the lock held."""
         scope = scope or UNKNOWN
-        if len(self._rows) >= MOST_SCOPES:
+        if len(self._rows) >= self._most_scopes:
             return self._other()
         return self._rows.setdefault(scope, Row(scope, now=self._now))
 

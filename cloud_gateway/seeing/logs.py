@@ -22,7 +22,7 @@ from typing import Any, Literal, TextIO
 
 import structlog
 
-from cloud_gateway.seeing.flood import Flood
+from cloud_gateway.seeing.flood import INTERVAL_S, Flood
 from protocol.errors import InputError
 from protocol.messages import RequestId
 
@@ -46,10 +46,11 @@ class Logs:
         level: str = "info",
         style: Style = "json",
         stream: TextIO | None = None,
+        repeat_interval_s: float = INTERVAL_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
-        self._flood = Flood()
+        self._flood = Flood(interval_s=repeat_interval_s)
         self._lock = threading.Lock()
         self._spool = Spool(sys.stderr if stream is None else stream)
         self._render = structlog.processors.JSONRenderer() if style == "json" else _for_people
@@ -66,6 +67,15 @@ class Logs:
             raise InputError(f"the log level is {level!r}", f"choose one of {', '.join(LEVELS)}")
         self._level = level
         self._least = LEVELS[level]
+
+    @property
+    def repeat_interval_s(self) -> float:
+        """A repeated event is written once in this time, with a count; 0 writes every one."""
+        return self._flood.interval_s
+
+    @repeat_interval_s.setter
+    def repeat_interval_s(self, interval_s: float) -> None:
+        self._flood.interval_s = interval_s
 
     def get(self, **bound: object) -> Log:
         """A logger whose events all carry `bound`: `logs.get(request=str(id)).warning("bad_frame", reason=...)`."""

@@ -39,7 +39,8 @@ def quantiles(values: Samples, window_s: float) -> Quantiles | None:
     if not count:
         return None
     ranks = [-(-percent * count // 100) - 1 for percent in (50, 90, 99)]  # ceilings, in integers: 0.9 * 10 is inexact
-    p50, p90, p99 = (float(x) for x in np.partition(values, ranks)[ranks])
+    # Sorting uses vector instructions and takes a third of the time of a partition at three ranks.
+    p50, p90, p99 = (float(x) for x in np.sort(values)[ranks])
     return Quantiles(p50, p90, p99, count, window_s)
 
 
@@ -92,44 +93,43 @@ class SampleWindow:
 
 
 class Seconds:
-    """Sums of several kinds for every second of the window."""
+    """Two counts for every second of the window."""
 
-    __slots__ = ("_latest", "_rings", "_started")
+    __slots__ = ("_first", "_latest", "_second", "_started")
 
-    def __init__(self, kinds: int, *, now: float) -> None:
-        self._rings = [[0.0] * WINDOW_S for _ in range(kinds)]
+    def __init__(self, *, now: float) -> None:
+        self._first = [0] * WINDOW_S
+        self._second = [0] * WINDOW_S
         self._started = now
         self._latest = int(now)
 
-    def add(self, amounts: tuple[float, ...], now: float) -> None:
-        """One amount of each kind."""
-        second = int(now)
-        if second > self._latest:
-            self._roll(second)
-        slot = second % WINDOW_S
-        for ring, amount in zip(self._rings, amounts, strict=True):
-            ring[slot] += amount
+    def add(self, first: int, second: int, now: float) -> None:
+        at = int(now)
+        if at > self._latest:
+            self._roll(at)
+        slot = at % WINDOW_S
+        self._first[slot] += first
+        self._second[slot] += second
 
-    def _roll(self, second: int) -> None:
-        """Empty the slots of all seconds since the latest: they hold sums of a minute ago."""
-        for stale in range(max(self._latest + 1, second - WINDOW_S + 1), second + 1):
-            for ring in self._rings:
-                ring[stale % WINDOW_S] = 0.0
-        self._latest = second
+    def _roll(self, at: int) -> None:
+        """Empty the slots of all seconds since the latest: they hold counts of a minute ago."""
+        for stale in range(max(self._latest + 1, at - WINDOW_S + 1), at + 1):
+            self._first[stale % WINDOW_S] = self._second[stale % WINDOW_S] = 0
+        self._latest = at
 
     def copy(self, now: float) -> Rates:
-        second = int(now)
-        if second > self._latest:
-            self._roll(second)
-        end = second % WINDOW_S + 1
+        at = int(now)
+        if at > self._latest:
+            self._roll(at)
+        end = at % WINDOW_S + 1
         return Rates(
             span_s=min(max(now - self._started, 1e-3), WINDOW_S - 1 + now % 1.0),
-            kinds=tuple(tuple(ring[end:] + ring[:end]) for ring in self._rings),
+            kinds=(tuple(self._first[end:] + self._first[:end]), tuple(self._second[end:] + self._second[:end])),
         )
 
 
 class Rates(NamedTuple):
-    """Copied sums of every second, oldest first; the last second has only begun. They cover `span_s` seconds in all."""
+    """Copied counts of every second, oldest first; the last has only begun. They cover `span_s` seconds in all."""
 
     span_s: float
-    kinds: tuple[tuple[float, ...], ...]
+    kinds: tuple[tuple[int, ...], ...]

@@ -135,6 +135,13 @@ def test_scopes_beyond_the_bound_are_added_up_as_other() -> None:
     assert of(snapshot, FOLDED).counters.offered > 400
 
 
+def test_how_many_scopes_are_told_apart_is_a_setting() -> None:
+    ledger = Ledger(now=0.0, most_scopes=3)
+    for i in range(9):
+        ledger.offered(Scope(f"model-{i}", "1", "cut-1"))
+    assert {f.scope.model for f in ledger.snapshot(now=1.0).scopes} == {"unknown", "model-0", "model-1", "other"}
+
+
 def test_events_are_counted_and_bounded() -> None:
     ledger = Ledger(now=0.0)
     ledger.counted("cache_hits", 3)

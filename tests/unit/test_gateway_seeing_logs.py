@@ -95,6 +95,15 @@ def test_a_flood_of_bad_frames_is_a_few_lines_and_a_count() -> None:
     assert (events[BURST]["of"], events[BURST]["count"]) == ("bad_frame", 1000 - BURST)
 
 
+def test_an_interval_of_nothing_writes_every_event() -> None:
+    logs, stream, _ = make()
+    logs.repeat_interval_s = 0.0
+    for _ in range(50):
+        logs.get().warning("bad_frame")
+    assert logs.repeat_interval_s == 0.0
+    assert len(lines(logs, stream)) == 50
+
+
 def test_closing_tells_what_was_held_back() -> None:
     logs, stream, _ = make()
     for _ in range(9):

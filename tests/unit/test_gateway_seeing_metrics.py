@@ -17,6 +17,7 @@ from cloud_gateway.seeing.metrics import FAMILIES, OURS, TRITONS, Scene, metrics
 from cloud_gateway.seeing.nvml import Gpu
 from cloud_gateway.seeing.standing import LaneState, ModelState, Standing
 from cloud_gateway.seeing.status import status_json
+from cloud_gateway.seeing.views import FRESH_S, Views
 
 DOCS = Path(__file__).parents[2] / "docs" / "operations.md"
 CUT = Scope("digits", "3", "cut-1")
@@ -149,6 +150,23 @@ def test_the_status_document_is_json_with_everything_a_person_asks_for() -> None
     assert read["models"][1]["reason"] == "no graph"
     assert read["total"]["counters"]["answered"] == 16
     assert read["machine"]["gpus"][1]["utilisation"] is None
+
+
+def test_many_who_look_at_once_cost_one_look() -> None:
+    looks, now = [], [0.0]
+
+    def look() -> Scene:
+        looks.append(now[0])
+        return scene()
+
+    views = Views(look, clock=lambda: now[0])
+    kind, page = views.metrics_text()
+    assert (kind, page) == ("text/plain; version=0.0.4; charset=utf-8", metrics_text(scene()))
+    assert views.status_json() == status_json(scene())
+    now[0] = FRESH_S
+    views.metrics_text()
+    assert looks == [0.0, FRESH_S]
+    assert views.page()[0].startswith(b"<!doctype html>")
 
 
 def test_the_status_document_of_a_gateway_that_has_done_nothing_is_whole_too() -> None:

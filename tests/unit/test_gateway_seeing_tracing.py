@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloud_gateway.seeing.trace_context import Trace, from_traceparent, from_wire
@@ -36,7 +36,8 @@ def test_a_traceparent_is_read_as_the_standard_says(text: str | None, seen: Trac
     assert from_traceparent(text) == seen
 
 
-@given(st.text(max_size=70))
+@settings(max_examples=30)
+@given(st.text("0123456789abcdef-f\u0660 ", max_size=70))
 def test_no_text_breaks_the_reading_of_a_traceparent(text: str) -> None:
     from_traceparent(text)
 

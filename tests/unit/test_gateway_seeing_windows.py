@@ -71,24 +71,25 @@ def test_a_copy_can_be_read_while_more_comes_in() -> None:
 
 @given(st.lists(st.tuples(st.floats(0.0, 90.0), st.integers(0, 5)), max_size=60))
 def test_seconds_add_up_what_came_in_the_last_sixty_of_them(steps: list[tuple[float, int]]) -> None:
-    seconds, now, came = Seconds(1, now=0.0), 0.0, []
+    seconds, now, came = Seconds(now=0.0), 0.0, []
     for step, amount in steps:
         now += step
-        seconds.add((float(amount),), now)
+        seconds.add(amount, 2 * amount, now)
         came.append((int(now), amount))
     rates = seconds.copy(now)
     wanted = [sum(a for s, a in came if s == int(now) - age) for age in range(WINDOW_S - 1, -1, -1)]
     assert list(rates.kinds[0]) == wanted
+    assert list(rates.kinds[1]) == [2 * amount for amount in wanted]
 
 
 def test_a_rate_is_over_the_time_that_has_passed_when_that_is_less_than_a_minute() -> None:
-    seconds = Seconds(1, now=100.0)
+    seconds = Seconds(now=100.0)
     assert seconds.copy(104.0).span_s == pytest.approx(4.0)
     assert seconds.copy(500.25).span_s == pytest.approx(59.25)
 
 
 def test_times_slightly_out_of_order_are_counted_where_they_belong() -> None:
-    seconds = Seconds(1, now=0.0)
-    seconds.add((1.0,), 5.01)
-    seconds.add((1.0,), 4.99)
-    assert seconds.copy(5.5).kinds[0][-2:] == (1.0, 1.0)
+    seconds = Seconds(now=0.0)
+    seconds.add(1, 0, 5.01)
+    seconds.add(1, 0, 4.99)
+    assert seconds.copy(5.5).kinds[0][-2:] == (1, 1)

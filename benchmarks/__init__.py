@@ -60,4 +60,5 @@ SUITES: dict[str, Suite] = {
         "run",
         "2.2 GB of weights through load, split, bundle and back: peak memory (~2 min)",
     ),
+    "scrape": Suite("benchmarks.scrape", "run", "what metrics cost: one scrape, one request's account (~30 s)"),
 }

@@ -152,9 +152,18 @@ def from_secrets(kind: type[Section], directory: Path) -> list[Given]:
 def from_overrides(overrides: Mapping[str, object]) -> list[Given]:
     """What the command line says."""
     return [
-        Given(tuple(key.split(".")), value, Origin("flag", "command line"), is_text=isinstance(value, str))
+        Given(_path_of(key), value, Origin("flag", "command line"), is_text=isinstance(value, str))
         for key, value in overrides.items()
     ]
+
+
+def _path_of(key: str) -> tuple[str, ...]:
+    """The parts of a key, of which some may be quoted; one that TOML does not take is split at its dots."""
+    try:
+        ((path, _),) = _flat(tomllib.loads(f"{key} = 0"))
+    except (tomllib.TOMLDecodeError, ValueError):
+        return tuple(key.split("."))
+    return path
 
 
 def _variables(prefix: str, env: Mapping[str, str]) -> Iterator[tuple[str, tuple[str, ...], str]]:

@@ -7,13 +7,14 @@
         limits: Annotated[Limits, setting("Bounds.")] = Limits()
 
 A field is a *leaf* (one value), a *section* (another struct), or sections by name (`dict[str, Section]`, whose names
-the user chooses). A key is the way to a leaf with dots: `limits.pending_requests`.
+the user chooses). A key is the way to a leaf as TOML writes it: `limits.pending_requests`.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
@@ -23,6 +24,7 @@ import msgspec.inspect as shapes
 from protocol.errors import InvariantViolation
 
 HIDDEN = "***"
+_BARE = re.compile("[A-Za-z0-9_-]+")
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -149,6 +151,11 @@ def _section(shape: shapes.StructType) -> type[Section]:
     if not issubclass(shape.cls, Section):
         raise InvariantViolation(f"{shape.cls.__name__} is no section")
     return shape.cls
+
+
+def key_of(path: Iterable[str]) -> str:
+    """The key at the end of `path`; a part that TOML would not take bare is quoted: `models.override."a.b".threads`."""
+    return ".".join(part if _BARE.fullmatch(part) else msgspec.json.encode(part).decode() for part in path)
 
 
 def leaves(branch: Branch, prefix: str = "", *, name: str = "NAME") -> Iterator[tuple[str, Leaf]]:

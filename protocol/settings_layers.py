@@ -16,7 +16,7 @@ import msgspec
 import msgspec.inspect as shapes
 
 from protocol.errors import InputError
-from protocol.settings_fields import HIDDEN, Branch, Leaf, Secret, Section, leaves, tree_of
+from protocol.settings_fields import HIDDEN, Branch, Leaf, Secret, Section, key_of, leaves, tree_of
 
 LayerName = Literal["default", "file", "environment", "secret", "flag"]
 
@@ -91,7 +91,7 @@ def resolve(kind: type[T], layers: Iterable[Iterable[Given]]) -> Loaded[T]:
         elif found is None:
             problems.append(_unknown(root, given))
         elif given.value != {}:
-            key = ".".join(given.path)
+            key = key_of(given.path)
             problems.append(Problem(key, f"{key} ({given.origin}) is a section", f"set {key}.NAME, not {key} itself"))
     values: dict[tuple[str, ...], object] = {}
     for path, (leaf, given) in winners.items():
@@ -103,7 +103,7 @@ def resolve(kind: type[T], layers: Iterable[Iterable[Given]]) -> Loaded[T]:
         raise SettingsError(problems)
     settings = _built(root, values)
     assert isinstance(settings, kind)
-    origins = {".".join(path): given.origin for path, (_, given) in winners.items()}
+    origins = {key_of(path): given.origin for path, (_, given) in winners.items()}
     origins = {key: origins.get(key, DEFAULT) for key in flat(settings)}
     together = [
         Problem(key, f"{fact} ({origins[key]})" if key in origins else fact, remedy)
@@ -138,7 +138,7 @@ def _converted(leaf: Leaf, given: Given) -> object:
 
 
 def _wrong(leaf: Leaf, given: Given) -> Problem:
-    key = ".".join(given.path)
+    key = key_of(given.path)
     shown = HIDDEN if leaf.is_secret else repr(given.value)
     if len(shown) > 60:
         shown = shown[:57] + "..."
@@ -146,22 +146,22 @@ def _wrong(leaf: Leaf, given: Given) -> Problem:
 
 
 def _unknown(root: Branch, given: Given) -> Problem:
-    key = ".".join(given.path)
+    key = key_of(given.path)
     at, depth = root, 0
     while isinstance(child := at.child(given.path[depth]), Branch):
         at, depth = child, depth + 1
-    prefix = "".join(f"{name}." for name in given.path[:depth])
-    rest = "".join(f".{name}" for name in given.path[depth + 1 :])
-    near = [f"{prefix}{name}{rest}" for name in _close(given.path[depth], at.children)]
-    if not near or root.find(tuple(near[0].split("."))) is None:
+    inside, rest = given.path[:depth], given.path[depth + 1 :]
+    near = [(*inside, name, *rest) for name in _close(given.path[depth], at.children)]
+    known = [key_of(path) for path in near if root.find(path) is not None]
+    if not known:
         # The right name in the wrong section, or section and name misspelt: look through everything.
-        everywhere = [known for known, _ in leaves(root)]
-        same = [known for known in everywhere if known.rpartition(".")[2] == given.path[-1]]
-        near = [*same, *_close(key, everywhere, 0.85)]
-    if near:
-        remedy = f"did you mean {near[0]}?"
+        everywhere = [each for each, _ in leaves(root)]
+        same = [each for each in everywhere if each.rpartition(".")[2] == given.path[-1]]
+        known = [*same, *_close(key, everywhere, 0.85)]
+    if known:
+        remedy = f"did you mean {known[0]}?"
     else:
-        remedy = f"known {f'in {prefix[:-1]}' if prefix else 'sections'}: {', '.join(at.children)}"
+        remedy = f"known {f'in {key_of(inside)}' if inside else 'sections'}: {', '.join(at.children)}"
     return Problem(key, f"{key} is unknown ({given.origin})", remedy)
 
 
@@ -192,7 +192,7 @@ def flat(settings: Section, prefix: str = "") -> dict[str, object]:
             found |= flat(value, f"{prefix}{name}.")
         elif isinstance(value, dict):
             for each, section in value.items():
-                found |= flat(section, f"{prefix}{name}.{each}.")
+                found |= flat(section, f"{prefix}{name}.{key_of([each])}.")
         else:
             found[f"{prefix}{name}"] = value
     return found

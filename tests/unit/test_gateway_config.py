@@ -123,7 +123,8 @@ def test_flags_of_serve_become_overrides_only_where_they_were_given() -> None:
 
 def test_what_is_shown_loads_again_as_it_was(tmp_path: Path) -> None:
     overrides: dict[str, object] = {
-        "models.override.digits.threads": "3", "cache.redis_url": "redis://secret", "http.tls_key": "/a b/\"k\".pem",
+        "models.override.digits.threads": "3", 'models.override."resnet.v2".threads': "2",
+        "cache.redis_url": "redis://secret", "http.tls_key": "/a b/\"k\".pem",
         "http.tls_certificate": "/c", "scheduling.workers": "4", "models.versions": "1,2",
     }  # fmt: skip
     loaded = load_settings(env={}, overrides=overrides)

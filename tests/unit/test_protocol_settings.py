@@ -150,6 +150,16 @@ def test_names_that_the_user_chooses_make_sections(tmp_path: Path) -> None:
     assert loaded.origins["each.other.size"].layer == "flag"
 
 
+def test_names_with_dots_are_quoted_wherever_a_key_is_written(tmp_path: Path) -> None:
+    loaded = toy(tmp_path, '[each."a.b"]\nsize = 2\n', **{'each."c d".size': "3"})
+    assert loaded.settings.each == {"a.b": Special(size=2), "c d": Special(size=3)}
+    assert list(flat(loaded.settings))[-2:] == ['each."a.b".size', 'each."c d".size']
+    assert str(loaded.origins['each."a.b".size']) == f"{tmp_path}/toy.toml:2"
+    (sentence,) = refused(tmp_path, '[each."a.b"]\nsise = 2\n')
+    assert sentence.startswith('each."a.b".sise is unknown')
+    assert sentence.endswith('did you mean each."a.b".size?')
+
+
 def test_variables_of_other_programs_are_not_read() -> None:
     assert toy(env={"TOY_CONFIG": "x", "OTHER__LIMITS__REQUESTS": "x", "toy__x": "1"}).settings == Toy()
 

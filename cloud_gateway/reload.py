@@ -11,7 +11,9 @@ that a subscriber refused, is not in force: it is reported again by every later 
 
 from __future__ import annotations
 
+import contextlib
 import os
+import queue
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -131,7 +133,10 @@ def fingerprint(paths: Iterable[Path]) -> tuple[object, ...]:
     """What changes when a file, a file in one of the folders, or what a link leads to is replaced or written."""
     found: list[object] = []
     for path in paths:
-        inside = sorted(path.iterdir()) if path.is_dir() else []
+        try:
+            inside = sorted(path.iterdir()) if path.is_dir() else []
+        except OSError:  # removed, or closed to us, in this moment
+            inside = []
         for each in (path, *inside):
             try:
                 seen = os.stat(each)
@@ -159,7 +164,7 @@ class Watch:
         self._told = told
         self._crashed = crashed
         self._look_ivl_s = look_ivl_s
-        self._asked = threading.Event()
+        self._asked: queue.SimpleQueue[None] = queue.SimpleQueue()  # its put may be interrupted by another put
         self._stopping = threading.Event()
         self._settled = Settled(fingerprint(self._paths))
         self._thread = threading.Thread(target=self._run, name="reload", daemon=True)
@@ -169,20 +174,19 @@ class Watch:
 
     def now(self) -> None:
         """Reload as soon as the thread comes to it, whether or not a file changed."""
-        self._asked.set()
+        self._asked.put(None)
 
     def stop(self) -> None:
         """Returns when a reload that runs has finished. Safe to call twice."""
         self._stopping.set()
-        self._asked.set()
+        self._asked.put(None)
         if self._thread.is_alive():
             self._thread.join()
 
     def _run(self) -> None:
         try:
             while not self._stopping.is_set():
-                asked = self._asked.wait(self._look_ivl_s if self._paths else None)
-                self._asked.clear()
+                asked = self._wait()
                 if self._stopping.is_set():
                     return
                 seen = fingerprint(self._paths)
@@ -192,3 +196,14 @@ class Watch:
                     self._told(self._reloader.reload())
         except BaseException as error:
             self._crashed(error)
+
+    def _wait(self) -> bool:
+        """Whether somebody asked, several at once counting as one; False when it is time for another look."""
+        try:
+            self._asked.get(timeout=self._look_ivl_s if self._paths else None)
+        except queue.Empty:
+            return False
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._asked.get_nowait()
+        return True

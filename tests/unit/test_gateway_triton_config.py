@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from tritonclient.grpc import model_config_pb2
 
 from cloud_gateway.models.settings import PRIORITIES, ModelSettings, VersionPolicy, WarmUpSample
-from cloud_gateway.models.triton_config import DATA_TYPES, read_config
+from cloud_gateway.models.triton_config import DATA_TYPES, IDLE_PARAMETERS, PROFILE_SIZES, THREADS, read_config
 from protocol.errors import InputError
 from protocol.tensors import DTYPES, TensorSpec
 
@@ -134,6 +137,7 @@ def test_every_element_type_that_may_cross_has_its_name_and_the_others_are_refus
         ("instance_group { gpus: [0] }", "gpus is not read here"),
         ("dynamic_batching { preserve_ordering: true }", "only false is offered here"),
         ("max_batch_size: 4 dynamic_batching { preferred_batch_size: 8 }", "larger than max_batch_size 4"),
+        ("dynamic_batching { preferred_batch_size: 0 }", "preferred_batch_size is 0"),
         ("dynamic_batching { priority_levels: 11 }", "priority_levels is 11"),
         ("dynamic_batching { priority_levels: 3 }", "default_priority_level is 0 of 3"),
         ("dynamic_batching { priority_levels: 3 default_priority_level: 4 }", "default_priority_level is 4 of 3"),
@@ -173,6 +177,13 @@ def test_every_field_of_the_reference_schema_is_read_or_refused_by_name() -> Non
         text = f"{field.name} {{ nonsense: 1 }}"
         with pytest.raises(InputError):
             read(text)
+
+
+def test_the_documentation_names_every_field_and_parameter_that_is_read() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text("utf-8")
+    fields = set(re.findall(r"([a-z_]+):?(?= [\[{\"0-9A-Zt])", FULL)) - {"key", "value", "string_value", "inputs"}
+    for name in (*fields, *IDLE_PARAMETERS, THREADS, PROFILE_SIZES, "num_versions"):
+        assert name in page, name
 
 
 def test_bytes_that_are_no_text_are_refused() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from protocol.settings import Loaded, Secret, Section, load, setting
 
@@ -291,6 +291,24 @@ class GatewaySettings(Section, frozen=True):
             yield "access.admin", fact, "name the file in which admin actions are recorded"
 
 
+class Sources(NamedTuple):
+    """Where settings are read from, besides the environment and the command line."""
+
+    file: Path | None
+    secrets_dir: Path | None
+
+    @property
+    def paths(self) -> list[Path]:
+        """What a change of may mean other settings."""
+        return [path for path in self if path is not None]
+
+
+def sources(*, file: Path | None, env: Mapping[str, str], secrets_dir: Path | None) -> Sources:
+    """Where the arguments name none, `ISTHMUS_GATEWAY_CONFIG` names the file, `ISTHMUS_GATEWAY_SECRETS_DIR` the folder."""
+    named, folder = env.get(f"{PREFIX}_CONFIG"), env.get(f"{PREFIX}_SECRETS_DIR")
+    return Sources(file or (Path(named) if named else None), secrets_dir or (Path(folder) if folder else None))
+
+
 def load_settings(
     *,
     file: Path | None = None,
@@ -298,18 +316,10 @@ def load_settings(
     secrets_dir: Path | None = None,
     overrides: Mapping[str, object] | None = None,
 ) -> Loaded[GatewaySettings]:
-    """The gateway's settings. Raises InputError with everything that is wrong, and where.
-
-    `ISTHMUS_GATEWAY_CONFIG` names the file and `ISTHMUS_GATEWAY_SECRETS_DIR` the folder where the arguments do not.
-    """
-    named, folder = env.get(f"{PREFIX}_CONFIG"), env.get(f"{PREFIX}_SECRETS_DIR")
+    """The gateway's settings, from `sources`. Raises InputError with everything that is wrong, and where."""
+    found = sources(file=file, env=env, secrets_dir=secrets_dir)
     return load(
-        GatewaySettings,
-        prefix=PREFIX,
-        file=file or (Path(named) if named else None),
-        env=env,
-        secrets_dir=secrets_dir or (Path(folder) if folder else None),
-        overrides=overrides,
+        GatewaySettings, prefix=PREFIX, file=found.file, env=env, secrets_dir=found.secrets_dir, overrides=overrides
     )
 
 

@@ -220,7 +220,7 @@ def _lines(text: str) -> Iterator[tuple[tuple[str, ...], int]]:
     """The line of every value: a statement is the fewest lines that are TOML by themselves."""
     prefix: tuple[str, ...] = ()
     statement: list[str] = []
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), start=1):
         statement.append(line)
         try:
             found = tomllib.loads("\n".join(statement))

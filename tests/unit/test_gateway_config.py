@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cloud_gateway.config import PREFIX, GatewaySettings, from_flags, load_settings
+from cloud_gateway.config import PREFIX, GatewaySettings, from_flags, load_settings, sources
 from cloud_gateway.config_cli import as_markdown, as_toml
 from protocol.errors import InputError
 from protocol.settings import documented, schema
@@ -99,6 +99,9 @@ def test_the_file_and_the_folder_of_secrets_may_be_named_by_the_environment(tmp_
     (tmp_path / "cache.redis_url").write_text("redis://:rosebud@localhost:1/0\n")
     (tmp_path / "gateway.toml").write_text("cache.enabled = true")
     env = {f"{PREFIX}_CONFIG": str(tmp_path / "gateway.toml"), f"{PREFIX}_SECRETS_DIR": str(tmp_path)}
+    found = sources(file=None, env=env, secrets_dir=None)
+    assert found.paths == [tmp_path / "gateway.toml", tmp_path]
+    assert sources(file=Path("a"), env={}, secrets_dir=None).paths == [Path("a")]
     cache = load_settings(env=env).settings.cache
     assert cache.enabled
     assert cache.redis_url is not None

@@ -61,7 +61,7 @@ def toy(
     file = None
     if tmp_path is not None:
         file = tmp_path / "toy.toml"
-        file.write_text(toml)
+        file.write_bytes(toml.encode())
     flags = {key.replace("__", "."): value for key, value in overrides.items()}
     return load(Toy, prefix="TOY", file=file, env=env, secrets_dir=secrets_dir, overrides=flags)
 
@@ -116,6 +116,8 @@ def test_layers_mix_key_by_key(tmp_path: Path) -> None:
 def test_lines_are_found_behind_lists_texts_of_many_lines_and_inline_tables(tmp_path: Path) -> None:
     text = '# first\n[door]\nsizes = [\n  1, # requests = 5\n  2,\n]\nkey = """\nrequests = 1"""\n\nkind = "process"\n'
     text += "[limits] # here\nrequests = 4\n[each]\na = {size = 2}\n[each.b]\nsize = 3\n"
+    for ends in ("\n", "\r\n"):
+        assert toy(tmp_path, text.replace("\n", ends)).origins == toy(tmp_path, text).origins
     origins = toy(tmp_path, text).origins
     lines = {key: str(origin).rpartition(":")[2] for key, origin in origins.items() if origin.layer == "file"}
     assert lines == {

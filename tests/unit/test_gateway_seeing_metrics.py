@@ -19,7 +19,10 @@ from cloud_gateway.seeing.standing import LaneState, ModelState, Standing
 from cloud_gateway.seeing.status import status_json
 from cloud_gateway.seeing.views import FRESH_S, Views
 
-DOCS = Path(__file__).parents[2] / "docs" / "operations.md"
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs" / "operations.md"
+DASHBOARD = ROOT / "deploy" / "grafana" / "isthmus-gateway.json"
+NAME = re.compile(r"\b(?:nv|isthmus|process)_[a-z_]+\b")
 CUT = Scope("digits", "3", "cut-1")
 NASTY = Scope('a"b\\c\nd{}', "1", "full-cloud")
 
@@ -135,6 +138,19 @@ def test_operations_md_shows_every_metric_as_the_code_has_it() -> None:
     assert shown == [f"| `{f.name}` | {f.kind} | {', '.join(f.labels)} | {f.help} |" for f in FAMILIES], (
         "the table of metrics in docs/operations.md is not the code's"
     )
+
+
+def test_dashboard_and_documented_expressions_ask_only_for_metrics_that_exist() -> None:
+    behind = {"histogram": ("_bucket", "_sum", "_count"), "summary": ("_sum", "_count")}
+    known = {f.name + suffix for f in FAMILIES for suffix in behind.get(f.kind, ("",))}
+    panels = msgspec.json.decode(DASHBOARD.read_bytes())["panels"]
+    asked = [target["expr"] for panel in panels for target in panel["targets"]]
+    assert len(asked) > 15
+    asked += re.findall(r"^\|[^|]+\| `([^`]*(?:nv|isthmus)_[^`]*)`", DOCS.read_text("utf-8"), flags=re.MULTILINE)
+    for expression in asked:
+        names = set(NAME.findall(re.sub(r"\b(?:by|on) \([^)]*\)", "", expression)))
+        assert names, expression
+        assert names <= known, expression
 
 
 def test_the_status_document_is_json_with_everything_a_person_asks_for() -> None:

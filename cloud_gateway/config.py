@@ -304,7 +304,7 @@ class Sources(NamedTuple):
 
 
 def sources(*, file: Path | None, env: Mapping[str, str], secrets_dir: Path | None) -> Sources:
-    """Where the arguments name none, `ISTHMUS_GATEWAY_CONFIG` names the file, `ISTHMUS_GATEWAY_SECRETS_DIR` the folder."""
+    """`ISTHMUS_GATEWAY_CONFIG` and `ISTHMUS_GATEWAY_SECRETS_DIR` name what the arguments do not."""
     named, folder = env.get(f"{PREFIX}_CONFIG"), env.get(f"{PREFIX}_SECRETS_DIR")
     return Sources(file or (Path(named) if named else None), secrets_dir or (Path(folder) if folder else None))
 

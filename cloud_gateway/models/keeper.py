@@ -157,12 +157,15 @@ class Keeper:
         if self._mode == "watch" and self._repository.root is not None:
             from cloud_gateway.models.watching import Watcher
 
-            self._watcher = Watcher([self._repository.root], self.look_soon)
+            self._watcher = Watcher([self._repository.root], self.look_soon, self._unwatched)
             self._watcher.start()
         self._thread.start()
 
-    def stop(self) -> None:
-        """End the thread; whoever still waits is told so. What is served goes on being served."""
+    def stop(self) -> bool:
+        """End the thread; whoever still waits is told so. What is served goes on being served.
+
+        False if a load was still under way after `STOP_S`: the host is then still in use.
+        """
         with self._condition:
             self._stopping = True
             self._condition.notify_all()
@@ -170,6 +173,7 @@ class Keeper:
             self._watcher.stop()
         if self._thread.ident is not None:
             self._thread.join(STOP_S)
+        return not self._thread.is_alive()
 
     def index(self) -> list[VersionStatus]:
         """Every version that lies in the repository or is held, by name and number."""
@@ -203,6 +207,9 @@ class Keeper:
         self._poll_s, self._repository.policy = poll_s, policy
         if self._mode != "explicit":
             self.look_soon()
+
+    def _unwatched(self, problem: str) -> None:
+        self._warn(f"changes of the model folder are not reported ({problem}); it is looked at every {BACKSTOP_S:g} s")
 
     def _ask(self, request: LoadAsked | UnloadAsked, wait_s: float) -> str:
         ticket = request.ticket

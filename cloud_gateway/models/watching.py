@@ -13,11 +13,15 @@ import watchfiles
 
 
 class Watcher:
-    """Calls `changed` from a thread of its own after every burst of changes below `paths`."""
+    """Calls `changed` from a thread of its own after every burst of changes below `paths`.
 
-    def __init__(self, paths: Sequence[Path], changed: Callable[[], None]) -> None:
+    `failed` is told, once, why the system reports nothing: most often because it has no watches left.
+    """
+
+    def __init__(self, paths: Sequence[Path], changed: Callable[[], None], failed: Callable[[str], None]) -> None:
         self._paths = paths
         self._changed = changed
+        self._failed = failed
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="model-folder-watcher", daemon=True)
 
@@ -32,5 +36,8 @@ class Watcher:
         bursts = watchfiles.watch(
             *self._paths, watch_filter=None, stop_event=self._stop, debounce=500, step=100, raise_interrupt=False
         )
-        for _ in bursts:
-            self._changed()
+        try:
+            for _ in bursts:
+                self._changed()
+        except (OSError, RuntimeError) as error:  # the library's own errors are RuntimeErrors
+            self._failed(str(error))

@@ -15,6 +15,7 @@ from cloud_gateway.models.repository import Repository
 from cloud_gateway.models.served import ServedVersion
 from cloud_gateway.models.settings import VersionPolicy
 from cloud_gateway.models.states import State
+from cloud_gateway.models.watching import Watcher
 from protocol.errors import BundleError, EngineError, InputError, InvariantViolation, ModelError
 from tests import models
 
@@ -266,7 +267,7 @@ def test_a_keeper_that_stops_sends_nobody_away_without_an_answer(room: Room) -> 
     asking = threading.Thread(target=lambda: answers.append(keeper.unload("m", wait_s=SOON_S)))
     asking.start()
     room.wait(lambda: room.is_in(1, State.DRAINING))
-    keeper.stop()
+    assert keeper.stop()
     asking.join(SOON_S)
     assert answers == ["the gateway is shutting down"]
     assert keeper.load("m") == "the gateway is shutting down"
@@ -328,6 +329,14 @@ def test_a_folder_that_vanishes_for_a_moment_changes_nothing(room: Room) -> None
     room.wait(lambda: room.is_in(2, State.AVAILABLE))
     assert ("load", 1) not in room.host.log[3:]
     assert "cannot be read" in room.warnings[0]
+
+
+def test_a_watch_that_the_system_refuses_is_told_once(tmp_path: Path) -> None:
+    told: list[str] = []
+    watcher = Watcher([tmp_path / "nowhere"], changed=lambda: None, failed=told.append)
+    watcher.start()
+    watcher.stop()
+    assert len(told) == 1
 
 
 def test_a_removed_model_is_no_longer_served_or_listed(room: Room) -> None:

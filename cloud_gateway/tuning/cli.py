@@ -29,7 +29,7 @@ def tune(
     model: Annotated[
         Path, typer.Argument(help="An ONNX file, a bundle, a version's folder or a model's.", show_default=False)
     ],
-    slo_ms: Annotated[float, typer.Option(min=0.1, max=3_600_000, help="Every request's budget at the gateway.")],
+    slo_ms: Annotated[float, typer.Option(min=0.001, max=3_600_000, help="Every request's budget at the gateway.")],
     rate: Annotated[
         float | None, typer.Option(min=0.001, help="Requests a second to expect; without it, as many as possible.")
     ] = None,

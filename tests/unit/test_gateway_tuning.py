@@ -302,9 +302,7 @@ def test_tune_says_the_same_as_json(model: Path) -> None:
 
 
 def test_tune_refuses_what_cannot_be_met_or_opened(model: Path, tmp_path: Path) -> None:
-    done = run(model, "--slo-ms", 0.1, "--budget-s", 0.1, "--max-batch-size", 1, "--processors", 1)
-    if done.exit_code == 0:
-        pytest.skip("this machine answers within 0.1 ms")
+    done = run(model, "--slo-ms", 0.001, "--budget-s", 0.1, "--max-batch-size", 1, "--processors", 1)
     assert isinstance(done.exception, InputError)
     assert "one row takes" in str(done.exception)
     assert isinstance(run(tmp_path, "--slo-ms", 9).exception, InputError)

@@ -100,7 +100,7 @@ class Logs:
             raise structlog.DropEvent
         now = self._clock()
         with self._lock:
-            held_back = self._flood.offer(str(event["event"]), now=now)
+            held_back = self._flood.offer(_kind(event), now=now)
         if held_back is None:
             raise structlog.DropEvent
         self._tell_overdue(now)
@@ -177,6 +177,13 @@ class Spool:
             except (OSError, ValueError):  # a full disk, a closed pipe or file: the gateway goes on
                 with self._wake:
                     self._lost += len(lines) + lost - bool(lost)
+
+
+def _kind(event: Event) -> str:
+    """What counts as the same event: its name, and for a step of a life cycle whose it is and which."""
+    if "state" not in event:
+        return str(event["event"])
+    return " ".join(str(event[field]) for field in ("event", "model", "version", "state") if field in event)
 
 
 def _stamped(_: Any, method: str, event: Event) -> Event:

@@ -104,6 +104,14 @@ def test_an_interval_of_nothing_writes_every_event() -> None:
     assert len(lines(logs, stream)) == 50
 
 
+def test_the_life_of_many_models_is_no_flood() -> None:
+    logs, stream, _ = make()
+    for version in range(9):
+        for state in ("LOADING", "WARMING", "AVAILABLE"):
+            logs.get().info("model", model="digits", version=version, state=state)
+    assert len(lines(logs, stream)) == 27
+
+
 def test_closing_tells_what_was_held_back() -> None:
     logs, stream, _ = make()
     for _ in range(9):

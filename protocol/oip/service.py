@@ -29,6 +29,7 @@ What cannot be answered is raised as `OipError`; this table is its meaning on bo
 from __future__ import annotations
 
 import enum
+import functools
 import ipaddress
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol, TypeAlias
@@ -282,6 +283,7 @@ class OpenGuard:
         pass
 
 
+@functools.lru_cache(1024)
 def is_local(address: str) -> bool:
     """Whether a peer's address is this machine: a unix socket or a loopback address."""
     if address == "unix":

@@ -64,7 +64,19 @@ def _compare(tail: str, model: Path, bundle: Path, repeats: int) -> list[Result]
     results = []
     with (
         _server([sys.executable, "-m", "benchmarks.bare_gateway", str(model)]) as bare,
-        _server([sys.executable, "-m", "cloud_gateway", "serve", str(bundle), "--bind", "tcp://127.0.0.1:0"]) as ours,
+        _server(
+            [
+                sys.executable,
+                "-m",
+                "cloud_gateway",
+                "serve",
+                str(bundle),
+                "--bind",
+                "tcp://127.0.0.1:0",
+                "--http",
+                "off",
+            ]
+        ) as ours,
     ):
         bare_client, our_client = _BareClient(bare[0]), _OurClient(ours[0], Bundle.open(bundle))
         for concurrency in CONCURRENCIES:

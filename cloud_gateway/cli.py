@@ -1,19 +1,41 @@
-"""`cloud-gateway serve BUNDLE...`: prints `ready ENDPOINT` when it serves, drains on SIGTERM and SIGINT."""
+"""`cloud-gateway serve BUNDLE...`: prints `ready ENDPOINT` when it serves, drains on SIGTERM and SIGINT.
+
+SIGHUP reads the settings again; what may change is applied, a wrong file changes nothing.
+"""
 
 from __future__ import annotations
 
+import gc
+import os
 import signal
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cloud_gateway.access.cli import audit_app, keys_app
+from cloud_gateway.config import GatewaySettings, from_flags, load_settings
+from cloud_gateway.config_cli import app as config_app
+from cloud_gateway.operate_cli import dry_run, models_app, status
+from cloud_gateway.tuning.cli import tune
+from protocol.settings import Loaded, parse_set
 from protocol.terminal import print_json
 
+if TYPE_CHECKING:
+    from cloud_gateway.gateway import Gateway
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app.add_typer(models_app, name="models")
+app.add_typer(config_app, name="config")
+app.add_typer(keys_app, name="keys")
+app.add_typer(audit_app, name="audit")
+app.command()(status)
+app.command("dry-run")(dry_run)
+app.command()(tune)
 
 
 @app.callback()
@@ -23,16 +45,35 @@ def _root() -> None:
 
 @app.command()
 def serve(
-    bundles: Annotated[list[Path], typer.Argument(help="Bundles written by `partitioner split`.", show_default=False)],
-    bind: Annotated[str, typer.Option(help="Where to listen; port 0 picks one.")] = "tcp://127.0.0.1:7447",
-    threads: Annotated[int, typer.Option(min=1, help="Intra-op threads of each engine.")] = 1,
-    max_batch_size: Annotated[int, typer.Option(min=1, help="Bound of a batch; the measured knee may be lower.")] = 16,
-    drain_s: Annotated[float, typer.Option(min=0, help="How long shutdown waits for what is in flight.")] = 10.0,
+    bundles: Annotated[
+        list[Path] | None, typer.Argument(help="Bundles written by `partitioner split`.", show_default=False)
+    ] = None,
+    models: Annotated[Path | None, typer.Option(help="Folder with NAME/VERSION/ for every model.")] = None,
+    bind: Annotated[str | None, typer.Option(help="Where agents connect [tcp://127.0.0.1:7447]; port 0 picks.")] = None,
+    http: Annotated[str | None, typer.Option(help="HOST:PORT of the standard API [127.0.0.1:7480], or off.")] = None,
+    grpc: Annotated[str | None, typer.Option(help="HOST:PORT of the standard API over gRPC, or off [off].")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Intra-op threads of each engine [1].")] = None,
+    max_batch_size: Annotated[int | None, typer.Option(min=1, help="Bound of a batch; the knee may be lower.")] = None,
+    drain_s: Annotated[float | None, typer.Option(min=0, help="How long shutdown waits for work [10].")] = None,
     insecure: Annotated[bool, typer.Option(help="Allow listening off this machine in plain text.")] = False,
+    config: Annotated[Path | None, typer.Option(help="TOML file; see `cloud-gateway config`.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE over the file; may be repeated.")] = None,
+    secrets_dir: Annotated[Path | None, typer.Option(help="Folder with a file per secret, named by its key.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Events as JSON lines on stdout.")] = False,
 ) -> None:
-    """Serve BUNDLES until SIGTERM or SIGINT, then drain: nothing that was accepted is lost."""
-    from cloud_gateway.gateway import Gateway, GatewayConfig  # the engine library is slow to import
+    """Serve until SIGTERM or SIGINT, then drain: nothing that was accepted is lost."""
+    overrides = parse_set(set_ or ()) | from_flags(
+        bundles=bundles or (), repository=models, bind=bind, http=http, grpc=grpc, insecure=insecure or None,
+        threads=threads, max_batch_size=max_batch_size, drain_s=drain_s,
+    )  # fmt: skip
+
+    def read() -> Loaded[GatewaySettings]:
+        return load_settings(file=config, env=os.environ, secrets_dir=secrets_dir, overrides=overrides)
+
+    loaded = read()
+    from cloud_gateway.gateway import Gateway  # the engine library is slow to import
+    from cloud_gateway.seeing.logs import Logs
+    from cloud_gateway.steering import Steering
 
     wanted = threading.Event()
 
@@ -41,34 +82,55 @@ def serve(
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    gateway = Gateway(
-        GatewayConfig(
-            bundles=bundles, bind=bind, insecure=insecure, threads=threads, max_rows=max_batch_size, drain_s=drain_s
-        )
-    )
-    gateway.start()
+    settings = loaded.settings
+    logs = Logs(level=settings.logs.level, style=settings.logs.format)
+    try:
+        gateway = Gateway(settings, logs=logs)
+        steering = Steering(gateway, read, watched=[path for path in (config, secrets_dir) if path is not None])
+        signal.signal(signal.SIGHUP, lambda _signal, _frame: steering.now())
+        gateway.start()
+        steering.start()
+        gc.collect()
+        gc.freeze()  # what is there now stays: later collections need not look at it again
+        _tell_ready(gateway, json=json)
+        while not wanted.wait(0.2) and not gateway.stopped.is_set():
+            pass
+        steering.stop()
+        gateway.close()
+        _tell_stopped(gateway.stats(), json=json)
+    finally:
+        logs.close()
+    if gateway.fatal is not None:
+        raise SystemExit(1)
+
+
+def _tell_ready(gateway: Gateway, *, json: bool) -> None:
     lanes = [
         {"tail": lane.key[:12], "engine": lane.engine.description, "batchable": lane.batchable,
          "max_batch_size": lane.max_rows, "batch_1_ms": round(lane.curve.predict(1) * 1e3, 3)}
         for lane in gateway.catalogue.lanes.values()
     ]  # fmt: skip
+    standard = gateway.standard
+    doors = {"http": str(standard.endpoint)[6:] if standard and standard.endpoint else None,
+             "grpc": str(standard.grpc_endpoint)[6:] if standard and standard.grpc_endpoint else None}  # fmt: skip
     if json:
-        print_json({"event": "ready", "endpoint": str(gateway.endpoint), "lanes": lanes})
-    else:
-        for lane in lanes:
-            print(
-                f"lane {lane['tail']}: {lane['engine']}, batch up to {lane['max_batch_size']}, "
-                f"{lane['batch_1_ms']} ms at batch 1",
-                file=sys.stderr,
-            )
-        print(f"ready {gateway.endpoint}", flush=True)
-    while not wanted.wait(0.2) and not gateway.stopped.is_set():
-        pass
-    gateway.close()
-    stats = gateway.stats()
+        print_json({"event": "ready", "endpoint": str(gateway.endpoint), **doors, "lanes": lanes})
+        return
+    for lane in lanes:
+        print(
+            f"lane {lane['tail']}: {lane['engine']}, batch up to {lane['max_batch_size']}, "
+            f"{lane['batch_1_ms']} ms at batch 1",
+            file=sys.stderr,
+        )
+    if doors["http"]:
+        print(f"http://{doors['http']}/status", file=sys.stderr)
+    if doors["grpc"]:
+        print(f"grpc://{doors['grpc']}", file=sys.stderr)
+    print(f"ready {gateway.endpoint}", flush=True)
+
+
+def _tell_stopped(stats: Mapping[str, int], *, json: bool) -> None:
     if json:
         print_json({"event": "stopped", "stats": stats})
     else:
         print("stopped: " + (", ".join(f"{k} {v}" for k, v in sorted(stats.items())) or "no requests"), file=sys.stderr)
-    if gateway.fatal is not None:
-        raise SystemExit(1)

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from cloud_gateway.models.lanes import Lane
 from cloud_gateway.scheduling.admission import Limits, Verdict
@@ -23,10 +24,18 @@ SMALL_S = 0.002  # a door may be deaf for so long
 GUEST = -1  # a door's number among the engine threads, while it runs a batch itself
 
 
+class LaneLook(NamedTuple):
+    waiting: int  # requests
+    waiting_nbytes: int
+    busy: int  # batches that run
+    wait_s: float  # of a request that comes now
+
+
 class Desk:
     """Thread-safe; every call is short. Lanes are opened before their segments are published, closed after."""
 
     def __init__(self, limits: Limits, *, threads: int) -> None:
+        self.threads = threads
         self._scheduler: Scheduler[Item] = Scheduler(limits, threads=threads)
         self._work = threading.Condition(threading.Lock())
         self._idle = 0
@@ -44,7 +53,12 @@ class Desk:
     def open(self, lane: Lane) -> None:
         rules = lane.rules
         queue: LaneQueue[Item] = LaneQueue(
-            lane.curve, max_rows=lane.max_rows, delay_s=rules.delay_s, sizes=rules.sizes, ageing_s=rules.ageing_s
+            lane.curve,
+            max_rows=lane.max_rows,
+            delay_s=rules.delay_s,
+            sizes=rules.sizes,
+            ageing_s=rules.ageing_s,
+            margin=rules.margin,
         )
         with self._work:
             self._scheduler.open(lane, queue, instances=rules.instances, most_requests=rules.most_requests)
@@ -53,6 +67,24 @@ class Desk:
         """From now on batches of `lane` hold at most `max_rows` rows."""
         with self._work:
             lane.max_rows = self._scheduler.queue(lane).max_rows = max_rows
+
+    def retune(self, lane: Lane, *, delay_s: float, ageing_s: float, margin: float) -> None:
+        """Change how a lane is scheduled while it serves; one that is not open is left alone."""
+        with self._work:
+            if not self._scheduler.is_open(lane):
+                return
+            queue = self._scheduler.queue(lane)
+            queue.delay_s, queue.ageing_s, queue.margin = delay_s, ageing_s, margin
+            self._work.notify_all()
+
+    def look(self, lane: Lane, *, now: float) -> LaneLook | None:
+        """Where a lane stands at this moment; None if it is not open."""
+        with self._work:
+            if not self._scheduler.is_open(lane):
+                return None
+            queue = self._scheduler.queue(lane)
+            wait_s, _ = self._scheduler.predict(lane, rows=1, now=now)
+            return LaneLook(len(queue), sum(item.nbytes for item in queue), self._scheduler.busy(lane), wait_s)
 
     def close(self, lane: Lane) -> list[Item]:
         """Close a lane. What still waited is returned and must be given a terminal result by its door."""
@@ -113,6 +145,10 @@ class Desk:
     def credit(self, tenant: str) -> int:
         with self._work:
             return self._scheduler.admission.credit(tenant)
+
+    @property
+    def is_draining(self) -> bool:
+        return self._scheduler.admission.draining
 
     @property
     def limits(self) -> Limits:

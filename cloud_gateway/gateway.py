@@ -1,7 +1,10 @@
-"""The gateway: bundles, lanes, workers and the front put together.
+"""The gateway: settings, lanes, engine threads, doors and observers put together.
 
-with Gateway(GatewayConfig(bundles=(Path("bundle"),), bind="tcp://127.0.0.1:0")) as gateway:
+with Gateway(load_settings(env=os.environ, overrides=from_flags(bundles=[path])).settings) as gateway:
     print(gateway.endpoint)
+
+order of starting: port, keys, lanes and their first versions, engine threads, doors
+order of ending:   refuse new work, finish what is held, doors, engine threads, lanes
 """
 
 from __future__ import annotations
@@ -11,157 +14,254 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Self
 
+from cloud_gateway.access.authority import Authority
+from cloud_gateway.access.folder import KeyFolder
+from cloud_gateway.cached_desk import CachedDesk
+from cloud_gateway.config import MIB, GatewaySettings
 from cloud_gateway.desk import Desk
 from cloud_gateway.doors.frontend import Frontend, Shutdown
-from cloud_gateway.doors.supervision import Policy
-from cloud_gateway.doors.supervisor import MEMORY_NBYTES, FrontPlan, FrontProcess
 from cloud_gateway.models.catalogue import Catalogue, Defaults
-from cloud_gateway.models.lanes import MAX_ROWS
-from cloud_gateway.models.served import open_bundle
+from cloud_gateway.models.keeper import Keeper, VersionStatus
+from cloud_gateway.models.lanes import Lane
+from cloud_gateway.models.overrides import overridden
+from cloud_gateway.models.repository import Repository
+from cloud_gateway.models.settings import VersionPolicy
+from cloud_gateway.models.states import State
 from cloud_gateway.models.worker import Worker
 from cloud_gateway.scheduling.admission import Limits
+from cloud_gateway.seeing.health import Beats, DeepCheck, known_input
 from cloud_gateway.seeing.ledger import Ledger
+from cloud_gateway.seeing.logs import Logs
+from cloud_gateway.seeing.observer import Observer
+from cloud_gateway.seeing.probe import Probe, remembered
+from cloud_gateway.seeing.tracing import Tracing
 from cloud_gateway.work import Crashed, Item, NotComputed
 from protocol import sockets
 from protocol.errors import InputError
 from protocol.messages import RejectCode
 
+if TYPE_CHECKING:
+    from cloud_gateway.cache_redis import RedisShelf
+    from cloud_gateway.doors.standard import StandardDoor
+
 JOIN_S = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class GatewayConfig:
-    """Everything a gateway needs to know. One line of documentation per field."""
-
-    bundles: Sequence[Path]  # directories written by `partitioner split`
-    bind: str = "tcp://127.0.0.1:7447"  # where to listen; port 0 picks one
-    insecure: bool = False  # allow listening off this machine in plain text
-    workers: int | None = None  # engine threads, shared by all lanes; None: what the processors allow
-    threads: int = 1  # intra-op threads of each engine
-    max_rows: int = MAX_ROWS  # bound of a batch; the measured knee may be lower
-    drain_s: float = 10.0  # how long shutdown waits for what is in flight
-    front: Literal["thread", "process"] = "thread"  # where agents' connections end: here, or in a process of its own
-    front_memory_nbytes: int = MEMORY_NBYTES  # bound of a front that is a process
-    front_policy: Policy = field(default_factory=Policy)  # when that is started again
-    limits: Limits = field(default_factory=Limits)
-
-
-def engine_threads(threads: int) -> int:
-    """How many engines this machine can run side by side, one processor left to the doors."""
-    usable = len(os.sched_getaffinity(0))
-    return max((usable - 1) // threads, 1)
+AUTO_MAX_ROWS = 32  # where the knee is searched if nobody bounds the batch
+FIRST_LOAD_S = 3600.0
 
 
 class Gateway:
-    """Serves bundles until closed. Constructing has no side effects; `start` loads, warms up, binds and serves."""
+    """Serves until closed. Constructing has no side effects; `start` loads, warms up, binds and serves."""
 
-    def __init__(self, config: GatewayConfig) -> None:
-        if not config.bundles:
-            raise InputError("no bundle to serve", "name at least one directory written by `partitioner split`")
-        if config.max_rows < 1:
-            raise InputError(f"a batch bound of {config.max_rows} rows", "give 1 or more")
-        self.config = config
+    def __init__(self, settings: GatewaySettings, *, logs: Logs | None = None) -> None:
+        models = settings.models
+        if not models.bundles and models.repository is None:
+            raise InputError(
+                "nothing to serve", "name a bundle written by `partitioner split`, or a model folder with --models"
+            )
+        self.settings = settings
+        self.drain_s = settings.drain.grace_s
         self.fatal: BaseException | None = None
         self.stopped = threading.Event()
+        self.logs = logs or Logs(level="error")
+        self.log = self.logs.get()
         self.ledger = Ledger(now=time.monotonic())
-        workers = config.workers or engine_threads(config.threads)
-        self.desk = Desk(config.limits, threads=workers)
+        self.beats = Beats()
+        scheduling = settings.scheduling
+        workers = engine_threads(scheduling.threads) if scheduling.workers == "auto" else scheduling.workers
+        self.desk = Desk(limits_of(settings), threads=workers)
         self.catalogue = Catalogue(
             self.desk,
-            Defaults(threads=config.threads, max_rows=config.max_rows, instances=workers),
+            _defaults(settings, workers),
             orphaned=_refuse_orphans,
+            settings_of=lambda version: overridden(version.settings, settings, version.name),
+            warmed=self._remember,
+            closed=lambda lane: self.deep.forget(lane.key),
+            forgotten=self.ledger.forget,
         )
-        self._workers = [Worker(n, self.desk, self.ledger, crashed=self._worker_crashed) for n in range(workers)]
-        self._wanted = sockets.resolve(sockets.parse_endpoint(config.bind))
-        sockets.require_loopback(self._wanted, insecure=config.insecure, doing="listening on")
-        self.front_process: FrontProcess | None = None
-        if config.front == "process":
-            plan = FrontPlan(
-                self._wanted, config.front_memory_nbytes, insecure=config.insecure, policy=config.front_policy
+        self.keeper = Keeper(
+            self.catalogue,
+            Repository(models.repository, models.bundles, policy=policy_of(settings)),
+            mode=models.mode,
+            poll_s=models.poll_s,
+            load_at_start=models.load_at_start,
+            changed=self._version_changed,
+            warn=lambda warning: self.log.warning("model_folder", reason=warning),
+            crashed=self.crash,
+        )
+        metrics = settings.metrics
+        probe = Probe(self.desk, self.catalogue.lane, timeout_s=metrics.deep_timeout_s)
+        self.deep = DeepCheck(probe.ask, timeout_s=metrics.deep_timeout_s, keep_s=metrics.deep_keep_s)
+        self.observer = Observer(
+            self.desk, self.catalogue, self.keeper, self.ledger, agents=lambda: self.frontend.agents, events=self.stats
+        )
+        self.cache, self._far = self._make_cache()
+        self.tracing = _make_tracing(settings)
+        self._workers = [
+            Worker(
+                n,
+                self.desk,
+                self.ledger,
+                keep=None if self.cache is None else self.cache.keep,
+                crashed=self.crash,
             )
-            self.front_process = FrontProcess(plan, told=_tell, gave_up=self._crashed)
+            for n in range(workers)
+        ]
+        access = settings.access
+        folder = None if access.keys_dir is None else KeyFolder(access.keys_dir)
+        self.authority = Authority(folder, insecure=settings.zmq.insecure, told=self.told)
+        self._wanted = sockets.resolve(sockets.parse_endpoint(settings.zmq.bind))
+        if folder is None:
+            sockets.require_loopback(self._wanted, insecure=settings.zmq.insecure, doing="listening on")
+        self.standard: StandardDoor | None = None
         self._started = False
         self._closed = False
 
     def start(self) -> None:
-        """Ready when it returns. Raises BundleError, EngineError or NetworkError, and leaves nothing running then."""
+        """Ready when it returns.
+
+        Raises BundleError, EngineError, InputError or NetworkError, and leaves nothing running then.
+        """
         sys.setswitchinterval(0.0005)
-        versions = [open_bundle(path) for path in self.config.bundles]
         self._context = sockets.make_context()
         try:
+            self.authority.start(self._context, moved=lambda: self.frontend.move())
             # Bind first: a port in use should not cost a warm-up. Nobody is answered before the loop runs.
-            socket, self.endpoint = self._bind()
+            secrets = self.authority.secrets(self._wanted)
+            socket, self.endpoint = sockets.router(
+                self._context, self._wanted, secret=secrets.get(self._wanted), guarded=True
+            )
+            self.frontend = Frontend(
+                socket, self.endpoint, self.catalogue, self.desk, self.ledger,
+                authority=self.authority, cache=self.cache, tracing=self.tracing, beats=self.beats, told=self.told,
+                crashed=self._crashed,
+            )  # fmt: skip
             try:
-                for build, version in enumerate(versions):
-                    version = replace(version, build=build)
-                    self.catalogue.load(version)
-                    self.catalogue.warm_up(version)
-                    self.catalogue.publish(version)
+                self._load_first()
+                self._open_standard_door()
             except BaseException:
+                self.keeper.stop()
                 self.catalogue.close()
                 socket.close(0)
                 raise
         except BaseException:
+            self.authority.stop()
             self._context.term()
-            if self.front_process is not None:
-                self.front_process.stop()
             raise
-        self.frontend = Frontend(socket, self.catalogue, self.desk, self.ledger, crashed=self._crashed)
+        if self._far is not None:
+            self._far.start()
         for worker in self._workers:
             worker.start()
         self.frontend.start()
         self._started = True
-        if self.front_process is not None:
-            try:
-                self.front_process.start()
-            except BaseException:
-                self.close()
-                raise
-
-    def _bind(self) -> tuple[sockets.Socket, sockets.Endpoint]:
-        """The socket that the frontend serves, and where agents connect. Raises NetworkError."""
-        if self.front_process is None:
-            return sockets.router(self._context, self._wanted)
-        self.front_process.listen()
-        return sockets.hub(self._context, self.front_process.hub), self.front_process.endpoint
 
     def stats(self) -> dict[str, int]:
-        """Counters since the start: requests, results, rejections by code, duplicates, wire errors, ...
-
-        Those of a front that is a process begin with `front_`.
-        """
-        front = {} if self.front_process is None else self.front_process.stats()
-        return self.frontend.stats | {f"front_{name}": value for name, value in front.items()}
+        """Counters since the start: requests, results, rejections by code, duplicates, wire errors, ..."""
+        counts = dict(self.frontend.stats) | {f"access_{k}": n for k, n in self.authority.stats.items()}
+        if self.standard is not None:
+            counts |= self.standard.stats()
+        if self.cache is not None:
+            counts |= {f"cache_{what}": n for what, n in self.cache.counts.items()}
+        return counts
 
     def close(self) -> None:
-        """Drain: refuse new work, finish what is held (at most `drain_s`), stop. Safe to call twice."""
+        """Drain: refuse new work, finish what is held (at most `drain.grace_s`), stop. Safe to call twice."""
         if self._closed or not self._started:
             return
         self._closed = True
+        grace_s = self.drain_s
         self.desk.drain()
-        self.frontend.post_all([Shutdown(self.config.drain_s)])
-        self.frontend.join(self.config.drain_s + 5)
+        self.frontend.post_all([Shutdown(grace_s)])
+        if self.standard is not None:
+            self.standard.close(grace_s)
+        self.frontend.join(grace_s + 5)
+        self.keeper.stop()
         self.desk.stop()
         for worker in self._workers:
             worker.join(JOIN_S)
         self.catalogue.close()
+        self.authority.stop()
+        if self._far is not None:
+            self._far.stop()
+        if self.tracing is not None:
+            self.tracing.close()
         self._context.term()
-        if self.front_process is not None:
-            self.front_process.stop()  # after the last answers are on their way to it
         self.stopped.set()
 
-    def _worker_crashed(self, error: BaseException) -> None:
+    def told(self, event: str, text: str) -> None:
+        """For rooms that do not know the log: something happened that an operator should see."""
+        self.log.warning(event, reason=text)
+
+    def crash(self, error: BaseException) -> None:
+        """A bug ended one of our threads: what is pending is answered, then the gateway stops. From any thread."""
         self.frontend.post_all([Crashed(error)])
+
+    def retune_lanes(self, settings: GatewaySettings) -> None:
+        """Schedule from now on as `settings.scheduling` says, lanes that are open and those to come."""
+        self.catalogue.defaults = defaults = _defaults(settings, self.desk.threads)
+        for lane in self.catalogue.lanes.values():
+            self.desk.retune(lane, delay_s=defaults.delay_s, ageing_s=defaults.ageing_s, margin=defaults.margin)
+
+    # ---- parts ------------------------------------------------------------------------------------------------------
+
+    def _load_first(self) -> None:
+        """Load what is to be served at the start; a bundle that was named and cannot be served is an error."""
+        self.keeper.start()
+        self.keeper.wait_settled(FIRST_LOAD_S)
+        if self.settings.models.repository is None:
+            for status in self.keeper.index():
+                if status.state is State.ERROR and status.cause is not None:
+                    raise status.cause
+
+    def _open_standard_door(self) -> None:
+        if not (self.settings.http.enabled or self.settings.grpc.enabled):
+            return
+        from cloud_gateway.doors.standard import StandardDoor  # the HTTP libraries are slow to import
+
+        self.standard = StandardDoor(self)
+        self.standard.start()
+
+    def _make_cache(self) -> tuple[CachedDesk | None, RedisShelf | None]:
+        cache = self.settings.cache
+        if not cache.enabled:
+            return None, None
+        far = None
+        if cache.redis_url is not None:
+            from cloud_gateway.cache_redis import RedisShelf
+
+            url, timeout_s = cache.redis_url.reveal(), cache.redis_timeout_ms / 1e3
+            far = RedisShelf(url, timeout_s=timeout_s, crashed=self.crash)
+        overrides = self.settings.models.override
+        uncached = frozenset(name for name, override in overrides.items() if override.cache is False)
+        kept = CachedDesk(
+            self.desk.submit,
+            size_nbytes=cache.size_mib * MIB,
+            ttl_s=cache.ttl_s,
+            wants=lambda segment: segment.scope.model not in uncached,
+            far=far,
+        )
+        return kept, far
+
+    def _remember(self, lane: Lane) -> None:
+        inputs = known_input(lane.engine.inputs)
+        outputs = remembered(lane, inputs)
+        if outputs is not None:
+            self.deep.remember(lane.key, inputs, outputs)
+
+    def _version_changed(self, status: VersionStatus) -> None:
+        say = self.log.error if status.state is State.ERROR else self.log.info
+        say("model", model=status.name, version=status.version, state=str(status.state), reason=status.reason)
+
+    # ---- ends -------------------------------------------------------------------------------------------------------
 
     def _crashed(self, error: BaseException) -> None:
         self.fatal = error
+        if self.standard is not None:
+            self.standard.crash(error)
         traceback.print_exception(error, file=sys.stderr)
+        self.log.error("crashed", reason=f"{type(error).__name__}: {error}")
         self.stopped.set()
 
     def __enter__(self) -> Self:
@@ -172,8 +272,43 @@ class Gateway:
         self.close()
 
 
-def _tell(event: str, text: str) -> None:
-    print(f"{event}: {text}", file=sys.stderr, flush=True)
+def engine_threads(threads: int) -> int:
+    """How many engines this machine can run side by side, one processor left to the doors."""
+    usable = len(os.sched_getaffinity(0))
+    return max((usable - 1) // threads, 1)
+
+
+def limits_of(settings: GatewaySettings) -> Limits:
+    limits = settings.limits
+    return Limits(limits.pending_requests, limits.pending_mib * MIB, limits.credit_requests, limits.credit_mib * MIB)
+
+
+def policy_of(settings: GatewaySettings) -> VersionPolicy:
+    models = settings.models
+    return VersionPolicy(models.policy, models.keep, models.versions)
+
+
+def _defaults(settings: GatewaySettings, workers: int) -> Defaults:
+    scheduling = settings.scheduling
+    return Defaults(
+        threads=scheduling.threads,
+        max_rows=AUTO_MAX_ROWS if scheduling.max_batch_size == "auto" else scheduling.max_batch_size,
+        instances=workers if scheduling.instances == "auto" else scheduling.instances,
+        delay_s=scheduling.efficiency_delay_ms / 1e3,
+        ageing_s=scheduling.ageing_s,
+        margin=scheduling.margin,
+        quantile=scheduling.quantile,
+        warm_up_s=settings.models.warm_up_s,
+    )
+
+
+def _make_tracing(settings: GatewaySettings) -> Tracing | None:
+    tracing = settings.tracing
+    if not tracing.enabled:
+        return None
+    given = tracing.headers.reveal() if tracing.headers is not None else ""
+    headers = dict(pair.split("=", 1) for pair in given.split(",") if "=" in pair)
+    return Tracing(endpoint=tracing.endpoint, service_name=tracing.service_name, headers=headers)
 
 
 def _refuse_orphans(items: list[Item]) -> None:

@@ -50,6 +50,7 @@ class RejectCode(enum.StrEnum):
     UNKNOWN_REFERENCE = "UNKNOWN_REFERENCE"  # a difference to a frame that is not held: send this one alone
     BAD_REQUEST = "BAD_REQUEST"  # tensors or checksum do not fit: sending it again will not help
     TOO_LARGE = "TOO_LARGE"
+    FORBIDDEN = "FORBIDDEN"  # your key is not, or no longer, welcome here: another gateway, or edge-only
     DRAINING = "DRAINING"  # shutting down: another gateway, or edge-only
     CANCELLED = "CANCELLED"
     INTERNAL = "INTERNAL"  # the engine failed

@@ -13,12 +13,13 @@ import onnx
 import pytest
 from hypothesis import settings
 
-from cloud_gateway.gateway import Gateway, GatewayConfig
+from cloud_gateway.gateway import Gateway
 from partitioner.people.report import Silent
 from partitioner.planning.build import Order, build
 from partitioner.planning.explore import Search
 from protocol.engines.ort import OrtEngine
 from tests import models
+from tests.gateways import gateway_of
 
 # What guards a change tries the same examples every time, so that it fails for the change and not for the day;
 # `make explore` looks for new ones.
@@ -101,5 +102,5 @@ def wide_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def toy_gateway(toy_bundle: Path) -> Iterator[Gateway]:
     """A gateway in this process, serving the toy bundle on a free port."""
-    with Gateway(GatewayConfig(bundles=[toy_bundle], bind="tcp://127.0.0.1:0", drain_s=2.0)) as gateway:
+    with gateway_of(toy_bundle, settings={"drain.grace_s": 2.0}) as gateway:
         yield gateway

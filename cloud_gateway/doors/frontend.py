@@ -10,34 +10,40 @@ Reject.
 
 from __future__ import annotations
 
+import functools
 import os
 import select
 import threading
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import zmq
 
+from cloud_gateway.access.authority import Authority
+from cloud_gateway.cached_desk import CachedDesk
 from cloud_gateway.desk import GUEST, Desk
+from cloud_gateway.doors.answers import Answer, answer_of, infer_of, reference_of, traced_of
 from cloud_gateway.doors.dedup import DedupTable
+from cloud_gateway.doors.peers import Peer, Peers
 from cloud_gateway.models.catalogue import Catalogue
 from cloud_gateway.models.worker import Runner, post
+from cloud_gateway.scheduling.admission import Verdict
 from cloud_gateway.seeing.figures import Scope
+from cloud_gateway.seeing.health import Beats
 from cloud_gateway.seeing.ledger import Ledger
-from cloud_gateway.work import Computed, Crashed, Item, NotComputed, Reference, nbytes_of
-from protocol import __version__, wire
+from cloud_gateway.seeing.tracing import Tracing
+from cloud_gateway.work import Computed, Crashed, Item, NotComputed, nbytes_of
+from protocol import __version__, sockets, wire
 from protocol import messages as m
-from protocol.control.session import Event, Role, Session, State
-from protocol.delta import DeltaCodec
-from protocol.errors import InvariantViolation, WireError
+from protocol.control.session import Event
+from protocol.errors import NetworkError, WireError
 from protocol.mailbox import Mailbox
+from protocol.sockets import Endpoint
 from protocol.wire import Buffer
 
 SMALL_FRAME_NBYTES = 10_000  # below this libzmq keeps frames in a shared, unaligned buffer: copy them out
-SILENT_PEER_S = 30.0
-MOST_PEERS = 10_000
 FLUSH_MS = 1000
 # A DEALER drops what it has not yet read when its connection closes: give the agents time to read their last answers.
 SETTLE_S = 0.2
@@ -53,23 +59,12 @@ class Shutdown:
     grace_s: float
 
 
-Post = Computed | NotComputed | Crashed | Shutdown
-
-
-@dataclass(slots=True)
-class _Peer:
-    session: Session
-    heard_at: float
-    boot: bytes = b""  # from its Hello: the ids of its requests begin with it
-    tenant: str = ""  # whose credit its requests use
-
-
 @dataclass(frozen=True, slots=True)
-class _Answer:
-    """A result without the attempt it answers: that is only known when it is sent."""
+class Moved:
+    """The server's keys have changed."""
 
-    result: m.Result
-    buffers: tuple[Buffer, ...]
+
+Post = Computed | NotComputed | Crashed | Shutdown | Moved
 
 
 class Frontend:
@@ -78,22 +73,35 @@ class Frontend:
     def __init__(
         self,
         socket: zmq.Socket[bytes],
+        endpoint: Endpoint,
         catalogue: Catalogue,
         desk: Desk,
         ledger: Ledger,
         *,
+        authority: Authority,
+        cache: CachedDesk | None,
+        tracing: Tracing | None,
+        beats: Beats,
+        told: Callable[[str, str], None],
         crashed: Callable[[BaseException], None],
     ) -> None:
         self.mailbox: Mailbox[Post] = Mailbox()
         self.stats: Counter[str] = Counter()
         self.epoch = os.urandom(8)
         self._socket = socket
+        self._endpoint = endpoint
+        self._authority = authority
+        self._bound = authority.secrets(endpoint)
+        self._submit = desk_submit(desk) if cache is None else cache.submit
+        self._tracing = tracing
+        self._beats = beats
+        self._told = told
         self._catalogue = catalogue
         self._desk = desk
         self._ledger = ledger
-        self._dedup: DedupTable[tuple[m.RequestId, bytes], _Answer] = DedupTable()
-        self._peers: OrderedDict[bytes, _Peer] = OrderedDict()
-        self._runner = Runner(desk, ledger)
+        self._dedup: DedupTable[tuple[m.RequestId, bytes], Answer] = DedupTable()
+        self._peers = Peers()
+        self._runner = Runner(desk, ledger, keep=None if cache is None else cache.keep)
         self._crashed = crashed
         self._draining = False
         self._end_by: float | None = None
@@ -106,6 +114,15 @@ class Frontend:
     def post_all(self, items: Iterable[Post], /) -> None:
         """Hand over outcomes, or the wish to shut down. From any thread."""
         self.mailbox.post_all(items)
+
+    def move(self) -> None:
+        """The server's keys have changed: listen with those that hold now. From any thread."""
+        self.mailbox.post(Moved())
+
+    @property
+    def agents(self) -> int:
+        """How many have greeted and are still heard."""
+        return len(self._peers.greeted())
 
     def join(self, timeout_s: float) -> None:
         self._thread.join(timeout_s)
@@ -120,6 +137,7 @@ class Frontend:
             time.sleep(SETTLE_S)  # or the last answers would go down with the connection
             self._crashed(error)
         finally:
+            self._beats.end("frontend")
             self._socket.close(FLUSH_MS)  # answers that were handed over but not yet written still go out
             self.mailbox.close()
 
@@ -135,7 +153,9 @@ class Frontend:
                 self._handle_post(item)
             self._receive_burst()
             more = self._serve_small()
-            self._forget_silent(time.monotonic())
+            now = time.monotonic()
+            self._peers.forget_silent(now=now)
+            self._beats.beat("frontend", now=now)
 
     def _moderate(self) -> None:
         """Let requests gather while no engine thread could take them anyway; outcomes end the pause at once."""
@@ -176,13 +196,20 @@ class Frontend:
                 self._give_up(request, code, reason)
             case Crashed(error):
                 raise error
+            case Moved():
+                self._listen_anew()
             case Shutdown(grace_s):
                 self._draining = True
                 self._end_by = time.monotonic() + grace_s
                 self._settle_by = time.monotonic() + SETTLE_S
-                for route, peer in self._peers.items():
-                    if peer.session.state is State.GREETED:
-                        self._send(route, m.Drain("shutting down"))
+                for route in self._peers.greeted():
+                    self._send(route, m.Drain("shutting down"))
+
+    def _listen_anew(self) -> None:
+        try:
+            self._bound = sockets.listen(self._socket, self._bound, self._authority.secrets(self._endpoint))
+        except NetworkError as error:  # the old keys still serve
+            self._told("cannot_listen", str(error))
 
     def _receive_burst(self) -> None:
         for _ in range(RECEIVE_BURST):
@@ -191,9 +218,10 @@ class Frontend:
             except zmq.Again:
                 return
             route = frames[0].bytes
+            user_id = _user_id(frames[-1]) if self._bound else ""
             buffers: list[Buffer] = [f.buffer if len(f) >= SMALL_FRAME_NBYTES else f.bytes for f in frames[1:]]
             try:
-                self._receive(route, buffers, time.monotonic())
+                self._receive(route, user_id, buffers, time.monotonic())
             except wire.VersionError:
                 self.stats["foreign_versions"] += 1
                 self._send(route, m.VersionMismatch(wire.VERSION, wire.VERSION))
@@ -202,22 +230,26 @@ class Frontend:
 
     # ---- what comes in ----------------------------------------------------------------------------------------------
 
-    def _receive(self, route: bytes, frames: list[Buffer], now: float) -> None:
+    def _receive(self, route: bytes, user_id: str, frames: list[Buffer], now: float) -> None:
         if not frames:
             raise WireError("a message without a header", "see docs/wire.md")
         message = wire.unpack_header(frames[0])
-        peer = self._peer(route, now)
+        refusal = self._authority.refusal(user_id)
+        if refusal is not None:
+            self._forbid(route, message, refusal, now)
+            return
+        peer = self._peers.heard(route, now=now)
         match message:
             case m.Hello(boot=boot):
                 peer.session.handle(Event.HELLO)
-                peer.boot, peer.tenant = boot, boot.hex()
+                peer.boot, peer.tenant = boot, self._authority.tenant(user_id) or boot.hex()
                 self.stats["hellos"] += 1
                 self._send(route, self._welcome())
                 if self._draining:
                     self._send(route, m.Drain("shutting down"))
             case m.Infer():
                 self.stats["requests"] += 1
-                if peer.session.state is not State.GREETED:
+                if not peer.is_greeted:
                     self._send(route, m.NeedHello(self.epoch, message.request))
                 else:
                     self._require_own(peer, message.request)
@@ -227,12 +259,20 @@ class Frontend:
                 self._cancel(request)
             case m.Ping(number):
                 self._send(route, m.Pong(number, int(self._desk.wait_s(now=now) * 1e6)))
-                if peer.session.state is not State.GREETED:
+                if not peer.is_greeted:
                     self._send(route, m.NeedHello(self.epoch))
             case _:
                 raise WireError(f"{type(message).__name__} is not for a gateway", "see docs/wire.md")
 
-    def _require_own(self, peer: _Peer, request: m.RequestId) -> None:
+    def _forbid(self, route: bytes, message: m.Message, refusal: str, now: float) -> None:
+        """Its connection was made with a key that holds no longer."""
+        self.stats["forbidden"] += 1
+        self._peers.drop(route)
+        if isinstance(message, m.Infer):
+            self._ledger.offered(None)
+            self._reject(route, message, m.RejectCode.FORBIDDEN, refusal, now=now)
+
+    def _require_own(self, peer: Peer, request: m.RequestId) -> None:
         """Nobody may fetch or cancel another's request: its id begins with the boot id that the peer greeted with."""
         if request.boot != peer.boot:
             raise WireError(f"request {request} is not this peer's", "greet with the boot id that your requests bear")
@@ -248,7 +288,7 @@ class Frontend:
             models=tuple(self._catalogue.models),
         )
 
-    def _infer(self, route: bytes, peer: _Peer, infer: m.Infer, parts: list[Buffer], now: float) -> None:
+    def _infer(self, route: bytes, peer: Peer, infer: m.Infer, parts: list[Buffer], now: float) -> None:
         key = (infer.request, infer.segment)
         if self._dedup.attach(key, route, infer.attempt):
             self.stats["duplicates_attached"] += 1
@@ -274,9 +314,9 @@ class Frontend:
             self.stats["drifted"] += 1
         item = Item(
             segment, infer.tensors, parts, counts, infer.checksum, rows, layout, nbytes,
-            now, now + infer.budget_us / 1e6, infer.priority, peer.tenant, self, infer, _reference(infer),
+            now, now + infer.budget_us / 1e6, infer.priority, peer.tenant, self, infer, reference_of(infer),
         )  # fmt: skip
-        verdict = self._desk.submit(item, wake=False)
+        verdict = self._submit(item)
         if verdict is None:
             self._dedup.start(key, route, infer.attempt)
         else:
@@ -287,7 +327,7 @@ class Frontend:
 
     def _cancel(self, request: m.RequestId) -> None:
         """Remove queued work that nobody waits for. What already runs is finished and its answer kept."""
-        for item in self._desk.withdraw(lambda item: item.door is self and _infer_of(item).request == request):
+        for item in self._desk.withdraw(lambda item: item.door is self and infer_of(item).request == request):
             self.stats["cancelled"] += 1
             self._give_up(item, m.RejectCode.CANCELLED, "cancelled by the agent")
 
@@ -295,26 +335,9 @@ class Frontend:
 
     def _finish(self, done: Computed) -> None:
         item, now = done.item, time.monotonic()
-        infer, segment = _infer_of(item), item.segment
-        result = m.Result(
-            request=infer.request,
-            attempt=infer.attempt,
-            tensors=done.headers,
-            checksum=done.checksum,
-            timings=m.Timings(
-                residence_us=int((now - item.arrived) * 1e6),
-                queue_us=int(done.queue_s * 1e6),
-                decode_us=int(done.decode_s * 1e6),
-                compute_us=int(done.compute_s * 1e6),
-                batch_size=done.batch_size,
-            ),
-            engine=done.engine,
-            precision=segment.precision,
-            bundle=segment.bundle,
-        )
-        answer = _Answer(result, done.buffers)
-        key = (infer.request, infer.segment)
-        route, attempt = self._dedup.finish(key, answer, sum(h.nbytes for h in done.headers) + 512)
+        infer, segment = infer_of(item), item.segment
+        answer = answer_of(done, infer, now=now)
+        route, attempt = self._dedup.finish((infer.request, infer.segment), answer, answer.nbytes)
         self.stats["results"] += 1
         if done.batch_size > item.rows:
             self.stats["batched_rows"] += item.rows
@@ -323,15 +346,17 @@ class Frontend:
             late=now > item.deadline, now=now,
         )  # fmt: skip
         self._send_answer(route, attempt, answer)
+        if infer.sampled and self._tracing is not None and (traced := traced_of(done, infer, now=now)) is not None:
+            self._tracing.record(traced)
 
-    def _send_answer(self, route: bytes, attempt: int, answer: _Answer) -> None:
+    def _send_answer(self, route: bytes, attempt: int, answer: Answer) -> None:
         result = answer.result
         if result.attempt != attempt:
             result = result.for_attempt(attempt)
         self._send(route, result, answer.buffers)
 
     def _give_up(self, item: Item, code: m.RejectCode, reason: str) -> None:
-        infer = _infer_of(item)
+        infer = infer_of(item)
         destination = self._dedup.abandon((infer.request, infer.segment))
         if destination is not None:
             route, attempt = destination
@@ -389,35 +414,15 @@ class Frontend:
             # The peer is gone or does not read. Its answer is kept: it may ask again under the same id.
             self.stats["peers_gone"] += 1
 
-    # ---- peers ------------------------------------------------------------------------------------------------------
 
-    def _peer(self, route: bytes, now: float) -> _Peer:
-        peer = self._peers.get(route)
-        if peer is None:
-            peer = self._peers[route] = _Peer(Session(Role.GATEWAY), now)
-        peer.heard_at = now
-        self._peers.move_to_end(route)
-        return peer
-
-    def _forget_silent(self, now: float) -> None:
-        while self._peers:
-            route, peer = next(iter(self._peers.items()))
-            if now - peer.heard_at < SILENT_PEER_S and len(self._peers) <= MOST_PEERS:
-                return
-            if peer.session.state is State.GREETED:
-                peer.session.handle(Event.SILENCE)
-            del self._peers[route]
+def _user_id(frame: zmq.Frame) -> str:
+    """Whose key the connection has proven, as the ZAP reply named it; "" for plain text."""
+    try:
+        return str(frame.get("User-Id"))
+    except zmq.ZMQError:
+        return ""
 
 
-def _infer_of(item: Item) -> m.Infer:
-    """The message that this door put into the item."""
-    if not isinstance(item.ticket, m.Infer):
-        raise InvariantViolation("an item of another door was handed to this one")
-    return item.ticket
-
-
-def _reference(infer: m.Infer) -> Reference | None:
-    """Whose frames may refer to each other: one device's under one segment. Nobody can use another's boot id."""
-    if not infer.keep and all(header.codec != DeltaCodec.name for header in infer.tensors):
-        return None
-    return Reference((infer.request.boot, infer.segment), infer.request.sequence, infer.keep)
+def desk_submit(desk: Desk) -> Callable[[Item], Verdict | None]:
+    """The desk's own `submit`; engine threads are woken when the whole burst is in (`_serve_small`)."""
+    return functools.partial(desk.submit, wake=False)

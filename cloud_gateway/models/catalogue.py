@@ -15,10 +15,11 @@ from typing import NamedTuple
 import numpy as np
 
 from cloud_gateway.desk import Desk
-from cloud_gateway.models.lanes import MAX_ROWS, Lane, LaneRules, Segment
+from cloud_gateway.models.lanes import MAX_ROWS, WARM_UP_BUDGET_S, Lane, LaneRules, Segment
 from cloud_gateway.models.plain import describe
 from cloud_gateway.models.served import ServedVersion, Tail
-from cloud_gateway.models.settings import WarmUpSample
+from cloud_gateway.models.settings import ModelSettings, WarmUpSample
+from cloud_gateway.scheduling.cost_curve import QUANTILE
 from cloud_gateway.scheduling.lane_queue import AGEING_S
 from cloud_gateway.seeing.figures import Scope
 from cloud_gateway.work import Item
@@ -42,6 +43,9 @@ class Defaults:
     instances: int = 1
     delay_s: float = 0.0
     ageing_s: float = AGEING_S
+    margin: float = 1.0
+    quantile: float = QUANTILE
+    warm_up_s: float = WARM_UP_BUDGET_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +84,20 @@ class Catalogue:
         *,
         orphaned: Callable[[list[Item]], None],
         engine: MakeEngine = ort_engine,
+        settings_of: Callable[[ServedVersion], ModelSettings] = lambda version: version.settings,
+        warmed: Callable[[Lane], None] = lambda lane: None,
+        closed: Callable[[Lane], None] = lambda lane: None,
+        forgotten: Callable[[Scope], None] = lambda scope: None,
     ) -> None:
         self.segments: Mapping[bytes, Segment] = {}
         self.models: frozenset[bytes] = frozenset()  # digests of the models that are served whole
         self._names: Mapping[str, Mapping[int, Published]] = {}
         self._desk = desk
-        self._defaults = defaults
+        self.defaults = defaults  # for lanes to come
         self._orphaned = orphaned  # told of requests that still waited in a lane that was closed
         self._engine = engine
+        self._settings_of = settings_of  # a version's own settings, and what the gateway's say of that model
+        self._warmed, self._closed, self._forgotten = warmed, closed, forgotten
         self._lanes: dict[str, Lane] = {}
         self._loaded: dict[tuple[str, int, int], _Loaded] = {}
         self._published: list[tuple[str, int, int]] = []
@@ -96,7 +106,11 @@ class Catalogue:
 
     @property
     def lanes(self) -> Mapping[str, Lane]:
+        """All lanes by key, as they are now."""
         return dict(self._lanes)
+
+    def lane(self, key: str) -> Lane | None:
+        return self._lanes.get(key)
 
     def find(self, name: str, version: int | None = None) -> Published | None:
         """The published version of that number, or the newest."""
@@ -146,6 +160,7 @@ class Catalogue:
         for lane in dict.fromkeys(lanes):
             if not lane.is_open:  # else it serves already, and its curve knows more than a warm-up could
                 lane.warm_up()
+                self._warmed(lane)
         if entry.whole is not None:
             for sample in version.settings.warm_up:
                 run_sample(entry.whole.lane, sample)
@@ -174,7 +189,10 @@ class Catalogue:
     def unload(self, version: ServedVersion) -> None:
         """Give back what nobody else uses."""
         self.withdraw(version)
-        self._give_back(self._loaded.pop(version.identity).lanes)
+        entry, lanes = self._loaded.pop(version.identity)
+        self._give_back(lanes)
+        for segment in dict.fromkeys(entry.segments.values()):
+            self._forgotten(segment.scope)
 
     def close(self) -> None:
         """Give back everything, at the end."""
@@ -187,7 +205,7 @@ class Catalogue:
         lane = self._lanes.get(tail.key)
         if lane is not None:
             return lane, tail.boundary if tail.boundary is not None else lane.boundary
-        settings, defaults = version.settings, self._defaults
+        settings, defaults = self._settings_of(version), self.defaults
         engine = self._engine(tail, settings.threads or defaults.threads)
         engine.activate()
         try:
@@ -203,6 +221,9 @@ class Catalogue:
                 sizes=settings.profile_sizes,
                 most_requests=settings.max_queue_requests,
                 ageing_s=defaults.ageing_s,
+                margin=defaults.margin,
+                quantile=defaults.quantile,
+                warm_up_s=defaults.warm_up_s,
             )
             lane = Lane(tail.key, engine, boundary=boundary, output_axes=axes, batchable=batchable, rules=rules)
         except BaseException:
@@ -220,6 +241,7 @@ class Catalogue:
                 self._orphaned(left)
             lane.is_open = False
             lane.engine.deactivate()
+            self._closed(lane)
             del self._lanes[lane.key]
 
     def _rebuild(self) -> None:

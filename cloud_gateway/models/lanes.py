@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cloud_gateway.models.references import References
-from cloud_gateway.scheduling.cost_curve import CostCurve
+from cloud_gateway.scheduling.cost_curve import QUANTILE, CostCurve
 from cloud_gateway.scheduling.lane_queue import AGEING_S
 from cloud_gateway.seeing.figures import Scope
 from protocol import drift
@@ -46,6 +46,9 @@ class LaneRules:
     sizes: tuple[int, ...] = ()  # an engine's profile sizes, ascending
     most_requests: int | None = None  # that may wait
     ageing_s: float = AGEING_S
+    margin: float = 1.0  # predictions are so many times what was measured
+    quantile: float = QUANTILE  # of the durations measured
+    warm_up_s: float = WARM_UP_BUDGET_S
 
 
 class Lane:
@@ -68,7 +71,7 @@ class Lane:
         self.output_axes = output_axes
         self.batchable = batchable
         self.rules = rules
-        self.curve = CostCurve()
+        self.curve = CostCurve(rules.quantile)
         self.max_rows = rules.max_rows if batchable else 1
         self.references = References()
         self.references_lock = threading.Lock()  # several threads may run batches of this lane
@@ -86,7 +89,7 @@ class Lane:
         except EngineError:
             if not self._is_guessed():
                 raise
-            self.curve = CostCurve()
+            self.curve = CostCurve(self.rules.quantile)
             self.max_rows = 1
 
     def zeros(self, rows: int) -> dict[str, Array]:
@@ -110,7 +113,7 @@ class Lane:
     def _measure(self) -> None:
         began = time.monotonic()
         size = 1
-        while size <= self.max_rows and time.monotonic() - began < WARM_UP_BUDGET_S:
+        while size <= self.max_rows and time.monotonic() - began < self.rules.warm_up_s:
             if self.rules.find_knee and size > self.curve.knee(size) << PAST_THE_KNEE:
                 break
             tensors = self.zeros(size)

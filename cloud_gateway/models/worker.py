@@ -27,17 +27,26 @@ from protocol.messages import RejectCode
 from protocol.tensors import Array, TensorHeader
 from protocol.wire import Buffer
 
+Keep = Callable[[Sequence[Outcome]], None]
 TOO_LATE = "it can no longer finish within its budget"
 
 
 class Worker:
     """One engine thread; stops when the desk does."""
 
-    def __init__(self, number: int, desk: Desk, ledger: Ledger, *, crashed: Callable[[BaseException], None]) -> None:
+    def __init__(
+        self,
+        number: int,
+        desk: Desk,
+        ledger: Ledger,
+        *,
+        crashed: Callable[[BaseException], None],
+        keep: Keep | None = None,
+    ) -> None:
         self._number = number
         self._desk = desk
         self._crashed = crashed
-        self._runner = Runner(desk, ledger)
+        self._runner = Runner(desk, ledger, keep=keep)
         self._thread = threading.Thread(target=self._main, name=f"isthmus-engine-{number}", daemon=True)
 
     def start(self) -> None:
@@ -58,9 +67,10 @@ class Worker:
 class Runner:
     """Runs dispatches, one at a time, and keeps the arrays that they are gathered in. Not thread-safe."""
 
-    def __init__(self, desk: Desk, ledger: Ledger) -> None:
+    def __init__(self, desk: Desk, ledger: Ledger, *, keep: Keep | None = None) -> None:
         self._desk = desk
         self._ledger = ledger
+        self._keep_answers = keep  # told of everything that was computed: the result cache
         self._rows = BatchRows()
 
     def run(self, thread: int, dispatch: Dispatch[Item]) -> list[Outcome]:
@@ -72,6 +82,8 @@ class Runner:
         if dispatch.batch:
             outcomes += self._serve(dispatch)
             self._desk.finished(thread, dispatch.batch)
+        if self._keep_answers is not None:
+            self._keep_answers(outcomes)
         return outcomes
 
     def _serve(self, dispatch: Dispatch[Item]) -> list[Outcome]:

@@ -19,7 +19,8 @@ KNEE_GAIN = 1.05  # a doubled batch must raise the throughput by at least this f
 class CostCurve:
     """Durations in seconds by batch size."""
 
-    def __init__(self) -> None:
+    def __init__(self, quantile: float = QUANTILE) -> None:
+        self._quantile = quantile
         self._samples: dict[int, deque[float]] = {}
         self._ordered: dict[int, list[float]] = {}  # the same, ascending
         # (batch, seconds), never falling, and what was asked of it before: replaced together by every observation
@@ -41,7 +42,7 @@ class CostCurve:
         sizes, costs = sorted(self._ordered), []
         for size in sizes:
             seen = self._ordered[size]
-            floor = max(floor, seen[min(int(len(seen) * QUANTILE), len(seen) - 1)])
+            floor = max(floor, seen[min(int(len(seen) * self._quantile), len(seen) - 1)])
             costs.append(floor)
         self._curve = sizes, costs, {}  # in one step: others read it without a lock
 

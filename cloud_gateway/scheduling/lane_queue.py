@@ -89,7 +89,7 @@ class LaneQueue(Generic[I]):
 
     `delay_s` is the opt-in efficiency delay: a batch that is not full waits for company until its oldest item has
     waited that long (so time already waited counts), unless a deadline would suffer. `sizes` are the batch sizes an
-    engine has profiles for; a batch costs what the next larger one does.
+    engine has profiles for; a batch costs what the next larger one does. Predictions are `margin` times the curve's.
     """
 
     def __init__(
@@ -100,13 +100,15 @@ class LaneQueue(Generic[I]):
         delay_s: float = 0.0,
         sizes: tuple[int, ...] = (),
         ageing_s: float = AGEING_S,
+        margin: float = 1.0,
     ) -> None:
         self.curve = curve
         self.max_rows = max_rows
         self.delay_s = delay_s
         self.sizes = sizes
         self.rows = 0
-        self._ageing_s = ageing_s
+        self.ageing_s = ageing_s
+        self.margin = margin
         self._classes: dict[int, _Class[I]] = {}
         self._order = 0
         # Bounds over the waiting items, so that most calls need not look at each: loose after some have left.
@@ -127,8 +129,8 @@ class LaneQueue(Generic[I]):
         return next((size for size in self.sizes if size >= rows), rows) if self.sizes else rows
 
     def cost_s(self, rows: int) -> float:
-        """A high quantile of what a batch of `rows` rows takes."""
-        return self.curve.predict(self.padded(rows))
+        """A high quantile of what a batch of `rows` rows takes, times the margin."""
+        return self.curve.predict(self.padded(rows)) * self.margin
 
     def offer(self, item: I, *, now: float) -> None:
         """Queue an admitted item."""
@@ -143,7 +145,7 @@ class LaneQueue(Generic[I]):
     def head(self, *, now: float) -> tuple[float, float]:
         """How urgent this lane is among others, smallest first: aged priority, and arrival of its oldest such item."""
         return min(
-            ((p - int((now - c.arrivals[0].since) / self._ageing_s), c.arrivals[0].since) for p, c in self._ranked()),
+            ((p - int((now - c.arrivals[0].since) / self.ageing_s), c.arrivals[0].since) for p, c in self._ranked()),
             default=(math.inf, math.inf),
         )
 
@@ -325,5 +327,5 @@ class LaneQueue(Generic[I]):
         """Priorities by urgency, each aged by how long its oldest item has waited."""
         if len(self._classes) == 1:
             return list(self._classes.values())
-        ranked = sorted((p - int((now - c.arrivals[0].since) / self._ageing_s), p) for p, c in self._ranked())
+        ranked = sorted((p - int((now - c.arrivals[0].since) / self.ageing_s), p) for p, c in self._ranked())
         return [self._classes[p] for _, p in ranked]

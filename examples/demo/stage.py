@@ -146,7 +146,7 @@ class Stage:
 
     def _start_gateway(self, bind: str) -> Child:
         return Child(
-            "cloud-gateway", ["serve", str(self._bundle), "--bind", bind, "--json"], self._log("cloud-gateway")
+            "cloud-gateway", ["serve", str(self._bundle), "--bind", bind, "--http", "off", "--json"], self._log("cloud-gateway")
         )
 
     def _start_agent(self) -> Child:

@@ -138,7 +138,7 @@ class Ladder:
         elif code is RejectCode.INTERNAL:
             flight.avoided |= dict.fromkeys(self._usable.sharing(placement), why)
             self._usable.tails[placement].failed(why, now=now)
-        elif code in (RejectCode.BUSY, RejectCode.DRAINING):
+        elif code in (RejectCode.BUSY, RejectCode.DRAINING, RejectCode.FORBIDDEN):
             # Full-cloud would add load: everything behind this gateway has to wait as long as it asked.
             pause_s = max(min(retry_after_s, LONGEST_PAUSE_S), SHORTEST_PAUSE_S)
             self._usable.gateway.hold_off(why, pause_s, now=now)

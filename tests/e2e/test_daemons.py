@@ -19,7 +19,7 @@ from tests.processes import ROOT, Process, finished, running
 
 @pytest.fixture
 def gateway(toy_bundle: Path) -> Iterator[tuple[Process, str]]:
-    with running("cloud-gateway", "serve", str(toy_bundle), "--bind", "tcp://127.0.0.1:0") as process:
+    with running("cloud-gateway", "serve", str(toy_bundle), "--http", "off", "--bind", "tcp://127.0.0.1:0") as process:
         line = process.line()
         assert line.startswith("ready tcp://127.0.0.1:")
         yield process, line.split()[1]
@@ -57,7 +57,7 @@ def test_the_agent_prints_ready_and_one_json_line_for_every_sample(
 def test_a_killed_gateway_costs_no_answer_and_a_new_one_is_found(
     toy_bundle: Path, samples: Path, tmp_path: Path
 ) -> None:
-    serve = ("cloud-gateway", "serve", str(toy_bundle), "--bind")
+    serve = ("cloud-gateway", "serve", str(toy_bundle), "--http", "off", "--bind")
     run = agent_run(
         toy_bundle, samples, "--loop", "--edge-slowdown", "100", "--placements", "full-cloud,edge-only", "--json",
         "--deadline-ms", "10000",
@@ -175,7 +175,7 @@ def test_a_bundle_with_one_byte_changed_is_refused_by_whoever_would_run_it(
     if "head" in name or "edge" in name:
         done = finished(*agent_run(bad, samples))
     else:
-        done = finished("cloud-gateway", "serve", str(bad), "--bind", "tcp://127.0.0.1:0")
+        done = finished("cloud-gateway", "serve", str(bad), "--http", "off", "--bind", "tcp://127.0.0.1:0")
     _refused(done, 4, name.split("/")[-1], "changed or damaged")
 
 
@@ -184,7 +184,7 @@ def test_a_port_in_use_is_one_sentence(toy_bundle: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        done = finished("cloud-gateway", "serve", str(toy_bundle), "--bind", f"tcp://127.0.0.1:{port}")
+        done = finished("cloud-gateway", "serve", str(toy_bundle), "--http", "off", "--bind", f"tcp://127.0.0.1:{port}")
     _refused(done, 6, "already in use", "--bind")
 
 

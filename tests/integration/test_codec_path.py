@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from cloud_gateway.gateway import Gateway, GatewayConfig
+from cloud_gateway.gateway import Gateway
 from cloud_gateway.work import nbytes_of
 from edge_agent.agent import Agent, AgentConfig
 from edge_agent.client import Client, unwrap
@@ -28,6 +28,7 @@ from protocol.engines.ort import OrtEngine
 from protocol.messages import PlacementKind
 from protocol.tensors import TensorHeader
 from tests import models
+from tests.gateways import gateway_of
 from tests.wire_client import WireClient, placement
 
 Array = npt.NDArray[Any]
@@ -95,7 +96,7 @@ def family_bundle(tmp_path_factory: pytest.TempPathFactory, pictures: Array) -> 
 
 @pytest.fixture
 def gateway(family_bundle: Path) -> Iterator[Gateway]:
-    with Gateway(GatewayConfig(bundles=[family_bundle], bind="tcp://127.0.0.1:0", drain_s=2.0)) as running:
+    with gateway_of(family_bundle, settings={"drain.grace_s": 2.0}) as running:
         yield running
 
 
@@ -348,7 +349,7 @@ def test_a_gateway_without_pillow_starts_serves_the_rest_and_says_what_is_missin
         levels = asked(preparing, family_bundle, placement(opened, "cut-1.q3"), pictures[:1], 3)
     request.getfixturevalue("without_pillow")
     with (
-        Gateway(GatewayConfig(bundles=[family_bundle], bind="tcp://127.0.0.1:0")) as bare,
+        gateway_of(family_bundle) as bare,
         WireClient(str(bare.endpoint)) as client,
     ):
         client.greet()

@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from cloud_gateway.gateway import Gateway, GatewayConfig
-from cloud_gateway.scheduling.admission import Limits
+from cloud_gateway.gateway import Gateway
 from protocol import codecs, wire
 from protocol import messages as m
 from protocol.bundle import Bundle
 from protocol.errors import InputError, NetworkError
+from tests.gateways import gateway_of
 from tests.wire_client import WireClient, placement
 
 Array = npt.NDArray[Any]
@@ -183,26 +183,35 @@ def test_a_ping_is_answered_by_the_application(toy_gateway: Gateway) -> None:
 
 
 def test_a_full_gateway_answers_busy(toy_bundle: Path, entry: Any, toy_samples: Array) -> None:
-    config = GatewayConfig(bundles=[toy_bundle], bind="tcp://127.0.0.1:0", limits=Limits(pending_requests=0))
-    with Gateway(config) as gateway, WireClient(str(gateway.endpoint)) as client:
+    gateway = gateway_of(toy_bundle, settings={"limits.pending_requests": 1})
+    with gateway, WireClient(str(gateway.endpoint)) as client:
         client.greet()
-        client.send(*client.infer(entry, {"x": toy_samples[:1]}, 1))
-        reply = client.receive()
+        with gateway.desk.paused():  # the first is not done before the second comes
+            for sequence in (1, 2):
+                client.send(*client.infer(entry, {"x": toy_samples[:1]}, sequence))
+            reply = client.receive()
+        assert isinstance(client.receive(), m.Result)
     assert isinstance(reply, m.Reject)
     assert reply.code is m.RejectCode.BUSY
     assert reply.retry_after_us > 0
     assert reply.slack_us > 4_000_000
+    assert reply.credit is not None
+    assert reply.credit > 0
 
 
 def test_more_than_its_credit_is_refused_to_an_agent(toy_bundle: Path, entry: Any, toy_samples: Array) -> None:
-    config = GatewayConfig(bundles=[toy_bundle], bind="tcp://127.0.0.1:0", limits=Limits(credit_requests=0))
-    with Gateway(config) as gateway, WireClient(str(gateway.endpoint)) as client:
+    gateway = gateway_of(toy_bundle, settings={"limits.credit_requests": 1})
+    with gateway, WireClient(str(gateway.endpoint)) as client:
         client.greet()
-        client.send(*client.infer(entry, {"x": toy_samples[:1]}, 1))
-        reply = client.receive()
+        with gateway.desk.paused():  # the first is not done before the second comes
+            for sequence in (1, 2):
+                client.send(*client.infer(entry, {"x": toy_samples[:1]}, sequence))
+            reply = client.receive()
+        assert isinstance(client.receive(), m.Result)
     assert isinstance(reply, m.Reject)
     assert reply.code is m.RejectCode.BUSY
     assert "credit" in reply.reason
+    assert (reply.request.sequence, reply.credit) == (2, 0)
 
 
 def test_nobody_gets_or_cancels_anothers_request(toy_gateway: Gateway, entry: Any, toy_samples: Array) -> None:
@@ -224,9 +233,7 @@ def test_nobody_gets_or_cancels_anothers_request(toy_gateway: Gateway, entry: An
 def test_shutdown_finishes_what_is_held_refuses_what_comes_and_says_so(
     toy_bundle: Path, entry: Any, toy_samples: Array
 ) -> None:
-    gateway = Gateway(
-        GatewayConfig(bundles=[toy_bundle], bind="tcp://127.0.0.1:0", drain_s=3.0, limits=Limits(credit_requests=64))
-    )
+    gateway = gateway_of(toy_bundle, settings={"drain.grace_s": 3.0, "limits.credit_requests": 64})
     gateway.start()
     with WireClient(str(gateway.endpoint)) as client:
         client.greet()
@@ -255,14 +262,14 @@ def _sequence(message: m.Message) -> int:
 
 
 def test_a_port_in_use_is_refused_in_one_sentence(toy_gateway: Gateway, toy_bundle: Path) -> None:
-    second = Gateway(GatewayConfig(bundles=[toy_bundle], bind=str(toy_gateway.endpoint)))
+    second = gateway_of(toy_bundle, bind=str(toy_gateway.endpoint))
     with pytest.raises(NetworkError, match="already in use"):
         second.start()
 
 
 def test_listening_off_this_machine_needs_a_word(toy_bundle: Path) -> None:
     with pytest.raises(InputError, match="--insecure"):
-        Gateway(GatewayConfig(bundles=[toy_bundle], bind="tcp://0.0.0.0:0"))
+        gateway_of(toy_bundle, bind="tcp://0.0.0.0:0")
 
 
 def _but(struct: Any, **changes: Any) -> Any:
@@ -272,7 +279,7 @@ def _but(struct: Any, **changes: Any) -> Any:
 def test_a_bug_in_an_engine_thread_answers_what_is_pending_and_ends_the_gateway(
     toy_bundle: Path, entry: Any, toy_samples: Array, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gateway = Gateway(GatewayConfig(bundles=[toy_bundle], bind="tcp://127.0.0.1:0"))
+    gateway = gateway_of(toy_bundle)
     gateway.start()
     for lane in gateway.catalogue.lanes.values():
         monkeypatch.setattr(lane.engine, "infer", _bug)

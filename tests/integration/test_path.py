@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pytest
 
 from benchmarks.link import LinkEmulator
-from cloud_gateway.gateway import Gateway, GatewayConfig
+from cloud_gateway.gateway import Gateway
 from edge_agent.agent import Agent, AgentConfig
 from edge_agent.client import AsyncClient, Client, RefusedError, unwrap
 from edge_agent.outcomes import Answer, Outcome, Refusal
@@ -24,6 +24,7 @@ from protocol import sockets, wire
 from protocol.bundle import Bundle
 from protocol.control.flights import RefusalCode
 from protocol.errors import InputError
+from tests.gateways import gateway_of
 
 Array = npt.NDArray[Any]
 SLOW = 200.0  # a device on which even the toy model takes long enough to want the gateway
@@ -153,7 +154,7 @@ def test_a_gateway_with_another_build_of_the_model_serves_it_whole(
         bound=1.0,
     )
     other = build(order, Silent()).target
-    with Gateway(GatewayConfig(bundles=[other], bind="tcp://127.0.0.1:0")) as gateway:
+    with gateway_of(other) as gateway:
         agent = agent_for(str(gateway.endpoint), placements=("cut-1", "full-cloud"))
         assert agent.wait_ready(5)
         make_slow(agent, "full-cloud")
@@ -164,8 +165,7 @@ def test_a_gateway_with_another_build_of_the_model_serves_it_whole(
 def test_nothing_is_lost_while_the_gateway_is_killed_and_started_again(
     toy_bundle: Path, toy_samples: Array, agent_for: Callable[..., Agent]
 ) -> None:
-    config = GatewayConfig(bundles=[toy_bundle], bind="tcp://127.0.0.1:0", drain_s=0.0)
-    first = Gateway(config)
+    first = gateway_of(toy_bundle, settings={"drain.grace_s": 0.0})
     first.start()
     endpoint = first.endpoint
     agent = agent_for(str(endpoint), placements=("full-cloud", "edge-only"), edge_slowdown=SLOW)
@@ -179,7 +179,7 @@ def test_nothing_is_lost_while_the_gateway_is_killed_and_started_again(
     gone = answer(agent, x)
     assert gone.placement == "edge-only"
     assert gone.degraded
-    with Gateway(GatewayConfig(bundles=[toy_bundle], bind=str(endpoint))):
+    with gateway_of(toy_bundle, bind=str(endpoint)):
         back = eventually(agent, x, lambda a: a.placement == "full-cloud")
         assert back.degraded == ()
 
@@ -187,8 +187,7 @@ def test_nothing_is_lost_while_the_gateway_is_killed_and_started_again(
 def test_without_a_local_model_requests_wait_for_the_gateways_return(
     toy_bundle: Path, toy_samples: Array, agent_for: Callable[..., Agent]
 ) -> None:
-    config = GatewayConfig(bundles=[toy_bundle], bind="tcp://127.0.0.1:0", drain_s=0.0)
-    first = Gateway(config)
+    first = gateway_of(toy_bundle, settings={"drain.grace_s": 0.0})
     first.start()
     endpoint = first.endpoint
     agent = agent_for(str(endpoint), placements=("cut-1",))
@@ -196,7 +195,7 @@ def test_without_a_local_model_requests_wait_for_the_gateways_return(
     assert answer(agent, toy_samples[:1]).placement == "cut-1"
     first.close()
     futures = [agent.submit({"x": toy_samples[:1]}, deadline_s=10.0) for _ in range(5)]
-    with Gateway(GatewayConfig(bundles=[toy_bundle], bind=str(endpoint))):
+    with gateway_of(toy_bundle, bind=str(endpoint)):
         outcomes = [f.result(timeout=12) for f in futures]
     assert [type(o) for o in outcomes] == [Answer] * 5
     assert {o.placement for o in outcomes if isinstance(o, Answer)} == {"cut-1"}
@@ -223,7 +222,7 @@ def test_many_callers_are_batched_and_each_gets_its_own_answer(wide_bundle: Path
     rng = np.random.default_rng(1)
     inputs = rng.standard_normal((64, 1, 64), dtype=np.float32)
     with (
-        Gateway(GatewayConfig(bundles=[wide_bundle], bind="tcp://127.0.0.1:0")) as gateway,
+        gateway_of(wide_bundle) as gateway,
         Client(wide_bundle, gateway=str(gateway.endpoint), placements=("full-cloud",)) as client,
     ):
         assert client.wait_ready(5)

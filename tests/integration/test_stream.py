@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 import typer
 
-from cloud_gateway.gateway import Gateway, GatewayConfig
+from cloud_gateway.gateway import Gateway
 from cloud_gateway.models.references import References
 from edge_agent.client import Client, unwrap
 from partitioner.options import PlanFlags
@@ -23,6 +23,7 @@ from protocol import codecs
 from protocol.bundle import Bundle, PlacementEntry
 from protocol.engines.ort import OrtEngine
 from tests import models
+from tests.gateways import gateway_of
 from tests.wire_client import placement
 
 Array = npt.NDArray[Any]
@@ -68,7 +69,7 @@ def single_bundle(tmp_path_factory: pytest.TempPathFactory, frames: Array) -> Pa
 
 @pytest.fixture
 def gateway(stream_bundle: Path) -> Iterator[Gateway]:
-    with Gateway(GatewayConfig(bundles=[stream_bundle], bind="tcp://127.0.0.1:0", drain_s=0.5)) as running:
+    with gateway_of(stream_bundle, settings={"drain.grace_s": 0.5}) as running:
         yield running
 
 
@@ -170,8 +171,7 @@ def test_a_gateway_that_forgot_costs_one_refusal_and_no_answer(
 
 
 def test_another_gateway_process_is_sent_a_whole_frame_first(stream_bundle: Path, frames: Array) -> None:
-    config = GatewayConfig(bundles=[stream_bundle], bind="tcp://127.0.0.1:0", drain_s=0.0)
-    first = Gateway(config)
+    first = gateway_of(stream_bundle, settings={"drain.grace_s": 0.0})
     first.start()
     endpoint = str(first.endpoint)
     with Client(stream_bundle, gateway=endpoint, placements=("cut-1",)) as client:
@@ -179,7 +179,7 @@ def test_another_gateway_process_is_sent_a_whole_frame_first(stream_bundle: Path
         whole, difference = (unwrap(client.infer({"x": f[None]}, deadline_s=5)).up_nbytes for f in frames[:2])
         assert difference < whole
         first.close()
-        with Gateway(GatewayConfig(bundles=[stream_bundle], bind=endpoint)) as second:
+        with gateway_of(stream_bundle, bind=endpoint) as second:
             got = unwrap(client.infer({"x": frames[2][None]}, deadline_s=30))
             np.testing.assert_allclose(
                 got.outputs["logits"], wanted(stream_bundle, "cut-1", frames[2][None]), atol=1e-5

@@ -1,0 +1,77 @@
+"""New settings reach the parts of a running gateway: what each reloadable field changes, in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cloud_gateway.config import MIB, GatewaySettings
+from cloud_gateway.reload import Reload, Reloader, Watch
+from protocol.settings import Loaded
+
+if TYPE_CHECKING:
+    from cloud_gateway.gateway import Gateway
+
+
+class Steering:
+    """`start` watches the files; `now` reads them again at once and may be called from a signal."""
+
+    def __init__(
+        self, gateway: Gateway, read: Callable[[], Loaded[GatewaySettings]], *, watched: Sequence[Path]
+    ) -> None:
+        self._gateway = gateway
+        self.reloader = Reloader(read, started=gateway.settings)
+        subscribe = self.reloader.subscribe
+        subscribe("limits", self._limits)
+        subscribe("drain", self._drain)
+        subscribe("models", self._models)
+        subscribe("scheduling", self._scheduling)
+        subscribe("cache", self._cache)
+        subscribe("access", self._access)
+        subscribe("logs", self._logs)
+        self._watch = Watch(self.reloader, watched, told=self._told, crashed=gateway.crash)
+
+    def start(self) -> None:
+        self._watch.start()
+
+    def now(self) -> None:
+        self._watch.now()
+
+    def stop(self) -> None:
+        self._watch.stop()
+
+    def _told(self, reload: Reload) -> None:
+        gateway = self._gateway
+        gateway.ledger.counted(f"reload_{reload.outcome}")
+        say = gateway.log.warning if reload.outcome in ("refused", "partly") else gateway.log.info
+        say("settings_reloaded", outcome=reload.outcome, what=str(reload))
+
+    # ---- one for each section ---------------------------------------------------------------------------------------
+
+    def _limits(self, settings: GatewaySettings) -> None:
+        from cloud_gateway.gateway import limits_of
+
+        self._gateway.desk.limits = limits_of(settings)
+
+    def _drain(self, settings: GatewaySettings) -> None:
+        self._gateway.drain_s = settings.drain.grace_s
+
+    def _models(self, settings: GatewaySettings) -> None:
+        from cloud_gateway.gateway import policy_of
+
+        self._gateway.keeper.retune(poll_s=settings.models.poll_s, policy=policy_of(settings))
+
+    def _scheduling(self, settings: GatewaySettings) -> None:
+        self._gateway.retune_lanes(settings)
+
+    def _cache(self, settings: GatewaySettings) -> None:
+        if self._gateway.cache is not None:
+            self._gateway.cache.resize(settings.cache.size_mib * MIB, settings.cache.ttl_s)
+
+    def _access(self, settings: GatewaySettings) -> None:
+        if self._gateway.standard is not None:
+            self._gateway.standard.guard.set_failures_per_minute(settings.access.failed_attempts_per_minute)
+
+    def _logs(self, settings: GatewaySettings) -> None:
+        self._gateway.logs.level = settings.logs.level

@@ -1,8 +1,10 @@
 """L(b): how long a batch of b takes on one lane, as measured at warm-up and corrected by what is seen. Pure.
 
 Between the batch sizes that were seen L is interpolated linearly, and it never falls with b. Admission and
-dispatch use a high quantile, not the mean: at 120 % load that is the difference between 77 and 80 % goodput with
-nothing answered late (simulated), because a mean lets half of the tight deadlines slip.
+dispatch use a high quantile and a margin, not the mean, because a mean lets half of the tight deadlines slip; what a
+batch typically takes (the median) only decides what is worth a try when nothing else waits. A size that was seen a
+few times says what is typical of it, not how far it spreads: that is taken from all sizes, or one slow batch of a
+rare size would keep it from ever being run again. The figures are in docs/scheduling.md.
 """
 
 from __future__ import annotations
@@ -12,19 +14,23 @@ from collections import deque
 
 WINDOW = 64  # samples per batch size; old ones are forgotten
 QUANTILE = 0.9
+FEW = 20  # samples, below which a size's own quantile is chance
+MOST_MARGIN = 1.1  # beyond the quantile: as far again as it lies beyond the median, but no further than this
 EXACT_UP_TO = 64  # larger batches share the entries of the powers of two
+LEAST_S = 1e-9
 KNEE_GAIN = 1.05  # a doubled batch must raise the throughput by at least this factor
 
 
 class CostCurve:
     """Durations in seconds by batch size."""
 
-    def __init__(self, quantile: float = QUANTILE) -> None:
-        self._quantile = quantile
+    def __init__(self) -> None:
         self._samples: dict[int, deque[float]] = {}
         self._ordered: dict[int, list[float]] = {}  # the same, ascending
+        self._seen: dict[int, tuple[float, float]] = {}  # of each size: the median, and how far the quantile lies above
         # (batch, seconds), never falling, and what was asked of it before: replaced together by every observation
         self._curve: tuple[list[int], list[float], dict[int, float]] = ([], [], {})
+        self._middle: tuple[list[int], list[float]] = ([], [])
 
     def observe(self, batch: int, seconds: float) -> None:
         """One batch of `batch` rows took `seconds`."""
@@ -38,21 +44,33 @@ class CostCurve:
             del ordered[bisect.bisect_left(ordered, samples.popleft())]
         samples.append(seconds)
         bisect.insort(ordered, seconds)
-        floor = 0.0
-        sizes, costs = sorted(self._ordered), []
+        median = ordered[len(ordered) // 2]
+        quantile = ordered[min(int(len(ordered) * QUANTILE), len(ordered) - 1)]
+        self._seen[batch] = median, quantile / max(median, LEAST_S)
+        sizes, costs, medians = sorted(self._seen), [], []
+        common = sorted(spread for _, spread in self._seen.values())[len(sizes) // 2]
+        cost = middle = 0.0
         for size in sizes:
-            seen = self._ordered[size]
-            floor = max(floor, seen[min(int(len(seen) * self._quantile), len(seen) - 1)])
-            costs.append(floor)
+            typical, spread = self._seen[size]
+            if len(self._ordered[size]) < FEW:
+                spread = common
+            cost, middle = max(cost, typical * spread * min(spread, MOST_MARGIN)), max(middle, typical)
+            costs.append(cost)
+            medians.append(middle)
+        self._middle = sizes, medians
         self._curve = sizes, costs, {}  # in one step: others read it without a lock
 
     def predict(self, batch: int) -> float:
-        """A high quantile of L(batch); 0 when nothing was measured yet."""
+        """A high quantile of L(batch) with its margin; 0 when nothing was measured yet."""
         sizes, costs, known = self._curve
         seconds = known.get(batch)
         if seconds is None:
             seconds = known[batch] = _interpolate(sizes, costs, batch)
         return seconds
+
+    def typical(self, batch: int) -> float:
+        """The median of L(batch); 0 when nothing was measured yet."""
+        return _interpolate(*self._middle, batch)
 
     def knee(self, most: int) -> int:
         """The largest measured batch of at most `most` rows that still pays: it must raise b / L(b) by KNEE_GAIN.
@@ -62,7 +80,7 @@ class CostCurve:
         """
         best, throughput = 1, 0.0
         for size in sorted(self._samples):
-            seen = size / max(min(self._samples[size]), 1e-9)
+            seen = size / max(self._ordered[size][0], LEAST_S)
             if size == 1 or (size <= most and seen > throughput * KNEE_GAIN):
                 best, throughput = size, seen
         return best

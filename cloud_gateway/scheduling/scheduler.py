@@ -24,7 +24,8 @@ from cloud_gateway.scheduling.lane_queue import LaneQueue, Queued
 from protocol.errors import InvariantViolation
 from protocol.messages import RejectCode
 
-TRIAL_IVL_S = 1.0  # between requests that an idle lane takes although it was slow
+TRIAL_IVL_S = 0.2  # at least, between requests that an idle lane takes although it was slow
+TRIAL_SHARE = 0.1  # of an engine thread's time, at most, for such requests of one lane
 TRIAL_MARGIN = 1.5  # such a request's deadline, in predicted service times
 
 
@@ -90,9 +91,6 @@ class Scheduler(Generic[I]):
         self.waiting -= len(left)
         return left
 
-    def is_open(self, key: Key) -> bool:
-        return key in self._lanes
-
     def queue(self, key: Key) -> LaneQueue[I]:
         return self._lanes[key].queue
 
@@ -105,10 +103,10 @@ class Scheduler(Generic[I]):
             return Verdict(RejectCode.UNKNOWN_SEGMENT, "it was unloaded in this moment", 0.0)
         wait_s, service_s = self.predict(key, rows=item.rows, priority=item.priority, now=now)
         budget_s = item.deadline - now
-        if wait_s == 0.0 and service_s > budget_s > 0 and now - lane.tried_at > TRIAL_IVL_S:
-            # What was slow once would else be refused, and so never measured again, for good.
-            lane.tried_at, budget_s = now, service_s * TRIAL_MARGIN
-            item.deadline = now + budget_s
+        # What was slow once would else be refused, and so never measured again, for good.
+        trial = self._is_trial(lane, service_s, budget_s, now)
+        if trial:
+            budget_s = service_s * TRIAL_MARGIN
         verdict = self.admission.decide(
             tenant=item.tenant, nbytes=item.nbytes, budget_s=budget_s, wait_s=wait_s, service_s=service_s
         )
@@ -122,12 +120,19 @@ class Scheduler(Generic[I]):
         if verdict is None:
             self.admission.enter(item.tenant, item.nbytes)
             self.waiting += 1
+            if trial:
+                lane.tried_at, item.deadline = now, now + budget_s
             lane.queue.offer(item, now=now)
         return verdict
 
     def predict(self, key: Key, *, rows: int, priority: int = 9, now: float) -> tuple[float, float]:
-        """Seconds that `rows` more rows would wait before their batch starts, and that their batch would take."""
+        """Seconds that `rows` more rows would wait before their batch starts, and that their batch would take.
+
+        On an idle gateway that is what a batch typically takes and no high quantile: to refuse would help nobody.
+        """
         lane = self._lanes[key]
+        if self._is_idle(lane):
+            return 0.0, lane.queue.typical_s(rows)
         before_s, service_s = lane.queue.service_s(rows, priority)
         others_s = sum(other.queue.backlog_s(priority) for k, other in self._lanes.items() if k != key)
         wait_s = self.first_free_s(now) + (before_s + others_s) / self.threads
@@ -168,10 +173,6 @@ class Scheduler(Generic[I]):
         self._running[thread] = _Running(key, now + predicted_s)
         return Dispatch(key, taken.batch, taken.expired, predicted_s)
 
-    def busy(self, key: Key) -> int:
-        """Batches of that lane that run now."""
-        return self._lanes[key].running
-
     @property
     def running(self) -> int:
         """Batches that run now."""
@@ -210,6 +211,13 @@ class Scheduler(Generic[I]):
             raise InvariantViolation(f"{waiting} items wait but {self.waiting} were counted")
         if waiting > self.admission.requests:
             raise InvariantViolation(f"{waiting} items wait but {self.admission.requests} were admitted")
+
+    def _is_idle(self, lane: _Lane[I]) -> bool:
+        return not self.waiting and len(self._running) < self.threads and lane.running < lane.instances
+
+    def _is_trial(self, lane: _Lane[I], service_s: float, budget_s: float, now: float) -> bool:
+        rested_s = max(TRIAL_IVL_S, service_s / TRIAL_SHARE)
+        return self._is_idle(lane) and service_s > budget_s > 0 and now - lane.tried_at > rested_s
 
     def _most_urgent(self, now: float) -> Key | None:
         ready = [

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud_gateway.scheduling.cost_curve import QUANTILE, WINDOW, CostCurve
+from cloud_gateway.scheduling.cost_curve import MOST_MARGIN, QUANTILE, WINDOW, CostCurve
 
 seconds = st.floats(1e-6, 10.0)
 observations = st.lists(st.tuples(st.integers(1, 64), seconds), max_size=80)
@@ -58,7 +58,8 @@ def test_it_predicts_a_high_quantile_and_not_the_mean() -> None:
     curve = CostCurve()
     for i in range(50):
         curve.observe(1, 0.010 if i % 5 else 0.050)
-    assert curve.predict(1) == 0.050
+    assert curve.predict(1) == pytest.approx(0.050 * MOST_MARGIN)
+    assert curve.typical(1) == 0.010
 
 
 def test_one_outlier_among_many_does_not_move_it() -> None:
@@ -86,13 +87,31 @@ def test_a_correction_is_seen_at_once() -> None:
 
 
 @given(st.lists(seconds, min_size=1, max_size=WINDOW))
-def test_the_quantile_covers_its_share_of_the_samples_and_is_one_of_them(samples: list[float]) -> None:
+def test_the_prediction_covers_its_share_of_the_samples_and_its_margin_is_bounded(samples: list[float]) -> None:
     curve = CostCurve()
     for sample in samples:
         curve.observe(4, sample)
     predicted = curve.predict(4)
-    assert predicted in samples
-    assert sum(s <= predicted for s in samples) >= QUANTILE * len(samples)
+    assert predicted <= max(samples) * MOST_MARGIN * (1 + 1e-9)
+    assert sum(s <= predicted * (1 + 1e-9) for s in samples) >= QUANTILE * len(samples)
+    assert curve.typical(4) in samples
+    assert curve.typical(4) <= predicted * (1 + 1e-9)
+
+
+def test_where_nothing_varies_the_margin_is_nothing() -> None:
+    assert curve_of({1: 0.010, 8: 0.020}).predict(8) == 0.020
+
+
+def test_one_slow_run_of_a_size_that_was_seen_seldom_does_not_keep_it_from_being_run_again() -> None:
+    curve = CostCurve()
+    for size in (1, 2, 4, 8, 16):
+        for _ in range(5):
+            curve.observe(size, 0.001 * size)
+    curve.observe(16, 0.500)
+    assert curve.predict(16) == pytest.approx(0.016)
+    for _ in range(6):
+        curve.observe(16, 0.500)
+    assert curve.predict(16) == pytest.approx(0.500), "it was no accident"
 
 
 @given(observations, st.integers(1, 200), st.integers(0, 200))

@@ -29,6 +29,7 @@ from edge_agent.heads import Heads
 from edge_agent.outcomes import Answer, Outcome, Refusal, StageTimings
 from edge_agent.references import References
 from edge_agent.uplink import Uplink
+from edge_agent.ways import Ways
 from protocol import __version__, sockets
 from protocol import messages as m
 from protocol.bundle import Bundle, PlacementEntry
@@ -51,6 +52,8 @@ class AgentConfig:
     edge_slowdown: float = 1.0  # declared: the device is this many times slower than this machine
     fault_file: Path | None = None  # drill: while this file exists, the head of every cut fails
     insecure: bool = False  # allow a gateway off this machine in plain text
+    keys: Path | None = None  # folder with agent.key and server.pub; None speaks plain text
+    server_key: str = ""  # the gateway's public key, or a file of such, instead of server.pub
     placements: tuple[str, ...] = ()  # only these placement ids may be used; empty allows all
 
 
@@ -69,10 +72,12 @@ class Agent:
         self.config = config
         self.bundle = Bundle.open(config.bundle)
         self._entries = _chosen(self.bundle, config.placements)
-        self._endpoint = None
+        self._endpoint, ways = None, None
         if config.gateway is not None:
             self._endpoint = sockets.resolve(sockets.parse_endpoint(config.gateway))
-            sockets.require_loopback(self._endpoint, insecure=config.insecure, doing="connecting to")
+            if config.keys is None:
+                sockets.require_loopback(self._endpoint, insecure=config.insecure, doing="connecting to")
+            ways = Ways(self._endpoint, config.keys, config.server_key)
         if len(config.name) > MAX_TEXT_LENGTH:
             raise InputError(f"an agent name of {len(config.name)} characters", f"use at most {MAX_TEXT_LENGTH}")
         if not 1.0 <= config.edge_slowdown < math.inf:
@@ -92,7 +97,7 @@ class Agent:
         self._ladder = Ladder(rows, self.planner, expects_gateway=self._endpoint is not None)
         references = References()
         self.uplink = Uplink(
-            endpoint=self._endpoint,
+            ways=ways,
             hello=m.Hello(
                 boot=self._boot,
                 agent=config.name,

@@ -43,6 +43,8 @@ OutputsOption = Annotated[Outputs, typer.Option(help="What of the model's output
 Threads = Annotated[int, typer.Option(min=1, help="Intra-op threads of the heads.")]
 Slowdown = Annotated[float, typer.Option(min=1, help="Act as a device that is this many times slower.")]
 Insecure = Annotated[bool, typer.Option("--insecure", help="Allow a gateway off this machine in plain text.")]
+Keys = Annotated[Path | None, typer.Option("--keys", help="Folder with agent.key and server.pub: encrypts.")]
+ServerKey = Annotated[str, typer.Option(help="The gateway's public key, or its file, instead of server.pub.")]
 FaultFile = Annotated[Path | None, typer.Option(help="Drill: while this file exists, the head of every cut fails.")]
 Placements = Annotated[str, typer.Option(help="Use only these placement ids, separated by commas.")]
 
@@ -70,6 +72,8 @@ def run(
     edge_slowdown: Slowdown = 1.0,
     placements: Placements = "",
     fault_file: FaultFile = None,
+    keys_dir: Keys = None,
+    server_key: ServerKey = "",
     insecure: Insecure = False,
     json: Annotated[bool, typer.Option("--json", help="Every line of stdout is JSON, the ready line too.")] = False,
 ) -> None:
@@ -87,7 +91,7 @@ def run(
 
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
-    agent = _agent(bundle, gateway, threads, edge_slowdown, placements, fault_file, insecure)
+    agent = _agent(bundle, gateway, threads, edge_slowdown, placements, fault_file, insecure, keys_dir, server_key)
     specs = agent.bundle.manifest.model.inputs
     first = open_source(source, specs, lines)
     again: Iterator[Sample] = itertools.chain.from_iterable(
@@ -117,6 +121,8 @@ def infer(
     deadline_ms: Deadline = 1000.0,
     outputs: OutputsOption = Outputs.VALUES,
     threads: Threads = 1,
+    keys_dir: Keys = None,
+    server_key: ServerKey = "",
     insecure: Insecure = False,
     json: Annotated[bool, typer.Option("--json", help="Accepted for symmetry: the output is always JSON.")] = False,
 ) -> None:
@@ -124,7 +130,7 @@ def infer(
     from edge_agent.outcomes import Refusal, RefusedError
     from edge_agent.sources import load_sample
 
-    agent = _agent(bundle, gateway, threads, 1.0, "", None, insecure)
+    agent = _agent(bundle, gateway, threads, 1.0, "", None, insecure, keys_dir, server_key)
     loaded = load_sample(sample, agent.bundle.manifest.model.inputs)
     with agent:
         if gateway is not None and not agent.wait_ready(3.0):
@@ -154,6 +160,31 @@ def profile(
     else:
         whole = made.anchors[0].time
         print(f"{output}: {made.model} takes {whole.median_s * 1e3:.3f} ms here; {len(made.anchors) - 1} segments")
+
+
+@app.command("keys")
+def keys_(
+    folder: Annotated[Path, typer.Argument(help="Folder for agent.key, made if it is not there.", show_default=False)],
+    name: Annotated[str, typer.Option(help="What this device calls itself.")] = "edge-agent",
+    json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Make this device's key if it has none, and print the public half for `cloud-gateway keys add NAME --key`."""
+    from protocol import keys
+
+    path = folder / "agent.key"
+    if path.exists():
+        pair = keys.read_pair(path)
+    else:
+        pair = keys.make_pair(name)
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{folder} cannot be made ({error.strerror})", "choose another folder") from error
+        keys.write_pair(path, pair)
+    if json:
+        print_json({"name": pair.name, "key": pair.public.data.hex(), "fingerprint": pair.public.fingerprint})
+    else:
+        print(pair.public.line())
 
 
 class _Runner:
@@ -200,6 +231,8 @@ def _agent(
     placements: str,
     fault_file: Path | None,
     insecure: bool,
+    keys_dir: Path | None,
+    server_key: str,
 ) -> Agent:
     from edge_agent.agent import Agent, AgentConfig  # the engine library is slow to import
 
@@ -212,6 +245,8 @@ def _agent(
             placements=tuple(p.strip() for p in placements.split(",") if p.strip()),
             fault_file=fault_file,
             insecure=insecure,
+            keys=keys_dir,
+            server_key=server_key,
         )
     )
 

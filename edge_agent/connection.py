@@ -2,7 +2,8 @@
 
 A DEALER can give up for good, silently (after garbage, an HTTP answer, a failed authentication), and libzmq reconnects
 by itself otherwise. So the monitor is watched, and the socket is made anew when no Welcome comes or the gateway falls
-silent.
+silent. A gateway that refuses us, or hangs up, may know us by another of our `ways`: the
+next socket takes the next one.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Sequence
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from edge_agent.ways import Ways
 from protocol import messages as m
 from protocol import sockets, wire
 from protocol.control.pulse import SILENCE_S
@@ -21,6 +23,8 @@ from protocol.errors import InvariantViolation
 
 WELCOME_S = 3.0  # from transport handshake to Welcome
 RECREATE_S = 8.0  # without a handshake for this long, libzmq may have given up for good
+TURN_S = 2.0  # the same where another way may do
+HANG_UPS = 2  # after so many in a row another way is tried at once: once may be a gateway that has just been restarted
 
 
 class Change(enum.StrEnum):
@@ -30,6 +34,7 @@ class Change(enum.StrEnum):
     LOST = "the link to the gateway is lost"
     NO_GATEWAY = "what answers at the gateway's address is no gateway"
     HUNG_UP = "nobody listens behind the gateway's address"
+    REFUSED = "the gateway does not let us in: our key is unknown, revoked or expired"
 
 
 _CHANGES: dict[int, Change] = {
@@ -37,17 +42,22 @@ _CHANGES: dict[int, Change] = {
     zmq.EVENT_DISCONNECTED: Change.LOST,
     zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: Change.NO_GATEWAY,
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: Change.HUNG_UP,
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH: Change.REFUSED,
 }
 
 
 class Connection:
-    """Used by one thread. Without an endpoint it only waits for the mailbox. Times are monotonic seconds."""
+    """Used by one thread. Without a way it only waits for the mailbox. Times are monotonic seconds."""
 
-    def __init__(self, endpoint: sockets.Endpoint | None, mailbox_fd: int) -> None:
+    def __init__(self, ways: Ways | None, mailbox_fd: int) -> None:
         self.session = Session(Role.AGENT)
         self.heard_at = 0.0
         self._since = 0.0  # when the session entered its state
-        self._endpoint = endpoint
+        self._ways = ways
+        self._hang_ups = 0  # since the socket was made, or a handshake succeeded
+        self._refused = False
+        self._connected = False  # at any time with this socket
+        self._turns = 0  # ways tried since a handshake succeeded
         self._mailbox_fd = mailbox_fd
         self._context = sockets.make_context()
         self._socket: zmq.Socket[bytes] | None = None
@@ -60,19 +70,23 @@ class Connection:
         return self.session.state
 
     def open(self, *, now: float) -> None:
-        """Make the socket and begin to connect. Without an endpoint nothing happens."""
-        if self._endpoint is None:
+        """Make the socket and begin to connect. Without a way nothing happens."""
+        if self._ways is None:
             return
         if self._socket is not None:
             raise InvariantViolation("a connection is opened twice")
-        self._socket, self._monitor = sockets.watched_dealer(self._context, self._endpoint)
+        self._socket, self._monitor = sockets.watched_dealer(self._context, *self._ways.current)
         self._since = now
+        self._hang_ups, self._refused, self._connected = 0, False, False
         self._poller = zmq.Poller()
         for source in (self._socket, self._monitor, self._mailbox_fd):
             self._poller.register(source, zmq.POLLIN)
 
     def recreate(self, *, now: float) -> None:
         self._close_socket()
+        if self._ways is not None and (self._in_vain or not self._connected):
+            self._ways.turn()
+            self._turns += 1
         self.open(now=now)
 
     def close(self) -> None:
@@ -87,6 +101,13 @@ class Connection:
         """What the monitor has seen since."""
         while self._monitor is not None and self._monitor.poll(0):
             change = _CHANGES.get(int(recv_monitor_message(self._monitor)["event"]))
+            match change:
+                case Change.HANDSHAKE:
+                    self._connected, self._hang_ups, self._turns = True, 0, 0
+                case Change.HUNG_UP:
+                    self._hang_ups += 1
+                case Change.REFUSED:
+                    self._refused = True
             if change is not None:
                 yield change
 
@@ -125,9 +146,22 @@ class Connection:
             return "the gateway has fallen silent"
         if self.state is State.GREETING and waited > WELCOME_S:
             return "the gateway did not welcome us"
-        if self.state is State.DISCONNECTED and self._socket is not None and waited > RECREATE_S:
-            return "no gateway answers"
+        if self.state is State.DISCONNECTED and self._socket is not None and self._ways is not None:
+            at_once = self._in_vain and self._turns < self._ways.count  # but no more than once round
+            if waited > RECREATE_S or (self._ways.count > 1 and (at_once or waited > TURN_S)):
+                return self._why_not()
         return None
+
+    @property
+    def _in_vain(self) -> bool:
+        return self._hang_ups >= HANG_UPS or self._refused
+
+    def _why_not(self) -> str:
+        if self._refused:
+            return str(Change.REFUSED)
+        if self._hang_ups and self._ways is not None and self._ways.current.curve is not None:
+            return "the gateway hangs up: its key may be another than we know"
+        return "no gateway answers"
 
     def _close_socket(self) -> None:
         if self._socket is not None:

@@ -16,7 +16,8 @@ from edge_agent.compute import Crashed, Done, Failed, Job
 from edge_agent.connection import Change, Connection
 from edge_agent.errands import Ending, Outstanding, Post, Remote, Stop, Submit, Work
 from edge_agent.references import References
-from protocol import codecs, sockets, wire
+from edge_agent.ways import Ways
+from protocol import codecs, wire
 from protocol import messages as m
 from protocol.control.flights import CancelRemote, Finish, Instruction, Prepare, Send
 from protocol.control.ladder import Ladder
@@ -33,7 +34,7 @@ class Uplink:
     def __init__(
         self,
         *,
-        endpoint: sockets.Endpoint | None,
+        ways: Ways | None,
         hello: m.Hello,
         ladder: Ladder,
         segments: dict[str, bytes],
@@ -49,7 +50,7 @@ class Uplink:
         self.ready = threading.Event()
         self._outputs = outputs
         self._references = references
-        self._link = Connection(endpoint, self.mailbox.fileno())
+        self._link = Connection(ways, self.mailbox.fileno())
         self._hello = hello
         self._ladder = ladder
         self._segments = segments
@@ -328,6 +329,9 @@ class Uplink:
                 self._lose_link(str(change), now)
             case Change.HUNG_UP:
                 self.stats["handshakes_failed"] += 1
+            case Change.REFUSED:
+                self.stats["keys_refused"] += 1
+                self._lose_link(str(change), now)
 
     def _enter_greeting(self, why: str, now: float) -> None:
         """Whatever was in flight on the old connection will not be answered there: send it again once welcomed."""

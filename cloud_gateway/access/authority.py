@@ -46,6 +46,7 @@ class Authority:
         if folder is None:
             self._plain_text = PlainText.ANYWHERE if insecure else PlainText.THIS_MACHINE
         self._server: ServerKeys | None = None
+        self._beside: dict[int, bytes] = {}  # other ports, with the server secret that answers there
         self._table: Table | None = None
         self._readable = True
         self._stamp: tuple[object, ...] | None = None
@@ -79,8 +80,8 @@ class Authority:
         if self._server is None:
             return {}
         wanted = {at: self._server.current.secret}
-        if self._server.next is not None and self._server.next_port not in (None, at.port):
-            wanted[Endpoint(at.host, int(self._server.next_port or 0))] = self._server.next.secret
+        for port, secret in self._beside.items():
+            wanted.setdefault(at._replace(port=port), secret)
         return wanted
 
     # ---- the thread -------------------------------------------------------------------------------------------------
@@ -154,4 +155,8 @@ class Authority:
 
     def _read(self, folder: KeyFolder, utc: float) -> None:
         server, roster = folder.server_keys(), folder.roster()
+        if server.next is not None and server.next_port is not None:
+            self._beside = {server.next_port: server.next.secret}
+        elif server.current.secret not in self._beside.values():
+            self._beside = {}  # else a rotation has ended: whoever is connected there already may stay
         self._server, self._table = server, Table.of(roster, utc=utc)

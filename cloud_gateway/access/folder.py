@@ -72,7 +72,7 @@ class KeyFolder:
         return rosters.decode(keys.read_private(self._roster), name=str(self._roster))
 
     def stamp(self) -> tuple[object, ...]:
-        """Changes whenever a file was replaced. Costs three system calls."""
+        """Changes whenever a file was replaced, or opened to others. Costs four system calls."""
         return tuple(_stamp(path) for path in (self._server, self._next, self._public, self._roster))
 
     # ---- changes, each under the lock -------------------------------------------------------------------------------
@@ -149,8 +149,8 @@ class KeyFolder:
         return following
 
 
-def _stamp(path: Path) -> tuple[int, int, int] | None:
+def _stamp(path: Path) -> tuple[int, int, int, int] | None:
     with contextlib.suppress(OSError):
         status = path.stat()
-        return status.st_ino, status.st_mtime_ns, status.st_size
+        return status.st_ino, status.st_mtime_ns, status.st_size, status.st_mode
     return None

@@ -6,6 +6,7 @@ import pytest
 import zmq
 
 from edge_agent.connection import WELCOME_S, Change, Connection
+from edge_agent.ways import Ways
 from protocol import sockets
 from protocol.control.pulse import SILENCE_S
 from protocol.control.session import Event
@@ -41,7 +42,7 @@ def test_the_first_handshake_is_seen_however_slow_the_thread_is(monkeypatch: pyt
     context = sockets.make_context()
     router, bound = sockets.router(context, sockets.Endpoint("127.0.0.1", 0))
     mailbox: Mailbox[object] = Mailbox()
-    connection = Connection(bound, mailbox.fileno())
+    connection = Connection(Ways(bound), mailbox.fileno())
     try:
         connection.open(now=0.0)
         seen: list[Change] = []

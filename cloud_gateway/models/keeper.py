@@ -271,7 +271,7 @@ class Keeper:
     def _look(self) -> None:
         try:
             self._look_now()
-        except InputError as error:  # the folder is gone for the moment: what is served stays
+        except (IsthmusError, OSError) as error:  # the folder is gone for the moment: what is served stays
             self._look_at = self._next_look(quiet=True)
             self._tell_warnings((str(error),))
 

@@ -102,7 +102,8 @@ class Repository:
         self._seen = {key: seen for key, seen in self._seen.items() if key in present}
         self._looked = True
         quiet = all(sighting.quiet for model in models.values() for sighting in model.versions.values())
-        return Glance(models, tuple(warnings), quiet)
+        # A name that is no text must not break whoever writes the warning down.
+        return Glance(models, tuple(w.encode("utf-8", "backslashreplace").decode() for w in warnings), quiet)
 
     def open(self, name: str, version: int, *, build: int) -> ServedVersion:
         """Open a version that was seen. Raises BundleError, ModelError or InputError."""
@@ -190,7 +191,10 @@ def _is_complete(path: Path) -> bool:
     """Whether a folder could be opened: a bundle's digest is written last."""
     if (path / MANIFEST).exists():
         return (path / MANIFEST_DIGEST).exists()
-    return any(entry.is_file() and not entry.name.startswith(".") for entry in os.scandir(path))
+    try:
+        return any(entry.is_file() and not entry.name.startswith(".") for entry in os.scandir(path))
+    except OSError:  # removed while we look
+        return False
 
 
 def _fingerprint(folder: Path) -> str:

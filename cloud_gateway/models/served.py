@@ -26,7 +26,7 @@ import msgspec
 from cloud_gateway.models.settings import ModelSettings
 from cloud_gateway.models.triton_config import read_config
 from protocol.bundle import MANIFEST, BoundaryTensor, Bundle, PlacementEntry, check_relative, read_regular
-from protocol.errors import BundleError, ModelError
+from protocol.errors import BundleError, InputError, ModelError
 from protocol.graphs import Graph
 from protocol.messages import PlacementKind
 from protocol.onnx_scan import external_references
@@ -127,15 +127,18 @@ def safe_name(name: str) -> str:
 
 def read_settings(name: str, folder: Path, *, bundle: bool = False) -> ModelSettings | None:
     """The settings in `folder`/config.pbtxt; None where there is no such file. Raises InputError."""
-    if not (folder / CONFIG).exists():
+    path = folder / CONFIG
+    if not path.exists():
         return None
+    if path.stat().st_size > MOST_CONFIG_BYTES:
+        raise InputError(
+            f"{path} holds {path.stat().st_size} bytes", f"a configuration has {MOST_CONFIG_BYTES} at most"
+        )
     try:
         data = read_regular(folder, CONFIG)
     except BundleError as error:
-        raise ModelError(error.fact, "put a plain file there") from error
-    if len(data) > MOST_CONFIG_BYTES:
-        raise ModelError(f"{folder / CONFIG} holds {len(data)} bytes", f"a configuration holds {MOST_CONFIG_BYTES}")
-    return read_config(data, model=name, source=str(folder / CONFIG), bundle=bundle)
+        raise InputError(error.fact, "put a plain file there") from error
+    return read_config(data, model=name, source=str(path), bundle=bundle)
 
 
 def _from_model(

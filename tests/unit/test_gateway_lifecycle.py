@@ -510,6 +510,26 @@ def test_an_unload_that_overtakes_a_load_wins_and_both_are_answered() -> None:
     assert (stage.serving(), stage.loaded) == ([], set())
 
 
+@pytest.mark.parametrize(
+    ("steps", "did"),
+    [
+        (0, [("Load", 1), ("Unload", 1)]),
+        (1, [("Load", 1), ("WarmUp", 1), ("Unload", 1)]),
+    ],
+)
+def test_what_is_unloaded_on_its_way_up_goes_no_further_and_is_never_published(
+    steps: int, did: list[tuple[str, int]]
+) -> None:
+    stage = Stage()
+    stage.put(1)
+    stage.scan()
+    for _ in range(steps):
+        stage.step()
+    stage.unload()
+    stage.run()
+    assert kinds(stage.done) == did
+
+
 def test_unloading_what_nobody_knows_is_refused_and_what_is_not_loaded_is_done() -> None:
     stage = explicit(1)
     unknown, idle = stage.unload(name="other"), stage.unload()

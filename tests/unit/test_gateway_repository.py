@@ -183,6 +183,24 @@ def test_a_model_may_state_its_policy_and_a_wrong_one_leaves_the_last_that_was_r
     assert glance.warnings[0].startswith(f"{config}, line 1 in version_policy: the policy is empty")
 
 
+def test_a_configuration_that_is_a_link_or_too_large_is_told(tmp_path: Path) -> None:
+    put(tmp_path, "a")
+    put(tmp_path, "b")
+    (tmp_path / "elsewhere.pbtxt").write_text("max_batch_size: 4")
+    os.symlink(tmp_path / "elsewhere.pbtxt", tmp_path / "a" / "config.pbtxt")
+    (tmp_path / "b" / "config.pbtxt").write_bytes(b"#" * (1 << 20) + b"#")
+    linked, large = Repository(tmp_path).look(now=0).warnings
+    assert "is a symbolic link; put a plain file there" in linked
+    assert "holds 1048577 bytes; a configuration has 1048576 at most" in large
+
+
+def test_a_folder_whose_name_is_no_text_is_named_so_that_it_can_be_written_down(tmp_path: Path) -> None:
+    os.mkdir(os.fsencode(tmp_path) + b"/caf\xe9")
+    (warning,) = Repository(tmp_path).look(now=0).warnings
+    assert warning.encode()
+    assert "is no model" in warning
+
+
 # ---- bundles named by hand ------------------------------------------------------------------------------------------
 
 

@@ -58,7 +58,12 @@ DOORS: dict[str, tuple[str, ...]] = {
 }
 # Doors for parts of the standard library: an event loop exists only at the rim, C calls only in the socket factory.
 STDLIB_DOORS = {
-    "asyncio": ("edge_agent/client.py", "protocol/oip/*.py"),
+    "asyncio": (
+        "edge_agent/client.py",
+        "protocol/oip/*.py",
+        "cloud_gateway/doors/http_service.py",
+        "cloud_gateway/doors/standard.py",
+    ),
     "ctypes": ("protocol/sockets.py", "cloud_gateway/seeing/nvml.py", "cloud_gateway/doors/relay.py"),
 }
 

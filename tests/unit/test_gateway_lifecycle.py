@@ -359,6 +359,31 @@ def test_going_back_takes_a_draining_version_back_without_loading_it_again() -> 
     assert kinds(stage.done)[-3:] == [("Publish", 1), ("Withdraw", 2), ("Unload", 2)]
 
 
+def test_a_folder_that_is_moved_away_and_back_takes_its_draining_content_back() -> None:
+    stage = staged(1)
+    before, (ref,) = stage.folder["m"][1], stage.published["m", 1]
+    stage.flying.append(ref)
+    stage.put(1)
+    stage.scan()
+    stage.run()
+    assert stage.published["m", 1] != [ref]
+    stage.folder["m"][1] = before
+    stage.scan()
+    stage.run()
+    assert stage.published["m", 1] == [ref]
+    assert kinds(stage.done)[-3:] == [("Publish", 1), ("Withdraw", 1), ("Unload", 1)]
+
+
+def test_a_served_version_that_is_being_overwritten_is_not_loaded_half_written() -> None:
+    stage = staged(1)
+    stage.put(1, quiet=False)
+    stage.scan()
+    assert (stage.todo, stage.serving()) == ([], [1])
+    stage.put(1)
+    stage.scan()
+    assert kinds(stage.todo) == [("Load", 1)]
+
+
 def test_where_two_do_not_fit_the_old_version_goes_first() -> None:
     stage = staged(1, preserve=False)
     stage.put(2)

@@ -62,8 +62,8 @@ class _Lane(Generic[I]):
 
 
 @dataclass(slots=True)
-class _Running:
-    key: Key
+class _Running(Generic[I]):
+    lane: _Lane[I]  # and not its key: that may be closed and opened again meanwhile
     until: float
 
 
@@ -75,7 +75,7 @@ class Scheduler(Generic[I]):
         self.threads = threads
         self.waiting = 0  # requests, on all lanes
         self._lanes: dict[Key, _Lane[I]] = {}
-        self._running: dict[int, _Running] = {}
+        self._running: dict[int, _Running[I]] = {}
 
     # ---- lanes ------------------------------------------------------------------------------------------------------
 
@@ -137,7 +137,7 @@ class Scheduler(Generic[I]):
         others_s = sum(other.queue.backlog_s(priority) for k, other in self._lanes.items() if k != key)
         wait_s = self.first_free_s(now) + (before_s + others_s) / self.threads
         if lane.running >= lane.instances:
-            own_s = min(r.until for r in self._running.values() if r.key == key) - now
+            own_s = min(r.until for r in self._running.values() if r.lane is lane) - now
             wait_s = max(wait_s, max(own_s, 0.0) + before_s / lane.instances)
         return wait_s, service_s
 
@@ -170,7 +170,7 @@ class Scheduler(Generic[I]):
             return Dispatch(key, [], taken.expired, 0.0)
         predicted_s = queue.cost_s(sum(item.rows for item in taken.batch))
         lane.running += 1
-        self._running[thread] = _Running(key, now + predicted_s)
+        self._running[thread] = _Running(lane, now + predicted_s)
         return Dispatch(key, taken.batch, taken.expired, predicted_s)
 
     @property
@@ -181,8 +181,8 @@ class Scheduler(Generic[I]):
     def release(self, thread: int) -> None:
         """`thread` has finished its batch. Without one this does nothing."""
         running = self._running.pop(thread, None)
-        if running is not None and running.key in self._lanes:
-            self._lanes[running.key].running -= 1
+        if running is not None:
+            running.lane.running -= 1
 
     def leave(self, item: I) -> None:
         """`item` has its terminal result; once for every item that was admitted."""
@@ -205,7 +205,7 @@ class Scheduler(Generic[I]):
         for key, lane in self._lanes.items():
             lane.queue.validate()
             waiting += len(lane.queue)
-            if lane.running != sum(r.key == key for r in self._running.values()) or lane.running > lane.instances:
+            if lane.running != sum(r.lane is lane for r in self._running.values()) or lane.running > lane.instances:
                 raise InvariantViolation(f"lane {key} says that {lane.running} of its batches run")
         if waiting != self.waiting:
             raise InvariantViolation(f"{waiting} items wait but {self.waiting} were counted")

@@ -375,13 +375,13 @@ def test_a_folder_that_is_moved_away_and_back_takes_its_draining_content_back() 
 
 
 def test_a_served_version_that_is_being_overwritten_is_not_loaded_half_written() -> None:
-    stage = staged(1)
-    stage.put(1, quiet=False)
+    stage = staged(1, 2)
+    stage.put(2, quiet=False)
     stage.scan()
-    assert (stage.todo, stage.serving()) == ([], [1])
-    stage.put(1)
+    assert (stage.todo, stage.serving()) == ([], [2]), "nor is an older one loaded for it"
+    stage.put(2)
     stage.scan()
-    assert kinds(stage.todo) == [("Load", 1)]
+    assert kinds(stage.todo) == [("Load", 2)]
 
 
 def test_where_two_do_not_fit_the_old_version_goes_first() -> None:

@@ -24,6 +24,8 @@ from cloud_gateway.models.lanes import Segment
 from cloud_gateway.models.states import State
 from cloud_gateway.scheduling.admission import Verdict
 from cloud_gateway.seeing.ledger import Ledger
+from cloud_gateway.seeing.trace_context import from_traceparent
+from cloud_gateway.seeing.tracing import Traced
 from cloud_gateway.work import Computed, Crashed, Item, NotComputed, Outcome
 from protocol import codecs
 from protocol.errors import IsthmusError, WireError
@@ -80,7 +82,8 @@ class HttpService:
     """The `InferenceService` of a gateway, and a companion of the doors' event loop.
 
     `submit` is the desk's own, or that of a cache in front of it. Without a `keeper` models are those that were named
-    at the start. `audit` records what administrators do, and raises if it cannot.
+    at the start. `audit` records what administrators do, and raises if it cannot. `record` is told of requests that
+    their callers trace.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class HttpService:
         submit: Callable[[Item], Verdict | None] | None = None,
         keeper: Administration | None = None,
         audit: Audit = _unrecorded,
+        record: Callable[[Traced], None] | None = None,
     ) -> None:
         self._catalogue = catalogue
         self._desk = desk
@@ -99,6 +103,7 @@ class HttpService:
         self._ledger = ledger
         self._keeper = keeper
         self._audit = audit
+        self._record = record
         self._mailbox: Mailbox[Outcome] = Mailbox()
         self._waiting: set[asyncio.Future[Computed | NotComputed]] = set()
         self._crash: BaseException | None = None
@@ -226,6 +231,8 @@ class HttpService:
             segment.scope, queue_s=done.queue_s, residence_s=now - item.arrived, budget_s=item.deadline - item.arrived,
             late=now > item.deadline, now=now,
         )  # fmt: skip
+        if self._record is not None and request.trace:
+            self._trace(request, done, now, self._record)
         parameters: Mapping[str, Parameter] = {
             "placement": segment.placement,
             "precision": segment.precision,
@@ -238,6 +245,18 @@ class HttpService:
         }
         version = published.version
         return InferResponse(version.name, str(version.version), request.id, outputs, parameters)
+
+    def _trace(self, request: InferRequest, done: Computed, now: float, record: Callable[[Traced], None]) -> None:
+        trace = from_traceparent(request.trace)
+        if trace is None:
+            return
+        scope = done.item.segment.scope
+        traced = Traced(
+            trace, done.item.arrived, now, done.queue_s, done.decode_s, done.compute_s,
+            attributes={"request": request.id, "model": scope.model, "placement": scope.placement,
+                        "batch_size": done.batch_size, "engine": done.engine},
+        )  # fmt: skip
+        asyncio.get_running_loop().run_in_executor(None, record, traced)  # it takes longer than an answer
 
     def _refusal(self, item: Item, code: RejectCode, reason: str, retry_after_s: float | None = None) -> OipError:
         slack_s = self._refused(item, code)

@@ -60,6 +60,7 @@ class StandardDoor:
             gateway.ledger,
             submit=None if gateway.cache is None else gateway.cache.submit,
             keeper=gateway.keeper,
+            record=None if gateway.tracing is None else gateway.tracing.record,
             **audit,
         )
         companions: list[Companion] = [self.service]

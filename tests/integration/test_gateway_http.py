@@ -24,6 +24,7 @@ from cloud_gateway.doors.http_service import HttpService
 from cloud_gateway.gateway import Gateway
 from cloud_gateway.models.keeper import VersionStatus
 from cloud_gateway.models.states import State
+from cloud_gateway.seeing.tracing import Traced
 from cloud_gateway.work import Crashed
 from protocol import messages as m
 from protocol.bundle import Bundle
@@ -237,6 +238,23 @@ def test_a_crash_refuses_what_waits_and_what_comes(doors: Doors, toy_samples: Ar
             doors.ask(toy_samples[:1])
         with triton.InferenceServerClient(doors.address) as client:
             assert not client.is_server_live()
+
+
+def test_a_request_is_traced_if_its_caller_samples_it_and_not_else(toy_gateway: Gateway, toy_samples: Array) -> None:
+    traced: list[Traced] = []
+    doors = Doors(toy_gateway, record=traced.append)
+    try:
+        for flags in ("00", "01"):
+            doors.ask(toy_samples[:1], headers={"traceparent": f"00-{'ab' * 16}-{'cd' * 8}-{flags}"})
+        doors.ask(toy_samples[:1])
+        until(lambda: traced)
+    finally:
+        doors.server.close()
+    (one,) = traced
+    assert one.trace == (int("ab" * 16, 16), int("cd" * 8, 16))
+    assert one.arrived < one.ended
+    assert one.compute_s > 0
+    assert one.attributes["model"] == doors.model
 
 
 class ShelfKeeper:

@@ -149,6 +149,7 @@ def results_of(label: str, found: Mapping[float, Sequence[Stretch]], *, ours: bo
         results.append(Result.of(f"{at}: in time, of offered", "x", shares, note=_codes(outcomes)))
         for what, counts in (
             ("answered late", [float(o.late) for o in outcomes]),
+            ("answered late by its own account", [float(o.overrun) for o in outcomes]),
             ("never answered", [float(o.unanswered) for o in outcomes]),
         ):
             name = f"{at}: {what}"
@@ -191,7 +192,7 @@ def print_stretches(label: str, found: Mapping[float, Sequence[Stretch]]) -> Non
         "load",
         "in time, of capacity",
         "of offered",
-        "late",
+        "late (its fault)",
         "never",
         "left",
         "client late p99",
@@ -204,7 +205,7 @@ def print_stretches(label: str, found: Mapping[float, Sequence[Stretch]]) -> Non
             f"{load:.0%}",
             f"{np.median([s.of_capacity for s in stretches]):.0%}",
             f"{np.median([s.of_offered for s in stretches]):.0%}",
-            str(sum(o.late for o in outcomes)),
+            f"{sum(o.late for o in outcomes)} ({sum(o.overrun for o in outcomes)})",
             str(sum(o.unanswered for o in outcomes)),
             " / ".join(
                 _middle(xs) for xs in (_joined(o.slack for o in outcomes), _joined(o.seen_slack for o in outcomes))

@@ -6,6 +6,7 @@ client itself was late is reported, since beyond a few milliseconds it is the cl
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections import Counter, deque
@@ -22,6 +23,8 @@ from protocol import messages as m
 
 GRACE_S = 2.0  # for answers that come late
 LONGEST_POLL_S = 0.1
+SHORTEST_POLL_S = 0.001
+SHORTEST_SLEEP_S = 0.0002
 
 
 class Reply(NamedTuple):
@@ -30,6 +33,7 @@ class Reply(NamedTuple):
     number: int
     code: str = ""
     slack_s: float | None = None
+    kept: bool = True  # by the server's own account: it took no longer than it was told it had
 
 
 class Asker(Protocol):
@@ -51,6 +55,7 @@ class Outcome:
     offered: int
     in_time: int = 0
     late: int = 0
+    overrun: int = 0  # of those, by the server's own account; the rest was late on the way
     refused: Counter[str] = field(default_factory=Counter)
     dropped: int = 0  # waited out their budget before a connection was free
     unanswered: int = 0
@@ -140,6 +145,7 @@ def _settle(outcome: Outcome, reply: Reply, left_s: float, budget_s: float) -> N
         outcome.in_time += 1
     else:
         outcome.late += 1
+        outcome.overrun += not reply.kept
 
 
 class Agents:
@@ -147,22 +153,26 @@ class Agents:
 
     def __init__(self, client: AgentClient) -> None:
         self._client = client
-        self._numbers: dict[int, int] = {}  # sequence -> number
+        self._out: dict[int, tuple[int, int]] = {}  # sequence -> number, budget in microseconds
 
     def ask(self, number: int, budget_us: int) -> bool:
         slot = number % len(self._client.sockets)
-        self._numbers[self._client.ask(slot, number % COUNT, budget_us)] = number
+        self._out[self._client.ask(slot, number % COUNT, budget_us)] = (number, budget_us)
         return True
 
     def replies(self, timeout_s: float) -> list[Reply]:
         found = []
-        # ZeroMQ counts in milliseconds: less than one is spent asking again and again, on a core of our own.
-        for slot in self._client.ready(int(timeout_s * 1e3) / 1e3):
+        # ZeroMQ waits for whole milliseconds. What is less is slept through in pieces: its own threads need the core.
+        if timeout_s < SHORTEST_POLL_S:
+            time.sleep(min(timeout_s, SHORTEST_SLEEP_S))
+            timeout_s = 0.0
+        for slot in self._client.ready(math.floor(timeout_s * 1e3) / 1e3):
             message, _ = self._client.answer(slot)
             if isinstance(message, m.Result):
-                found.append(Reply(self._numbers.pop(message.request.sequence)))
+                number, budget_us = self._out.pop(message.request.sequence)
+                found.append(Reply(number, kept=message.timings.residence_us <= budget_us))
             elif isinstance(message, m.Reject):
-                number = self._numbers.pop(message.request.sequence)
+                number, _ = self._out.pop(message.request.sequence)
                 found.append(Reply(number, message.code.value, message.slack_us / 1e6))
         return found
 

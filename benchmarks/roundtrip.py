@@ -19,7 +19,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks import tails
-from benchmarks.peers.catalogue import Client, gateway_command
+from benchmarks.peers.catalogue import Client, gateway
 from benchmarks.peers.processes import Cores, ServerProcess, pinned, python
 from benchmarks.peers.questions import Array, Questions, session_of
 from benchmarks.peers.suite import listed, prepare
@@ -72,9 +72,8 @@ def _null(
     folder: Path, echo_endpoint: str, cores: Cores, sizes: Sequence[int], rounds: int, count: int
 ) -> list[Result]:
     bundles = [null_bundle(folder, nbytes) for nbytes in sizes]
-    command = gateway_command(*bundles)
     results = []
-    with ServerProcess(command, core=cores.server, log=folder / "null", says_ready=True) as server:
+    with gateway(*bundles, core=cores.server, log=folder / "null") as server:
         endpoint = server.ready_line()
         for nbytes, bundle in zip(sizes, bundles, strict=True):
             tensor = np.zeros((1, nbytes // 4), np.float32)
@@ -97,7 +96,7 @@ def _model(tail: str, folder: Path, echo_endpoint: str, cores: Cores, rounds: in
     references, bares, ours = [], [], []
     command = python("-m", "benchmarks.bare_gateway", str(model))
     with (
-        ServerProcess(gateway_command(bundle), core=cores.server, log=folder / "log", says_ready=True) as server,
+        gateway(bundle, core=cores.server, log=folder / "log") as server,
         ServerProcess(command, core=cores.server, log=folder / "bare", says_ready=True) as weekend,
         contextlib.closing(EchoClient(echo_endpoint, tensors[:1])) as echo,
         contextlib.closing(BareClient(weekend.ready_line(), tensors[:1], 1)) as bare,

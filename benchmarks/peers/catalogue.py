@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import subprocess
 import sysconfig
 import time
@@ -25,14 +26,13 @@ from typing import Protocol
 
 from benchmarks.peers.environments import UnavailableError, environment
 from benchmarks.peers.http_client import AnswerError, HttpClient
-from benchmarks.peers.processes import ServerProcess, free_ports, python
+from benchmarks.peers.processes import READY_LIMIT_S, ServerProcess, free_ports, python
 from benchmarks.peers.questions import Questions
 from benchmarks.peers.zmq_client import AgentClient, BareClient
 from protocol.bundle import Bundle
 
 SERVERS = Path(__file__).with_name("servers")
 MAX_BATCH = 16
-READY_LIMIT_S = 90.0
 ANSWER_LIMIT_S = 20.0
 
 
@@ -77,9 +77,15 @@ def start(name: str, stage: Stage) -> Running:
     return running
 
 
-def gateway_command(*bundles: Path, options: Sequence[str] = ()) -> list[str]:
-    """Our own gateway, serving these bundles on a port of its choosing."""
-    return python("-m", "cloud_gateway", "serve", *map(str, bundles), "--bind", "tcp://127.0.0.1:0", *options)
+def gateway(*bundles: Path, core: int | None, log: Path, http_port: int = 0) -> ServerProcess:
+    """Our own gateway as it is shipped, serving these bundles on ports of its choosing; one engine thread, as all."""
+    env = {
+        "ISTHMUS_GATEWAY__HTTP__BIND": f"127.0.0.1:{http_port}",
+        "ISTHMUS_GATEWAY__SCHEDULING__WORKERS": "1",
+        "ISTHMUS_GATEWAY__SCHEDULING__THREADS": "1",
+    }
+    command = python("-m", "cloud_gateway", "serve", *map(str, bundles), "--bind", "tcp://127.0.0.1:0")
+    return ServerProcess(command, core=core, log=log, env=env, says_ready=True)
 
 
 def _bare(stage: Stage) -> Running:
@@ -90,19 +96,22 @@ def _bare(stage: Stage) -> Running:
 
 
 def _isthmus(stage: Stage) -> Running:
-    server = ServerProcess(gateway_command(stage.bundle), core=stage.core, log=stage.folder / "log", says_ready=True)
+    server = gateway(stage.bundle, core=stage.core, log=stage.folder / "log")
     endpoint, bundle = server.ready_line(), Bundle.open(stage.bundle)
     return Running(server, lambda slots: AgentClient(endpoint, bundle, stage.questions.tensors, slots))
 
 
 def _isthmus_http(stage: Stage) -> Running:
-    offered = subprocess.run(python("-m", "cloud_gateway", "serve", "--help"), capture_output=True, text=True).stdout
-    if "--http" not in offered:
-        raise UnavailableError("this gateway has no HTTP door yet")
     (port,) = free_ports(1)
-    command = gateway_command(stage.bundle, options=("--http", f"127.0.0.1:{port}"))
-    model = Bundle.open(stage.bundle).manifest.model.name
-    return _over_http(stage, command, port, f"/v2/models/{model}/infer", "v2")
+    server = gateway(stage.bundle, core=stage.core, log=stage.folder / "log", http_port=port)
+    server.ready_line()
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1.0).close()
+    except OSError as error:
+        server.stop()
+        raise UnavailableError("this gateway has no HTTP door") from error
+    path = f"/v2/models/{Bundle.open(stage.bundle).manifest.model.name}/infer"
+    return Running(server, lambda slots: HttpClient(port, path, "v2", stage.questions.tensors, slots))
 
 
 def _mosec(stage: Stage) -> Running:

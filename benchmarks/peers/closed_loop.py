@@ -13,7 +13,7 @@ from benchmarks.peers.questions import COUNT, Questions
 
 LEAD_IN = 0.25  # of the window, before it: not counted
 CHECK_EVERY = 16
-SILENCE_LIMIT_S = 20.0
+SILENCE_LIMIT_S = 8.0
 
 
 @dataclass(frozen=True, slots=True)

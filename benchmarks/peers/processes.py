@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from types import TracebackType
 from typing import Self
 
 ROOT = Path(__file__).parents[2]
+READY_LIMIT_S = 90.0
 STOP_WAIT_S = 15.0
 PAGE_NBYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -88,14 +90,19 @@ class ServerProcess:
     def pid(self) -> int:
         return self._process.pid
 
-    def ready_line(self) -> str:
-        """The rest of its line `ready ...`. Raises RuntimeError, with the end of its log, if it ends before that."""
+    def ready_line(self, limit_s: float = READY_LIMIT_S) -> str:
+        """The rest of its line `ready ...`. Raises RuntimeError, with the end of its log, if none comes."""
         assert self._process.stdout is not None
-        for line in iter(self._process.stdout.readline, b""):
-            if line.startswith(b"ready "):
-                return line.decode().removeprefix("ready ").strip()
+        give_up, said = time.monotonic() + limit_s, b""
+        while select.select([self._process.stdout], [], [], max(give_up - time.monotonic(), 0.0))[0]:
+            if not (piece := os.read(self._process.stdout.fileno(), 65_536)):
+                break
+            said += piece
+            for line in said.split(b"\n")[:-1]:
+                if line.startswith(b"ready"):
+                    return line.decode().removeprefix("ready").strip()
         self.stop()
-        raise RuntimeError(f"the server ended before it was ready: {self.tail_of_log()}")
+        raise RuntimeError(f"the server was never ready: {self.tail_of_log()}")
 
     def tail_of_log(self) -> str:
         return self.log.read_text("utf-8", "replace").strip()[-600:] or "it said nothing"
@@ -157,6 +164,9 @@ class ServerProcess:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)  # also what its leader left behind
         self._process.wait(STOP_WAIT_S)
+        give_up = time.monotonic() + STOP_WAIT_S
+        while self.pids() and time.monotonic() < give_up:
+            time.sleep(0.01)
         if self._process.stdout is not None:
             self._process.stdout.close()
 

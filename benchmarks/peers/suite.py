@@ -7,11 +7,13 @@ core, clients on another, one engine thread each, the same model, answers checke
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import numpy as np
 from rich import box
@@ -31,7 +33,8 @@ from partitioner.planning.build import Order, build
 
 CPU_TARGET = 1.25  # ours over the bare reference, light tail, 32 clients
 THROUGHPUT_TARGET = 0.95  # ours over ONNX Runtime called directly in full batches, tail_fc, 32 clients
-Rounds = dict[tuple[str, int], list[Load]]  # (system, concurrency) -> one per round
+STARTS = 3
+Rounds = dict[tuple[str, int], dict[int, Load]]  # (system, concurrency) -> round -> what was measured
 
 
 def run(options: Options) -> list[Result]:
@@ -61,42 +64,65 @@ def _tail(
 ) -> list[Result]:
     cores = Cores.of_this_machine()
     model, bundle = prepare(tail, folder)
-    questions = Questions.of(model)
     rounds: Rounds = {}
     direct: list[float] = []
-    with contextlib.ExitStack() as stack:
-        running: dict[str, Running] = {}
-        absent: dict[str, str] = {}
+    with _Field(folder, model, bundle, cores) as field:
         for name in systems:
-            try:
-                running[name] = start(name, Stage(model, bundle, folder / name, questions, cores.server))
-            except UnavailableError as reason:
-                absent[name] = str(reason)
-                continue
-            stack.enter_context(running[name].server)
-            running[name].server.pause()
+            field.enter(name)
         for number in range(repeats):
             direct.append(_direct_per_s(model, cores, window_s))
             for concurrency in concurrencies:
-                for name, system in list(running.items()):
-                    try:
-                        load = _twice(system, questions, cores, concurrency, window_s)
-                    except (AnswerError, OSError) as error:
-                        absent[name] = f"gave up in round {number + 1} at {concurrency} clients: {error}"
-                        running.pop(name).server.stop()
-                        continue
-                    rounds.setdefault((name, concurrency), []).append(load)
-        memory = {name: _memory_mb(system) for name, system in running.items()}
+                for name in tuple(field.running):
+                    if (load := field.drive(name, concurrency, window_s)) is not None:
+                        rounds.setdefault((name, concurrency), {})[number] = load
+        memory = {name: running.server.rss_nbytes() / 1e6 for name, running in field.running.items()}
+        absent = field.absent
     _print(tail, rounds, memory, absent)
-    return _results(tail, rounds, direct, memory, absent)
+    return rows(tail, rounds, direct, memory, absent)
 
 
-def _twice(system: Running, questions: Questions, cores: Cores, concurrency: int, window_s: float) -> Load:
-    """A second chance: a paused server may have closed what it was asked to accept."""
-    try:
-        return drive(system, questions, cores, concurrency=concurrency, window_s=window_s)
-    except (AnswerError, OSError):
-        return drive(system, questions, cores, concurrency=concurrency, window_s=window_s)
+class _Field:
+    """The systems that run, paused but for one, and why others do not. Who falters is started anew, at most twice."""
+
+    def __init__(self, folder: Path, model: Path, bundle: Path, cores: Cores) -> None:
+        self.running: dict[str, Running] = {}
+        self.absent: dict[str, str] = {}
+        self._folder, self._model, self._bundle, self._cores = folder, model, bundle, cores
+        self._questions = Questions.of(model)
+        self._starts: Counter[str] = Counter()
+
+    def enter(self, name: str) -> None:
+        """Start a system, or note why not."""
+        self._starts[name] += 1
+        scratch = self._folder / f"{name}-{self._starts[name]}"
+        try:
+            running = start(name, Stage(self._model, self._bundle, scratch, self._questions, self._cores.server))
+        except UnavailableError as reason:
+            self.absent[name] = str(reason)
+            return
+        self.running[name] = running
+        running.server.pause()
+
+    def drive(self, name: str, concurrency: int, window_s: float) -> Load | None:
+        """Measure one system for one window; None if it did not answer even after a new start."""
+        while name in self.running:
+            try:
+                running = self.running[name]
+                return drive(running, self._questions, self._cores, concurrency=concurrency, window_s=window_s)
+            except (AnswerError, OSError) as error:
+                self.running.pop(name).server.stop()
+                if self._starts[name] < STARTS:
+                    self.enter(name)
+                else:
+                    self.absent[name] = f"gave up at {concurrency} clients: {error}"
+        return None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        for running in self.running.values():
+            running.server.stop()
 
 
 def _direct_per_s(model: Path, cores: Cores, window_s: float) -> float:
@@ -112,22 +138,20 @@ def _direct_per_s(model: Path, cores: Cores, window_s: float) -> float:
         return count / (time.perf_counter() - began)
 
 
-def _memory_mb(running: Running) -> float:
-    return running.server.rss_nbytes() / 1e6
-
-
-def _results(
+def rows(
     tail: str, rounds: Rounds, direct: Sequence[float], memory: Mapping[str, float], absent: Mapping[str, str]
 ) -> list[Result]:
+    """The schema's rows for one tail. `direct` is ONNX Runtime's own items a second, one value per round."""
     results = []
-    for (name, concurrency), loads in rounds.items():
-        label = f"{tail}, c={concurrency}, {name}"
-        ratios = [one.cpu_ms / base.cpu_ms for one, base in zip(loads, rounds["bare", concurrency], strict=False)]
-        over = f"{label}: server CPU over bare"
-        if (tail, concurrency, name) == ("tail_light", 32, "isthmus"):
-            results.append(Result.bounded(over, "x", ratios, at_most=CPU_TARGET))
-        elif name != "bare":
-            results.append(Result.of(over, "x", ratios))
+    for (name, concurrency), by_round in rounds.items():
+        label, loads = f"{tail}, c={concurrency}, {name}", tuple(by_round.values())
+        base = rounds["bare", concurrency]
+        if name != "bare" and (ratios := [one.cpu_ms / base[n].cpu_ms for n, one in by_round.items() if n in base]):
+            over = f"{label}: server CPU over bare"
+            promised = (tail, concurrency, name) == ("tail_light", 32, "isthmus")
+            results.append(
+                Result.bounded(over, "x", ratios, at_most=CPU_TARGET) if promised else Result.of(over, "x", ratios)
+            )
         results += [
             Result.of(f"{label}: server CPU", "ms/request", [one.cpu_ms for one in loads], note=_note(loads)),
             Result.of(f"{label}: throughput", "1/s", [one.per_s for one in loads]),
@@ -135,11 +159,12 @@ def _results(
             Result.of(f"{label}: p99", "ms", [one.p99_ms for one in loads]),
         ]
         if concurrency == 32 and tail != "tail_light":
-            share = [one.per_s / ceiling for one, ceiling in zip(loads, direct, strict=False)]
+            share = [one.per_s / direct[n] for n, one in by_round.items()]
             results.append(_share(f"{label}: throughput over direct ORT", share, tail, name))
     results += [Result.of(f"{tail}, {name}: resident memory", "MB", [mb]) for name, mb in memory.items()]
     return results + [
-        Result(f"{tail}, {name}: not run", "", 0.0, 0.0, 0.0, 0, note=reason) for name, reason in absent.items()
+        Result(f"{tail}, {name}: not run", "", 0.0, 0.0, 0.0, 0, ok=_ours(name, reason), note=reason)
+        for name, reason in absent.items()
     ]
 
 
@@ -177,15 +202,17 @@ def _print(tail: str, rounds: Rounds, memory: Mapping[str, float], absent: Mappi
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for heading in ("system", *(f"{c} client{'s' * (c > 1)}" for c in concurrencies), "MB"):
         table.add_column(heading, no_wrap=True)
-    for name, mb in memory.items():
-        cells = [_cell(rounds[name, concurrency]) for concurrency in concurrencies]
-        table.add_row(name, *cells, f"{mb:.0f}")
+    for name in dict.fromkeys(name for name, _ in rounds):
+        cells = [_cell(tuple(rounds.get((name, concurrency), {}).values())) for concurrency in concurrencies]
+        table.add_row(name, *cells, f"{memory[name]:.0f}" if name in memory else "-")
     console.print(table)
     for name, reason in absent.items():
         console.print(f"  {name}: not run: {reason}", highlight=False, markup=False)
 
 
 def _cell(loads: Sequence[Load]) -> str:
+    if not loads:
+        return "-"
     cpu, per_s, p50, p99 = np.median([(one.cpu_ms, one.per_s, one.p50_ms, one.p99_ms) for one in loads], axis=0)
     return f"{cpu:.2f} | {per_s:.0f} | {p50:.1f} / {p99:.1f}"
 

@@ -34,7 +34,7 @@ class ZmqClient:
             self._poller.register(one, zmq.POLLIN)
 
     def ready(self, timeout_s: float) -> list[int]:
-        """Slots whose socket has something to read."""
+        """Slots whose socket has something to read. ZeroMQ counts in milliseconds: parts of one are rounded up."""
         return [self._slots[one] for one, _ in self._poller.poll(math.ceil(max(timeout_s, 0.0) * 1e3))]
 
     def close(self) -> None:

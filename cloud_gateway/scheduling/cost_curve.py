@@ -24,7 +24,8 @@ KNEE_GAIN = 1.05  # a doubled batch must raise the throughput by at least this f
 class CostCurve:
     """Durations in seconds by batch size."""
 
-    def __init__(self) -> None:
+    def __init__(self, quantile: float = QUANTILE) -> None:
+        self._quantile = quantile
         self._samples: dict[int, deque[float]] = {}
         self._ordered: dict[int, list[float]] = {}  # the same, ascending
         self._seen: dict[int, tuple[float, float]] = {}  # of each size: the median, and how far the quantile lies above
@@ -45,8 +46,11 @@ class CostCurve:
         samples.append(seconds)
         bisect.insort(ordered, seconds)
         median = ordered[len(ordered) // 2]
-        quantile = ordered[min(int(len(ordered) * QUANTILE), len(ordered) - 1)]
-        self._seen[batch] = median, quantile / max(median, LEAST_S)
+        quantile = ordered[min(int(len(ordered) * self._quantile), len(ordered) - 1)]
+        seen = median, quantile / max(median, LEAST_S)
+        if self._seen.get(batch) == seen and len(ordered) > FEW:
+            return  # mostly: the sample that came and the one that went lie on the same sides
+        self._seen[batch] = seen
         sizes, costs, medians = sorted(self._seen), [], []
         common = sorted(spread for _, spread in self._seen.values())[len(sizes) // 2]
         cost = middle = 0.0

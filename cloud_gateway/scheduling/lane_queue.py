@@ -89,7 +89,7 @@ class LaneQueue(Generic[I]):
 
     `delay_s` is the opt-in efficiency delay: a batch that is not full waits for company until its oldest item has
     waited that long (so time already waited counts), unless a deadline would suffer. `sizes` are the batch sizes an
-    engine has profiles for; a batch costs what the next larger one does.
+    engine has profiles for; a batch costs what the next larger one does. Predictions are `margin` times the curve's.
     """
 
     def __init__(
@@ -100,13 +100,15 @@ class LaneQueue(Generic[I]):
         delay_s: float = 0.0,
         sizes: tuple[int, ...] = (),
         ageing_s: float = AGEING_S,
+        margin: float = 1.0,
     ) -> None:
         self.curve = curve
         self.max_rows = max_rows
         self.delay_s = delay_s
         self.sizes = sizes
         self.rows = 0
-        self._ageing_s = ageing_s
+        self.ageing_s = ageing_s
+        self.margin = margin
         self._classes: dict[int, _Class[I]] = {}
         self._order = 0
         self._last = 0  # rows of the batch that was taken last
@@ -128,8 +130,8 @@ class LaneQueue(Generic[I]):
         return next((size for size in self.sizes if size >= rows), rows) if self.sizes else rows
 
     def cost_s(self, rows: int) -> float:
-        """A high quantile of what a batch of `rows` rows takes."""
-        return self.curve.predict(self.padded(rows))
+        """A high quantile of what a batch of `rows` rows takes, times the margin."""
+        return self.curve.predict(self.padded(rows)) * self.margin
 
     def typical_s(self, rows: int) -> float:
         """The median of what a batch of `rows` rows takes."""
@@ -148,7 +150,7 @@ class LaneQueue(Generic[I]):
     def head(self, *, now: float) -> tuple[float, float]:
         """How urgent this lane is among others, smallest first: aged priority, and arrival of its oldest such item."""
         return min(
-            ((p - int((now - c.arrivals[0].since) / self._ageing_s), c.arrivals[0].since) for p, c in self._ranked()),
+            ((p - int((now - c.arrivals[0].since) / self.ageing_s), c.arrivals[0].since) for p, c in self._ranked()),
             default=(math.inf, math.inf),
         )
 
@@ -164,6 +166,8 @@ class LaneQueue(Generic[I]):
 
     def take(self, *, now: float) -> Taken[I]:
         """Form a batch for an engine that is free now. Empty only when nothing feasible waits."""
+        if len(self._classes) == 1 and (alone := self._only_one(now)) is not None:
+            return alone
         expired = self._drop_hopeless(now)
         aside: list[_Entry[I]] = []
         chosen: list[_Entry[I]] = []
@@ -192,6 +196,20 @@ class LaneQueue(Generic[I]):
         if chosen:
             self._last = sum(entry.item.rows for entry in chosen)
         return Taken([entry.item for entry in chosen], expired)
+
+    def _only_one(self, now: float) -> Taken[I] | None:
+        """What `take` gives in the commonest case of all: one item waits, and it is in time."""
+        (kind,) = self._classes.values()
+        if len(kind.heap) != 1 or kind.heap[0][2].item.deadline < now + self.cost_s(kind.heap[0][2].item.rows):
+            return None
+        entry = kind.heap.pop()[2]
+        kind.rows = self.rows = 0
+        kind.arrivals.clear()
+        kind.tags.clear()
+        kind.virtual = 0.0
+        entry.waiting = False
+        self._earliest, self._largest = math.inf, 1
+        return Taken([entry.item], [])
 
     def remove(self, chosen: Callable[[I], bool]) -> list[I]:
         """Take out the items that `chosen` picks (cancelled ones, or all at shutdown)."""
@@ -339,5 +357,5 @@ class LaneQueue(Generic[I]):
         """Priorities by urgency, each aged by how long its oldest item has waited."""
         if len(self._classes) == 1:
             return list(self._classes.values())
-        ranked = sorted((p - int((now - c.arrivals[0].since) / self._ageing_s), p) for p, c in self._ranked())
+        ranked = sorted((p - int((now - c.arrivals[0].since) / self.ageing_s), p) for p, c in self._ranked())
         return [self._classes[p] for _, p in ranked]

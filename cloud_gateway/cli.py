@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cloud_gateway.access.cli import audit_app, keys_app
-from cloud_gateway.config import GatewaySettings, from_flags, load_settings
+from cloud_gateway.config import GatewaySettings, from_flags, load_settings, sources
 from cloud_gateway.config_cli import app as config_app
 from cloud_gateway.operate_cli import dry_run, models_app, status
 from cloud_gateway.tuning.cli import tune
@@ -71,6 +71,7 @@ def serve(
         return load_settings(file=config, env=os.environ, secrets_dir=secrets_dir, overrides=overrides)
 
     loaded = read()
+    watched = sources(file=config, env=os.environ, secrets_dir=secrets_dir)
     from cloud_gateway.gateway import Gateway  # the engine library is slow to import
     from cloud_gateway.seeing.logs import Logs
     from cloud_gateway.steering import Steering
@@ -83,10 +84,12 @@ def serve(
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     settings = loaded.settings
-    logs = Logs(level=settings.logs.level, style=settings.logs.format)
+    logs = Logs(
+        level=settings.logs.level, style=settings.logs.format, repeat_interval_s=settings.logs.repeat_interval_s
+    )
     try:
         gateway = Gateway(settings, logs=logs)
-        steering = Steering(gateway, read, watched=[path for path in (config, secrets_dir) if path is not None])
+        steering = Steering(gateway, read, watched=watched.paths)
         signal.signal(signal.SIGHUP, lambda _signal, _frame: steering.now())
         gateway.start()
         steering.start()

@@ -27,6 +27,7 @@ from cloud_gateway.models.catalogue import Catalogue, Defaults
 from cloud_gateway.models.keeper import Keeper, VersionStatus
 from cloud_gateway.models.lanes import Lane
 from cloud_gateway.models.overrides import overridden
+from cloud_gateway.models.preferred import ort_engines
 from cloud_gateway.models.repository import Repository
 from cloud_gateway.models.settings import VersionPolicy
 from cloud_gateway.models.states import State
@@ -67,7 +68,7 @@ class Gateway:
         self.stopped = threading.Event()
         self.logs = logs or Logs(level="error")
         self.log = self.logs.get()
-        self.ledger = Ledger(now=time.monotonic())
+        self.ledger = Ledger(now=time.monotonic(), most_scopes=settings.metrics.max_scopes)
         self.beats = Beats()
         scheduling = settings.scheduling
         workers = engine_threads(scheduling.threads) if scheduling.workers == "auto" else scheduling.workers
@@ -76,6 +77,7 @@ class Gateway:
             self.desk,
             _defaults(settings, workers),
             orphaned=_refuse_orphans,
+            engine=ort_engines(settings.engines.order, told=self.told),
             settings_of=lambda version: overridden(version.settings, settings, version.name),
             warmed=self._remember,
             closed=lambda lane: self.deep.forget(lane.key),

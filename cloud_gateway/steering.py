@@ -75,3 +75,4 @@ class Steering:
 
     def _logs(self, settings: GatewaySettings) -> None:
         self._gateway.logs.level = settings.logs.level
+        self._gateway.logs.repeat_interval_s = settings.logs.repeat_interval_s

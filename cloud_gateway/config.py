@@ -40,7 +40,6 @@ class ZmqSettings(Section, frozen=True):
     memory_limit_mib: Annotated[int, setting("Address space of a front that is a process.", ge=256, le=1024 * 1024)] = (
         2048
     )
-    max_message_mib: Annotated[int, setting("Largest message part that is read at all.", ge=1, le=2047)] = 64
 
 
 class HttpSettings(Section, frozen=True):
@@ -60,7 +59,6 @@ class HttpSettings(Section, frozen=True):
     header_timeout_s: Annotated[float, setting("A request's head must be here by then.", ge=0.1, le=3600)] = 10.0
     body_timeout_s: Annotated[float, setting("A request's body must be here by then.", ge=0.1, le=3600)] = 30.0
     keep_alive_s: Annotated[float, setting("An idle connection is closed after this.", ge=1, le=3600)] = 60.0
-    openapi: Annotated[bool, setting("Serve the API's description at /openapi.json.")] = True
     status_page: Annotated[bool, setting("Serve the status page at /status.")] = True
 
 
@@ -141,7 +139,7 @@ class SchedulingSettings(Section, frozen=True):
 
 
 class LimitsSettings(Section, frozen=True):
-    """Bounds, so that one sender cannot hold the others. 0 leaves a rate unbounded."""
+    """Bounds, so that one sender cannot hold the others. Rates belong to keys: `cloud-gateway keys add`."""
 
     pending_requests: Annotated[int, setting("Requests held at once.", ge=1, le=1_000_000, reloadable=True)] = 1024
     pending_mib: Annotated[int, setting("Payload held at once.", ge=1, le=1024 * 1024, reloadable=True)] = 256
@@ -152,14 +150,6 @@ class LimitsSettings(Section, frozen=True):
         int, setting("Payload that one agent may have in flight.", ge=1, le=65536, reloadable=True)
     ] = 32
     connections: Annotated[int, setting("Agents connected at once.", ge=1, le=100_000)] = 1024
-    requests_per_s: Annotated[float, setting("Rate of one agent or API key.", ge=0, le=1e9, reloadable=True)] = 0.0
-    mib_per_s: Annotated[float, setting("Payload rate of one agent or API key.", ge=0, le=1e6, reloadable=True)] = 0.0
-    concurrent_per_key: Annotated[
-        int, setting("Requests of one API key at once; 0 leaves it open.", ge=0, le=1_000_000, reloadable=True)
-    ] = 0
-    default_timeout_s: Annotated[
-        float, setting("Budget of a request that names none.", ge=0.001, le=86400, reloadable=True)
-    ] = 30.0
 
 
 class DrainSettings(Section, frozen=True):
@@ -194,9 +184,9 @@ class CacheSettings(Section, frozen=True):
 class AccessSettings(Section, frozen=True):
     """Who may do what."""
 
-    keys_dir: Annotated[Path | None, setting("Folder of the gateway's keys and of the agents that may connect.")] = None
-    require_curve: Annotated[bool, setting("Refuse plain text on this machine as well.")] = False
-    api_keys: Annotated[Path | None, setting("File of hashed API keys for HTTP and gRPC.")] = None
+    keys_dir: Annotated[
+        Path | None, setting("Folder of the gateway's keys and of who may connect; with it, plain text is refused.")
+    ] = None
     admin: Annotated[bool, setting("Serve routes that load and unload models.")] = False
     audit_log: Annotated[Path | None, setting("File of the hash-chained record of admin actions.")] = None
     failed_attempts_per_minute: Annotated[
@@ -221,9 +211,8 @@ class MetricsSettings(Section, frozen=True):
 
     enabled: Annotated[bool, setting("Serve metrics at /metrics.")] = True
     max_scopes: Annotated[
-        int, setting("Models with labels of their own; the rest counts as other.", ge=1, le=10_000)
+        int, setting("Placements of versions with labels of their own; more count as other.", ge=1, le=10_000)
     ] = 64
-    window_s: Annotated[float, setting("Quantiles and rates look back this far.", ge=1, le=3600)] = 60.0
     deep_timeout_s: Annotated[float, setting("Deep health gives up on an engine after this.", ge=0.1, le=600)] = 5.0
     deep_keep_s: Annotated[float, setting("A verdict of deep health stands this long.", ge=0, le=3600)] = 10.0
 
@@ -283,9 +272,6 @@ class GatewaySettings(Section, frozen=True):
             yield "models.mode", fact, "name the folder to look at"
         if not self.engines.order:
             yield "engines.order", "engines.order is empty", "name at least onnxruntime-cpu"
-        if self.access.require_curve and self.access.keys_dir is None:
-            fact = "access.require_curve is set but access.keys_dir is not"
-            yield "access.require_curve", fact, "make keys with `cloud-gateway keys init` and name their folder"
         if self.access.admin and self.access.audit_log is None:
             fact = "access.admin is set but access.audit_log is not"
             yield "access.admin", fact, "name the file in which admin actions are recorded"

@@ -27,8 +27,9 @@ def _free_port() -> int:
         return port
 
 
-# As it is written, but for the port: the machine's own 7447 may be taken.
-README = (ROOT / "README.md").read_text(encoding="utf-8").replace(":7447", f":{_free_port()}")
+# As it is written, but for the ports: the machine's own may be taken.
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+README = README.replace(":7447", f":{_free_port()}").replace(":7480", f":{_free_port()}")
 # Searches end early here; everything else runs as it is written.
 QUICKLY = " --budget-s 2 --recipe-budget-s 0 --no-memory"
 pytestmark = pytest.mark.timeout(900)  # whichever test is first waits for all the partitioner's commands
@@ -192,6 +193,17 @@ def test_the_foreign_client_answers(gateway: str, checkout: Path) -> None:
     done = shell(command, checkout)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) >= 3
+
+
+def test_the_same_gateway_answers_operators_and_the_standard_protocol(gateway: str, checkout: Path) -> None:
+    said = {}
+    for command in commands(blocks("The gateway as a server", "sh")[0]):
+        done = shell(command, checkout)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        said[command.split()[1]] = done.stdout
+    assert "digits" in said["status"]
+    assert "READY" in said["models"]
+    assert said["-s"].startswith("# HELP")  # the last of the two curls: the metrics
 
 
 def test_the_partitioners_commands_run(ran: dict[str, Ran]) -> None:

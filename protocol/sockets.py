@@ -233,21 +233,23 @@ def _cannot_listen(endpoint: Endpoint, error: OSError | zmq.ZMQError) -> Network
 
 def listen(
     sock: Socket,
-    current: Mapping[Endpoint, bytes],
+    bound: dict[Endpoint, bytes],
     wanted: Mapping[Endpoint, bytes],
     held: Mapping[Endpoint, int] | None = None,
 ) -> dict[Endpoint, bytes]:
-    """Bind and unbind until exactly `wanted` (endpoint -> server secret) is bound; what is bound then.
+    """Bind and unbind until exactly `wanted` (endpoint -> server secret) is bound. `bound` is kept true, and returned.
 
     `held` are the endpoints for which somebody keeps a listening socket: they are adopted.
 
     Only the owner of the socket may call this. Connections of an endpoint that is unbound, or gets another key, end:
-    their agents connect anew and ask again under the same ids. Raises NetworkError; what could be bound stays bound.
+    their agents connect anew and ask again under the same ids. Raises NetworkError when something cannot be bound; all
+    that could be is, and the call may be repeated.
     """
-    bound = dict(current)
-    for endpoint in [e for e, secret in current.items() if wanted.get(e) != secret]:
+    leaving = [endpoint for endpoint, secret in bound.items() if wanted.get(endpoint) != secret]
+    for endpoint in leaving:
         sock.unbind(str(endpoint))
         del bound[endpoint]
+    trouble: NetworkError | None = None
     give_up_at = time.monotonic() + REBIND_S
     for endpoint in [e for e in wanted if e not in bound]:
         while endpoint not in bound:
@@ -257,10 +259,13 @@ def listen(
                 else:
                     bind(sock, endpoint, wanted[endpoint])
                 bound[endpoint] = wanted[endpoint]
-            except NetworkError:
-                if endpoint not in current or time.monotonic() > give_up_at:
-                    raise
+            except NetworkError as error:
+                if endpoint not in leaving or time.monotonic() > give_up_at:
+                    trouble = error
+                    break
                 time.sleep(0.002)
+    if trouble is not None:
+        raise trouble
     return bound
 
 
@@ -328,9 +333,17 @@ def received_nbytes(descriptor: int) -> int | None:
 
 
 def hang_up(descriptor: int) -> None:
-    """End a TCP connection that libzmq owns: it sees the end of the stream and closes it."""
+    """End a TCP connection that libzmq owns: it sees the end of the stream and closes it, which resets the peer.
+
+    Without a reset a peer that only sends would wait for minutes before it notices.
+    """
+
+    def reset(sock: stdlib_socket.socket) -> None:
+        sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_LINGER, struct.pack("ii", 1, 0))
+        sock.shutdown(stdlib_socket.SHUT_RDWR)
+
     with contextlib.suppress(OSError, ValueError):  # gone by itself
-        _borrowed(descriptor, lambda s: s.shutdown(stdlib_socket.SHUT_RDWR))
+        _borrowed(descriptor, reset)
 
 
 def _borrowed(descriptor: int, do: Callable[[stdlib_socket.socket], T]) -> T:

@@ -27,6 +27,7 @@ from cloud_gateway.desk import GUEST, Desk
 from cloud_gateway.doors.answers import Answer, answer_of, infer_of, reference_of, traced_of
 from cloud_gateway.doors.dedup import DedupTable
 from cloud_gateway.doors.peers import Peer, Peers
+from cloud_gateway.doors.routes import is_front, user_id_of
 from cloud_gateway.models.catalogue import Catalogue
 from cloud_gateway.models.worker import Runner, post
 from cloud_gateway.scheduling.admission import Verdict
@@ -45,6 +46,7 @@ from protocol.wire import Buffer
 
 SMALL_FRAME_NBYTES = 10_000  # below this libzmq keeps frames in a shared, unaligned buffer: copy them out
 FLUSH_MS = 1000
+LISTEN_AGAIN_S = 1.0  # where a port was taken
 # A DEALER drops what it has not yet read when its connection closes: give the agents time to read their last answers.
 SETTLE_S = 0.2
 # While all engine threads are busy nothing that comes in is urgent: take it in one burst instead of one by one.
@@ -84,14 +86,18 @@ class Frontend:
         beats: Beats,
         told: Callable[[str, str], None],
         crashed: Callable[[BaseException], None],
+        relayed: bool = False,
     ) -> None:
+        """`relayed`: the socket leads to a front that is a process, where the agents' connections end (`relay`)."""
         self.mailbox: Mailbox[Post] = Mailbox()
         self.stats: Counter[str] = Counter()
         self.epoch = os.urandom(8)
         self._socket = socket
         self._endpoint = endpoint
         self._authority = authority
-        self._bound = authority.secrets(endpoint)
+        self._relayed = relayed
+        self._bound = {at: secret for at, secret in authority.secrets(endpoint).items() if at == endpoint}
+        self._listen_again_at: float | None = None
         self._submit = desk_submit(desk) if cache is None else cache.submit
         self._tracing = tracing
         self._beats = beats
@@ -145,6 +151,7 @@ class Frontend:
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self.mailbox.fileno(), zmq.POLLIN)
+        self._listen_anew()  # a rotation of keys may have begun before we did
         more = False
         while not self._finished(time.monotonic()):
             poller.poll(0 if more else 1000 if self._end_by is None else 20)
@@ -155,6 +162,8 @@ class Frontend:
             more = self._serve_small()
             now = time.monotonic()
             self._peers.forget_silent(now=now)
+            if self._listen_again_at is not None and now >= self._listen_again_at:
+                self._listen_anew()
             self._beats.beat("frontend", now=now)
 
     def _moderate(self) -> None:
@@ -206,10 +215,14 @@ class Frontend:
                     self._send(route, m.Drain("shutting down"))
 
     def _listen_anew(self) -> None:
+        if self._relayed:
+            return
+        self._listen_again_at = None
         try:
-            self._bound = sockets.listen(self._socket, self._bound, self._authority.secrets(self._endpoint))
-        except NetworkError as error:  # the old keys still serve
+            sockets.listen(self._socket, self._bound, self._authority.secrets(self._endpoint))
+        except NetworkError as error:  # what could be bound serves
             self._told("cannot_listen", str(error))
+            self._listen_again_at = time.monotonic() + LISTEN_AGAIN_S
 
     def _receive_burst(self) -> None:
         for _ in range(RECEIVE_BURST):
@@ -218,7 +231,7 @@ class Frontend:
             except zmq.Again:
                 return
             route = frames[0].bytes
-            user_id = _user_id(frames[-1]) if self._bound else ""
+            user_id = user_id_of(route) if self._relayed else _user_id(frames[-1]) if self._bound else ""
             buffers: list[Buffer] = [f.buffer if len(f) >= SMALL_FRAME_NBYTES else f.bytes for f in frames[1:]]
             try:
                 self._receive(route, user_id, buffers, time.monotonic())
@@ -235,7 +248,7 @@ class Frontend:
             raise WireError("a message without a header", "see docs/wire.md")
         message = wire.unpack_header(frames[0])
         refusal = self._authority.refusal(user_id)
-        if refusal is not None:
+        if refusal is not None and not (self._relayed and is_front(route)):
             self._forbid(route, message, refusal, now)
             return
         peer = self._peers.heard(route, now=now)

@@ -19,11 +19,11 @@ PATIENCE_S = 20.0  # a busy machine is no failure
 class WireClient:
     """Sends whatever it is told, receives whatever comes; every wait is bounded."""
 
-    def __init__(self, endpoint: str, *, boot: bytes = BOOT) -> None:
+    def __init__(self, endpoint: str, *, boot: bytes = BOOT, curve: sockets.CurveClient | None = None) -> None:
         self.boot = boot
         self._context = sockets.make_context()
         self._endpoint = sockets.parse_endpoint(endpoint)
-        self.socket = sockets.dealer(self._context, self._endpoint)
+        self.socket = sockets.dealer(self._context, self._endpoint, curve)
 
     def send(self, message: m.Message, payload: tuple[wire.Buffer, ...] = ()) -> None:
         self.send_frames(wire.pack(message, payload))

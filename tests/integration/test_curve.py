@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+import numpy.typing as npt
 import pytest
 import zmq
 from zmq.utils.monitor import recv_monitor_message
@@ -17,13 +18,21 @@ from zmq.utils.monitor import recv_monitor_message
 from cloud_gateway.access.authority import Authority
 from cloud_gateway.access.folder import KeyFolder
 from cloud_gateway.access.roster import AgentEntry, add_agent, revoke
+from cloud_gateway.gateway import Gateway
+from edge_agent.agent import Agent, AgentConfig
 from edge_agent.connection import Change, Connection
+from edge_agent.outcomes import Answer
 from edge_agent.ways import Ways
 from protocol import keys, sockets
+from protocol import messages as m
+from protocol.bundle import Bundle
 from protocol.control.session import Event
+from protocol.errors import InputError
 from protocol.keys import KeyPair
 from protocol.mailbox import Mailbox
 from protocol.sockets import CurveClient, Endpoint
+from tests.gateways import gateway_of
+from tests.wire_client import WireClient, placement
 
 ANY_PORT = Endpoint("127.0.0.1", 0)
 PATIENCE_S = 20.0  # a busy machine is no failure
@@ -65,7 +74,7 @@ class Door:
         self.bound = {} if secret is None else {self.endpoint: secret}
 
     def listen(self) -> None:
-        self.bound = sockets.listen(self.socket, self.bound, self.authority.secrets(self.endpoint))
+        sockets.listen(self.socket, self.bound, self.authority.secrets(self.endpoint))
 
     def receive(self) -> tuple[bytes, str]:
         """What came, and the user id that it bears."""
@@ -147,7 +156,11 @@ def _expected(server: str, client: str) -> set[Ending]:
 
 
 @pytest.mark.parametrize(("server", "client"), list(itertools.product(SERVERS, CLIENTS)))
-def test_every_server_ends_every_clients_handshake_as_it_should(folder: KeyFolder, server: str, client: str) -> None:
+def test_every_server_ends_every_clients_handshake_as_it_should(
+    folder: KeyFolder, server: str, client: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "nobody attends" in server:
+        monkeypatch.setattr(sockets, "HANDSHAKE_IVL_MS", 1000)  # all that can happen is that this ends
     pair = CLIENTS[client]
     key = (OTHER_SERVER if "another server's" in client else folder.server_keys().current).public.data
     curve = CurveClient(pair.secret, key) if pair else None
@@ -164,7 +177,10 @@ def test_every_server_ends_every_clients_handshake_as_it_should(folder: KeyFolde
         assert door.authority.refusal(user_id) is None
 
 
-def test_a_roster_that_cannot_be_read_turns_newcomers_away_for_now_only(tmp_path: Path) -> None:
+def test_a_roster_that_cannot_be_read_turns_newcomers_away_for_now_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sockets, "HANDSHAKE_IVL_MS", 1000)  # after "try later" libzmq waits as long before it does
     folder = _made(tmp_path)
     curve = CurveClient(GOOD.secret, folder.server_keys().current.public.data)
     with Door(folder) as door, Client(door.endpoint, curve) as early:
@@ -260,7 +276,10 @@ def _agent_folder(path: Path, server: KeyFolder) -> Path:
     return path
 
 
-def test_a_server_key_is_rotated_while_agents_stay_connected(tmp_path: Path, knockers: list[Knocker]) -> None:
+def test_a_server_key_is_rotated_while_agents_stay_connected(
+    tmp_path: Path, knockers: list[Knocker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge_agent.connection.RECREATE_S", 1.0)  # for the one that gets the new key late
     folder = _made(tmp_path / "keys")
     with Door(folder) as door, Door(None) as other:
         port = other.endpoint.port  # one that is free in a moment
@@ -327,3 +346,70 @@ def test_an_agent_whose_key_is_not_known_says_so_and_comes_in_once_it_is(
         knocker.until(Change.HANDSHAKE)
         assert knocker.recreated[0] == str(Change.REFUSED)
         assert door.authority.tenant(knocker.says(door)) == "late"
+
+
+# ---- the whole gateway -----------------------------------------------------------------------------------------------
+
+
+def _gateway(bundle: Path, folder: KeyFolder) -> Gateway:
+    return gateway_of(bundle, settings={"access.keys_dir": str(folder.path), "drain.grace_s": 2.0})
+
+
+def _answers(client: WireClient, bundle: Path, samples: npt.NDArray[Any], number: int) -> m.Message:
+    client.send(*client.infer(placement(Bundle.open(bundle), "full-cloud"), {"x": samples[:1]}, number))
+    return client.receive()
+
+
+def test_a_gateway_with_keys_answers_its_agents_and_stops_when_one_is_revoked(
+    toy_bundle: Path, toy_samples: npt.NDArray[Any], tmp_path: Path
+) -> None:
+    folder = _made(tmp_path)
+    curve = CurveClient(GOOD.secret, folder.server_keys().current.public.data)
+    with _gateway(toy_bundle, folder) as gateway, WireClient(str(gateway.endpoint), curve=curve) as client:
+        client.greet()
+        assert isinstance(_answers(client, toy_bundle, toy_samples, 1), m.Result)
+        with folder.locked():
+            folder.change(lambda roster: revoke(roster, "good", utc=int(time.time())))
+        end = time.monotonic() + PATIENCE_S
+        number = 1
+        while isinstance(reply := _answers(client, toy_bundle, toy_samples, number := number + 1), m.Result):
+            assert time.monotonic() < end
+        assert isinstance(reply, m.Reject)
+        assert "revoked" in reply.reason
+
+
+def test_a_gateway_that_starts_while_its_key_is_rotated_answers_to_both(
+    toy_bundle: Path, toy_samples: npt.NDArray[Any], tmp_path: Path
+) -> None:
+    folder = _made(tmp_path)
+    with Door(None) as other:
+        port = other.endpoint.port
+    with folder.locked():
+        folder.begin_rotation(port)
+    server = folder.server_keys()
+    assert server.next is not None
+    with _gateway(toy_bundle, folder) as gateway:
+        ways = ((gateway.endpoint, server.current), (Endpoint("127.0.0.1", port), server.next))
+        for number, (endpoint, pair) in enumerate(ways, 1):
+            with WireClient(str(endpoint), curve=CurveClient(GOOD.secret, pair.public.data)) as client:
+                client.greet()
+                assert isinstance(_answers(client, toy_bundle, toy_samples, number), m.Result)
+
+
+def test_an_agent_with_keys_is_answered_by_the_gateways_engine(
+    toy_bundle: Path, toy_samples: npt.NDArray[Any], tmp_path: Path
+) -> None:
+    folder = _made(tmp_path / "keys")
+    device = _agent_folder(tmp_path / "device", folder)
+    with _gateway(toy_bundle, folder) as gateway:
+        config = AgentConfig(bundle=toy_bundle, gateway=str(gateway.endpoint), keys=device, placements=("full-cloud",))
+        with Agent(config) as agent:
+            assert agent.wait_ready(PATIENCE_S)
+            outcome = agent.submit({"x": toy_samples[:1]}, deadline_s=PATIENCE_S).result()
+    assert isinstance(outcome, Answer), outcome
+    assert outcome.placement == "full-cloud"
+
+
+def test_a_gateway_off_this_machine_wants_keys_and_names_the_command(toy_bundle: Path) -> None:
+    with pytest.raises(InputError, match="cloud-gateway keys init"):
+        gateway_of(toy_bundle, bind="tcp://0.0.0.0:0")

@@ -23,6 +23,8 @@ from cloud_gateway.cached_desk import CachedDesk
 from cloud_gateway.config import MIB, GatewaySettings
 from cloud_gateway.desk import Desk
 from cloud_gateway.doors.frontend import Frontend, Shutdown
+from cloud_gateway.doors.supervision import Policy
+from cloud_gateway.doors.supervisor import FrontPlan, FrontProcess
 from cloud_gateway.models.catalogue import Catalogue, Defaults
 from cloud_gateway.models.keeper import Keeper, VersionStatus
 from cloud_gateway.models.lanes import Lane
@@ -117,6 +119,9 @@ class Gateway:
         self._wanted = sockets.resolve(sockets.parse_endpoint(settings.zmq.bind))
         if folder is None:
             sockets.require_loopback(self._wanted, insecure=settings.zmq.insecure, doing="listening on")
+        self.front: FrontProcess | None = None
+        if settings.zmq.front == "process":
+            self.front = FrontProcess(front_plan(settings, self._wanted), told=self.told, gave_up=self._crashed)
         self.standard: StandardDoor | None = None
         self._started = False
         self._closed = False
@@ -131,14 +136,11 @@ class Gateway:
         try:
             self.authority.start(self._context, moved=lambda: self.frontend.move())
             # Bind first: a port in use should not cost a warm-up. Nobody is answered before the loop runs.
-            secrets = self.authority.secrets(self._wanted)
-            socket, self.endpoint = sockets.router(
-                self._context, self._wanted, secret=secrets.get(self._wanted), guarded=True
-            )
+            socket, self.endpoint = self._bind()
             self.frontend = Frontend(
                 socket, self.endpoint, self.catalogue, self.desk, self.ledger,
                 authority=self.authority, cache=self.cache, tracing=self.tracing, beats=self.beats, told=self.told,
-                crashed=self._crashed,
+                crashed=self._crashed, relayed=self.front is not None,
             )  # fmt: skip
             try:
                 self._load_first()
@@ -151,6 +153,8 @@ class Gateway:
         except BaseException:
             self.authority.stop()
             self._context.term()
+            if self.front is not None:
+                self.front.stop()
             raise
         if self._far is not None:
             self._far.start()
@@ -158,6 +162,12 @@ class Gateway:
             worker.start()
         self.frontend.start()
         self._started = True
+        if self.front is not None:
+            try:
+                self.front.start()
+            except BaseException:
+                self.close()
+                raise
 
     def stats(self) -> dict[str, int]:
         """Counters since the start: requests, results, rejections by code, duplicates, wire errors, ..."""
@@ -166,6 +176,8 @@ class Gateway:
             counts |= self.standard.stats()
         if self.cache is not None:
             counts |= {f"cache_{what}": n for what, n in self.cache.counts.items()}
+        if self.front is not None:
+            counts |= {f"front_{what}": n for what, n in self.front.stats().items()}
         return counts
 
     def close(self) -> None:
@@ -190,6 +202,8 @@ class Gateway:
         if self.tracing is not None:
             self.tracing.close()
         self._context.term()
+        if self.front is not None:
+            self.front.stop()  # not before the last answers are on their way to it
         self.stopped.set()
 
     def told(self, event: str, text: str) -> None:
@@ -205,6 +219,14 @@ class Gateway:
         self.catalogue.defaults = defaults = _defaults(settings, self.desk.threads)
         for lane in self.catalogue.lanes.values():
             self.desk.retune(lane, delay_s=defaults.delay_s, ageing_s=defaults.ageing_s, margin=defaults.margin)
+
+    def _bind(self) -> tuple[sockets.Socket, sockets.Endpoint]:
+        """The socket that the frontend serves, and where agents connect. Raises NetworkError."""
+        if self.front is not None:
+            self.front.listen()
+            return sockets.hub(self._context, self.front.hub), self.front.endpoint
+        secret = self.authority.secrets(self._wanted).get(self._wanted)
+        return sockets.router(self._context, self._wanted, secret=secret, guarded=True)
 
     # ---- parts ------------------------------------------------------------------------------------------------------
 
@@ -288,6 +310,18 @@ def limits_of(settings: GatewaySettings) -> Limits:
 def policy_of(settings: GatewaySettings) -> VersionPolicy:
     models = settings.models
     return VersionPolicy(models.policy, models.keep, models.versions)
+
+
+def front_plan(settings: GatewaySettings, endpoint: sockets.Endpoint) -> FrontPlan:
+    supervise = settings.supervise
+    return FrontPlan(
+        endpoint,
+        memory_nbytes=settings.zmq.memory_limit_mib * MIB,
+        connections=settings.limits.connections,
+        keys=settings.access.keys_dir,
+        insecure=settings.zmq.insecure,
+        policy=Policy(pause_s=supervise.pause_s, max_restarts=supervise.max_restarts, window_s=supervise.window_s),
+    )
 
 
 def _defaults(settings: GatewaySettings, workers: int) -> Defaults:

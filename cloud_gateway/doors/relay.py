@@ -49,6 +49,7 @@ BURST = 64  # messages in one direction before the other gets its turn
 LOOK_S = 0.05
 TELL_S = 1.0
 CONNECT_S = 5.0
+LISTEN_AGAIN_S = 1.0  # where a port was taken
 QUIET_S = 0.2  # at the end: no answer for so long and there will be none
 FAREWELL_S = 2.0
 FLUSH_MS = 1000
@@ -107,7 +108,11 @@ class Relay:
             raise NetworkError(f"the gateway does not answer at {order.hub}", "is its folder gone? restart the gateway")
         self._agents, self._monitor = sockets.watched_router(self._context, guarded=True)
         self._authority.start(self._context, self._move)
-        self._listen()
+        self._listen_again_at: float | None = None
+        if order.keys is None:
+            sockets.adopt(self._agents, order.listening, self._endpoint)
+        else:
+            self._listen()
         self._waiting = zmq.Poller()  # without the agents: while the window is shut
         for source in (self._gateway, self._monitor, STDIN, self._moved):
             self._waiting.register(source, zmq.POLLIN)
@@ -164,13 +169,8 @@ class Relay:
             self._stats["too_large"] += 1
             sockets.hang_up(descriptor)
             return True
-        user_id = ""
-        if self._authority.table is not None:
-            user_id = _user_id(frame)
-            if not count or self._authority.refusal(user_id) is not None:
-                self._stats["revoked"] += 1
-                sockets.hang_up(descriptor)
-                return True
+        # Whether that key still holds is for the gateway to say, with a reason, for every message.
+        user_id = "" if self._authority.table is None else _user_id(frame)
         try:
             self._gateway.send_multipart([to_route(self._order.life, peer, user_id), *parts], zmq.NOBLOCK, copy=False)
         except zmq.Again:  # the gateway is going: its agents shall know
@@ -236,6 +236,8 @@ class Relay:
                 sockets.hang_up(descriptor)
             took_s = time.monotonic() - now
             self._look_at = now + max(LOOK_S, 50 * took_s)  # at most 2 % of a processor, however many there are
+        if self._listen_again_at is not None and now >= self._listen_again_at:
+            self._listen()
         if now >= self._tell_at:
             self._tell_at = now + TELL_S
             _say(json.dumps({
@@ -255,12 +257,14 @@ class Relay:
             os.write(self._moving, b"\0")
 
     def _listen(self) -> None:
-        """Listen where, and with which keys, the folder of keys says; in plain text if there is none."""
-        wanted = self._authority.secrets(self._endpoint)
-        if wanted:
+        """Listen where, and with which keys, the folder of keys says."""
+        self._listen_again_at = None
+        try:
+            wanted = self._authority.secrets(self._endpoint)
             self._bound = sockets.listen(self._agents, self._bound, wanted, self._held)
-        else:
-            sockets.adopt(self._agents, self._order.listening, self._endpoint)
+        except NetworkError as error:  # a second port, for a key that is to come; what could be bound serves
+            _tell("cannot_listen", str(error))
+            self._listen_again_at = time.monotonic() + LISTEN_AGAIN_S
 
     # ---- the end ----------------------------------------------------------------------------------------------------
 

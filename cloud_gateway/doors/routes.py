@@ -26,10 +26,10 @@ def peer_of(route: bytes, *, life: int) -> bytes | None:
 
 
 def user_id_of(route: bytes) -> str:
-    """Whose key the connection has proven; empty for plain text. Raises ValueError for what is no route."""
-    if len(route) <= _LIFE or len(route) < _LIFE + 1 + route[_LIFE]:
-        raise ValueError(f"{route!r} is no route of a front")
-    return route[_LIFE + 1 + route[_LIFE] :].decode()
+    """Whose key the connection has proven; empty for plain text, and for what is no route."""
+    if len(route) <= _LIFE:
+        return ""
+    return route[_LIFE + 1 + route[_LIFE] :].decode("utf-8", "replace")
 
 
 def is_front(route: bytes) -> bool:

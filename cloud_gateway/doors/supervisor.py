@@ -92,6 +92,11 @@ class FrontProcess:
             raise InputError("the front does not listen yet", "call listen() first")
         return str(self._folder / "hub")
 
+    @property
+    def serving(self) -> bool:
+        """Whether there is one, and it is ready."""
+        return self._supervision.state is State.SERVING
+
     def listen(self) -> None:
         """Take the port and make the folder. Raises NetworkError or InputError."""
         self._listening, self.endpoint = sockets.listener(self._plan.endpoint)
@@ -106,7 +111,7 @@ class FrontProcess:
         self._thread.start()
         self._mailbox.post(Event.START)
         self._ready.wait(self._plan.policy.start_s + 5)
-        if self._supervision.state is not State.SERVING:
+        if not self.serving:
             self.stop()
             raise NetworkError(
                 f"the front's process for {self.endpoint} did not come up", "its reason stands above, on stderr"

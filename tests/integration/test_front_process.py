@@ -2,45 +2,377 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+import zmq
 
+from cloud_gateway.doors.relay import MOST_PARTS
+from cloud_gateway.doors.routes import is_front, peer_of, to_route
 from cloud_gateway.doors.supervision import Policy
-from cloud_gateway.gateway import Gateway, GatewayConfig
+from cloud_gateway.doors.supervisor import FrontPlan, FrontProcess
+from cloud_gateway.gateway import Gateway
 from edge_agent.agent import Agent, AgentConfig
 from edge_agent.outcomes import Answer
 from protocol import messages as m
-from protocol.bundle import Bundle
-from tests.wire_client import WireClient, placement
+from protocol import sockets, wire
+from protocol.bundle import Bundle, PlacementEntry
+from protocol.errors import InputError, NetworkError
+from protocol.sockets import Endpoint
+from tests.gateways import gateway_of
+from tests.processes import ROOT
+from tests.wire_client import PATIENCE_S, WireClient, placement
 
 Array = npt.NDArray[Any]
+MIB = 1 << 20
+SMALL_NBYTES = 384 * MIB  # enough for a front, and soon too little for one that is flooded
 QUICK = Policy(pause_s=0.0)
 
 
-@contextmanager
-def fronted(bundle: Path, **more: Any) -> Iterator[Gateway]:
-    options = {"bind": "tcp://127.0.0.1:0", "drain_s": 2.0, "front_policy": QUICK} | more
-    with Gateway(GatewayConfig(bundles=[bundle], front="process", **options)) as gateway:
-        yield gateway
+def eventually(true: Callable[[], bool], what: str) -> None:
+    until = time.monotonic() + PATIENCE_S
+    while not true():
+        if time.monotonic() > until:
+            raise AssertionError(f"not within {PATIENCE_S} s: {what}")
+        threading.Event().wait(0.005)
 
 
-def test_a_front_that_is_a_process_serves_like_one_that_is_a_thread(
-    toy_bundle: Path, toy_samples: Array, toy_reference: Array
+# ---- a whole gateway ------------------------------------------------------------------------------------------------
+
+
+def fronted(*bundles: Path, **more: Any) -> Gateway:
+    settings = {"zmq.front": "process", "supervise.pause_s": 0.0, "drain.grace_s": 5.0} | more.pop("settings", {})
+    return gateway_of(*bundles, settings=settings, **more)
+
+
+@pytest.fixture
+def entry(toy_bundle: Path) -> PlacementEntry:
+    return placement(Bundle.open(toy_bundle), "full-cloud")
+
+
+def front_of(gateway: Gateway) -> FrontProcess:
+    assert gateway.front is not None
+    return gateway.front
+
+
+def kill(front: FrontProcess, sign: signal.Signals = signal.SIGKILL) -> None:
+    """And wait until the next one is ready."""
+    pid, restarts = front.pid, front.stats()["restarts"]
+    assert pid is not None
+    os.kill(pid, sign)
+    eventually(lambda: front.stats()["restarts"] > restarts and front.serving, "the next front serves")
+
+
+def test_it_serves_like_a_thread_and_drains_what_it_holds_when_the_gateway_ends(
+    toy_bundle: Path, toy_samples: Array, toy_reference: Array, entry: PlacementEntry
 ) -> None:
-    entry = placement(Bundle.open(toy_bundle), "full-cloud")
     with fronted(toy_bundle) as gateway, WireClient(str(gateway.endpoint)) as client:
-        welcome = client.greet()
+        front = front_of(gateway)
+        pid, folder = front.pid, Path(front.hub).parent
+        assert folder.stat().st_mode & 0o777 == 0o700
+        client.greet()
         client.send(*client.infer(entry, {"x": toy_samples[:1]}, 1))
-        result, _ = client.receive_all()
-    assert welcome.credit_requests > 0
-    assert isinstance(result, m.Result)
+        assert isinstance(client.receive(), m.Result)
+        with gateway.desk.paused():
+            client.send(*client.infer(entry, {"x": toy_samples[:1]}, 2))
+            eventually(lambda: gateway.stats().get("requests") == 2, "the request is held")
+            ending = threading.Thread(target=gateway.close)
+            ending.start()
+            assert isinstance(client.receive(), m.Drain)
+        last, parts = client.receive_all()
+        ending.join(PATIENCE_S)
+    assert isinstance(last, m.Result)
+    got = np.frombuffer(b"".join(parts), np.float32)
+    np.testing.assert_allclose(got, toy_reference[0], atol=1e-5)
+    assert not folder.exists()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid or 0, 0)
+
+
+def test_a_front_that_is_killed_mid_traffic_loses_nothing_and_nothing_runs_twice(
+    toy_bundle: Path, toy_samples: Array
+) -> None:
+    rounds, burst = 3, 25
+    with fronted(toy_bundle) as gateway:
+        front = front_of(gateway)
+        config = AgentConfig(bundle=toy_bundle, gateway=str(gateway.endpoint), placements=("full-cloud",))
+        with Agent(config) as agent:
+            assert agent.wait_ready(PATIENCE_S)
+            futures = []
+            for round_ in range(rounds):
+                sample = {"x": toy_samples[round_ : round_ + 1]}
+                futures += [agent.submit(sample, deadline_s=30.0) for _ in range(burst)]
+                futures[-burst // (round_ + 1)].result(timeout=40)  # a few more are answered each time
+                kill(front)
+            outcomes = [future.result(timeout=40) for future in futures]
+        stats = gateway.stats()
+    assert [type(o) for o in outcomes] == [Answer] * (rounds * burst), outcomes
+    assert stats["results"] == rounds * burst, "each ran exactly once"
+    assert stats["front_restarts"] == rounds
+    assert stats["hellos"] > rounds, "the agent has greeted anew after every end"
+
+
+def test_answers_that_died_with_the_front_are_given_again_to_who_asks_again(
+    toy_bundle: Path, toy_samples: Array, entry: PlacementEntry
+) -> None:
+    with fronted(toy_bundle) as gateway, WireClient(str(gateway.endpoint)) as client:
+        client.greet()
+        with gateway.desk.paused():
+            for number in (1, 2):
+                client.send(*client.infer(entry, {"x": toy_samples[:1]}, number))
+            eventually(lambda: gateway.stats().get("requests") == 2, "both requests are held")
+            kill(front_of(gateway))
+            client.greet()
+            client.send(*client.infer(entry, {"x": toy_samples[:1]}, 1, attempt=2))  # while it waits: attached
+            eventually(lambda: gateway.stats().get("duplicates_attached") == 1, "the repetition has come")
+        first = client.receive()
+        client.send(*client.infer(entry, {"x": toy_samples[:1]}, 2, attempt=2))  # when it is done: answered
+        second = client.receive()
+        stats = gateway.stats()
+    assert isinstance(first, m.Result)
+    assert isinstance(second, m.Result)
+    assert (first.request.sequence, first.attempt, second.request.sequence, second.attempt) == (1, 2, 2, 2)
+    assert (stats["results"], stats["duplicates_answered"]) == (2, 1)
+
+
+def test_a_gateway_whose_port_is_taken_says_so_and_leaves_nothing_behind(toy_bundle: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        gateway = fronted(toy_bundle, bind=f"tcp://127.0.0.1:{taken.getsockname()[1]}")
+        with pytest.raises(NetworkError, match=r"already in use.*--bind"):
+            gateway.start()
+
+
+# ---- the front alone: the test is its gateway ------------------------------------------------------------------------
+
+
+class Stage:
+    """A front, and the gateway's end of its socket."""
+
+    def __init__(self, **more: Any) -> None:
+        self.told: list[tuple[str, str]] = []
+        self.gave_up: list[BaseException] = []
+        plan = replace(FrontPlan(Endpoint("127.0.0.1", 0), policy=QUICK), **more)
+        self.front = FrontProcess(
+            plan, told=lambda event, text: self.told.append((event, text)), gave_up=self.gave_up.append
+        )
+        self.context = sockets.make_context()
+        self.front.listen()
+        self.hub = sockets.hub(self.context, self.front.hub)
+
+    def receive(self) -> list[bytes]:
+        """The next message of a peer; the front's own marks are answered on the way."""
+        while self.hub.poll(int(PATIENCE_S * 1000)):
+            route, header, *parts = self.hub.recv_multipart()
+            if not is_front(route):
+                return [route, header, *parts]
+            mark = wire.unpack_header(header)
+            assert isinstance(mark, m.Ping)
+            self.hub.send_multipart([route, *wire.pack(m.Pong(mark.number, 0))])
+        raise TimeoutError("nothing has come through the front")
+
+    def counted(self, name: str, least: int = 1) -> None:
+        eventually(lambda: self.front.stats().get(name, 0) >= least, f"{name} reaches {least}: {self.front.stats()}")
+
+    def close(self) -> None:
+        self.hub.close(0)
+        self.context.term()
+        self.front.stop()
+
+
+@contextmanager
+def stage(**more: Any) -> Iterator[Stage]:
+    stage = Stage(**more)
+    try:
+        stage.front.start()
+        yield stage
+    finally:
+        stage.close()
+
+
+@pytest.fixture(scope="module")
+def it() -> Iterator[Stage]:
+    """One for all tests that it should survive."""
+    with stage(memory_nbytes=SMALL_NBYTES) as shared:
+        yield shared
+        assert shared.front.stats()["restarts"] == 0
+
+
+def peer(endpoint: Endpoint) -> socket.socket:
+    """A connection that speaks ZMTP 3.0 by hand, up to where messages begin."""
+    sock = socket.create_connection((endpoint.host, endpoint.port), timeout=PATIENCE_S)
+    sock.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32))
+    ready = b"\x05READY\x0bSocket-Type" + len(b"DEALER").to_bytes(4) + b"DEALER"
+    sock.sendall(bytes((4, len(ready))) + ready)
+    answer = b""
+    while b"ROUTER" not in answer:
+        answer += sock.recv(256)
+    return sock
+
+
+def flood(sock: socket.socket, data: bytes, most_nbytes: int) -> bool:
+    """Send parts of a message that never ends; whether we were hung up on."""
+    try:
+        for _ in range(most_nbytes // len(data)):
+            sock.sendall(data)
+    except OSError:
+        return True
+    return False
+
+
+LONG_PART = b"\x03" + (128 * 1024).to_bytes(8) + bytes(128 * 1024)  # more follows
+EMPTY_PARTS = b"\x01\x00" * 32768
+
+
+@pytest.mark.parametrize("data", [LONG_PART, EMPTY_PARTS], ids=["long parts", "empty parts"])
+def test_whoever_never_ends_a_message_is_hung_up_on_and_the_others_are_served(it: Stage, data: bytes) -> None:
+    before = it.front.stats().get("hoarders", 0)
+    with WireClient(str(it.front.endpoint)) as good:
+        with peer(it.front.endpoint) as bad:
+            assert flood(bad, data, 4 * SMALL_NBYTES)
+        it.counted("hoarders", before + 1)
+        good.send(m.Ping(7))
+        route, header = it.receive()
+        assert wire.unpack_header(header) == m.Ping(7)
+        it.hub.send_multipart([route, *wire.pack(m.Pong(7, 0))])
+        assert good.receive() == m.Pong(7, 0)
+
+
+def test_a_message_of_too_many_parts_goes_no_further_and_costs_its_sender_the_connection(it: Stage) -> None:
+    with peer(it.front.endpoint) as bad:
+        bad.sendall(b"\x01\x00" * (MOST_PARTS + 1) + b"\x00\x00")
+        assert bad.recv(1) == b"", "the connection is closed"
+    it.counted("too_large")
+    assert not it.hub.poll(0)
+
+
+def test_an_answer_for_a_connection_of_an_earlier_front_reaches_nobody(it: Stage) -> None:
+    with WireClient(str(it.front.endpoint)) as client:
+        client.send(m.Ping(1))
+        route, _ = it.receive()
+        id_ = peer_of(route, life=1)
+        assert id_
+        it.hub.send_multipart([to_route(2, id_), *wire.pack(m.Pong(99, 0))])
+        it.hub.send_multipart([b"nonsense", b""])
+        it.hub.send_multipart([route, *wire.pack(m.Pong(1, 0))])
+        assert client.receive() == m.Pong(1, 0)
+    it.counted("stale_answers", 2)
+
+
+def test_signals_that_are_meant_for_the_gateway_do_not_end_the_front(it: Stage) -> None:
+    with WireClient(str(it.front.endpoint)) as client:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(it.front.pid or 0, number)
+        client.send(m.Ping(3))
+        assert wire.unpack_header(it.receive()[1]) == m.Ping(3)
+
+
+def test_what_the_gateway_does_not_read_is_bounded(it: Stage) -> None:
+    """The gateway sleeps: its peers fill a window and the memory of the front up to its mark, and no more."""
+    before = it.front.stats().get("hoarders", 0)
+    message = b"\x02" + (64 * 1024).to_bytes(8) + bytes(64 * 1024)
+    with peer(it.front.endpoint) as eager:
+        assert flood(eager, message, 4 * SMALL_NBYTES), "it was never told to stop"
+    it.counted("hoarders", before + 1)
+    assert 0 < it.front.stats()["under_way_nbytes"] <= SMALL_NBYTES // 8 + 64 * 1024
+    with WireClient(str(it.front.endpoint)) as client:  # and after its awakening everything goes on
+        client.send(m.Ping(5))
+        while len(header := it.receive()[1]) == 64 * 1024:
+            pass
+        assert wire.unpack_header(header) == m.Ping(5)
+
+
+def test_more_connections_than_allowed_are_hung_up_on() -> None:
+    with stage(connections=2) as it:
+        first, second = peer(it.front.endpoint), peer(it.front.endpoint)
+        with contextlib.suppress(OSError), socket.create_connection(it.front.endpoint, timeout=PATIENCE_S) as third:
+            while third.recv(256):
+                pass
+        it.counted("connections_refused")
+        for sock in (first, second):
+            sock.sendall(b"\x00\x04ping")
+            assert it.receive()[1:] == [b"ping"]
+            sock.close()
+
+
+@pytest.mark.parametrize("trouble", ["killed", "hanging", "starving"])
+def test_a_front_that_cannot_go_on_is_replaced_at_the_same_port(trouble: str) -> None:
+    policy = Policy(pause_s=0.0, silence_s=1.5)
+    with stage(policy=policy) as it, WireClient(str(it.front.endpoint)) as client:
+        client.send(m.Ping(1))
+        it.receive()
+        pid = it.front.pid
+        assert pid is not None
+        if trouble == "killed":
+            os.kill(pid, signal.SIGKILL)
+        elif trouble == "hanging":
+            os.kill(pid, signal.SIGSTOP)
+        else:
+            resource.prlimit(pid, resource.RLIMIT_DATA, (MIB, MIB))
+            with contextlib.suppress(OSError), peer(it.front.endpoint) as hungry:
+                flood(hungry, EMPTY_PARTS, 64 * MIB)  # libzmq refuses a long part, but cannot do without a short one
+        with pytest.raises(NetworkError, match="already in use"):
+            sockets.listener(it.front.endpoint)
+        it.counted("restarts")
+        client.send(m.Ping(2))
+        route, header = it.receive()
+        assert wire.unpack_header(header) == m.Ping(2)
+        assert peer_of(route, life=2)
+        assert it.front.pid != pid
+        said = [event for event, _ in it.told]
+        assert said[0] == "front_ready"
+        assert ("front_killed" if trouble == "hanging" else "front_ended") in said
+
+
+def test_a_front_that_cannot_come_up_is_an_error_with_its_reason_on_stderr(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(NetworkError, match="did not come up"), stage(memory_nbytes=50 * MIB):
+        pass
+    assert "a front cannot live in 50 MiB of memory; give it at least" in capfd.readouterr().err
+
+
+def test_a_front_that_ends_too_often_is_given_up_where_that_is_wanted() -> None:
+    with stage(policy=Policy(pause_s=0.0, max_restarts=0)) as it:
+        os.kill(it.front.pid or 0, signal.SIGKILL)
+        eventually(lambda: bool(it.gave_up), "it is given up")
+        assert "ended 1 times within 60 s" in str(it.gave_up[0])
+
+
+def test_a_front_never_outlives_its_gateway() -> None:
+    program = (
+        "import sys, time\n"
+        "from tests.integration.test_front_process import Stage\n"
+        "it = Stage(); it.front.start(); print(it.front.pid, it.front.hub, flush=True); time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True) as gateway:
+        assert gateway.stdout is not None
+        pid, hub = gateway.stdout.readline().split()
+        gateway.kill()
+    descriptor = None
+    with contextlib.suppress(ProcessLookupError):
+        descriptor = os.pidfd_open(int(pid))
+    if descriptor is not None:
+        poller = zmq.Poller()
+        poller.register(descriptor, zmq.POLLIN)
+        assert poller.poll(int(PATIENCE_S * 1000)), "the front lives on without its gateway"
+        os.close(descriptor)
+    assert not Path(hub).parent.exists(), "what the gateway could not clear away"
+
+
+def test_a_front_is_asked_for_its_socket_only_when_it_has_one() -> None:
+    front = FrontProcess(FrontPlan(Endpoint("127.0.0.1", 0)), told=lambda event, text: None)
+    with pytest.raises(InputError, match="listen"):
+        _ = front.hub

@@ -65,6 +65,7 @@ STDLIB_DOORS = {
         "protocol/oip/*.py",
         "cloud_gateway/doors/http_service.py",
         "cloud_gateway/doors/standard.py",
+        "cloud_gateway/doors/turns.py",
     ),
     "ctypes": ("protocol/sockets.py", "cloud_gateway/seeing/nvml.py", "cloud_gateway/doors/relay.py"),
 }

@@ -1,4 +1,4 @@
-"""What a gateway says about its models in the standard protocol's and Triton's words. Pure."""
+"""What a gateway says about its models and requests in the standard protocol's and Triton's words."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from cloud_gateway.models.catalogue import Published
 from cloud_gateway.models.states import State
 from cloud_gateway.scheduling.lane_queue import AGEING_S
 from cloud_gateway.seeing.figures import Counters, Figures
+from cloud_gateway.seeing.trace_context import from_traceparent
+from cloud_gateway.seeing.tracing import Traced
+from cloud_gateway.work import Computed
 from protocol import __version__
 from protocol.oip.service import (
     BatchStatistics,
     Duration,
+    InferRequest,
     InferStatistics,
     ModelMetadata,
     ModelStatistics,
@@ -124,6 +128,19 @@ def statistics(name: str, version: str, scopes: Iterable[Figures]) -> ModelStati
             BatchStatistics(size, compute_infer=Duration(runs)) for size, runs in sorted(counters.batch_sizes.items())
         ],
     )
+
+
+def traced(request: InferRequest, done: Computed, *, now: float) -> Traced | None:
+    """A finished request as a trace has it; None unless its caller sampled it."""
+    trace = from_traceparent(request.trace)
+    if trace is None:
+        return None
+    scope = done.item.segment.scope
+    return Traced(
+        trace, done.item.arrived, now, done.queue_s, done.decode_s, done.compute_s,
+        attributes={"request": request.id, "model": scope.model, "placement": scope.placement,
+                    "batch_size": done.batch_size, "engine": done.engine},
+    )  # fmt: skip
 
 
 def _duration(count: int, seconds: float) -> Duration:

@@ -18,13 +18,13 @@ from typing import Any, Protocol
 
 from cloud_gateway.desk import Desk
 from cloud_gateway.doors import descriptions
+from cloud_gateway.doors.turns import Turns
 from cloud_gateway.models.catalogue import Catalogue, Published
 from cloud_gateway.models.keeper import VersionStatus
 from cloud_gateway.models.lanes import Segment
 from cloud_gateway.models.states import State
 from cloud_gateway.scheduling.admission import Verdict
 from cloud_gateway.seeing.ledger import Ledger
-from cloud_gateway.seeing.trace_context import from_traceparent
 from cloud_gateway.seeing.tracing import Traced
 from cloud_gateway.work import Computed, Crashed, Item, NotComputed, Outcome
 from protocol import codecs
@@ -106,6 +106,7 @@ class HttpService:
         self._record = record
         self._mailbox: Mailbox[Outcome] = Mailbox()
         self._waiting: set[asyncio.Future[Computed | NotComputed]] = set()
+        self._turns = Turns()
         self._crash: BaseException | None = None
 
     # ---- between threads and the event loop -------------------------------------------------------------------------
@@ -142,6 +143,7 @@ class HttpService:
         for future in self._waiting:
             if not future.done():
                 future.set_exception(error())
+        self._turns.give_up(error)
 
     # ---- inference --------------------------------------------------------------------------------------------------
 
@@ -160,13 +162,13 @@ class HttpService:
         except (ValueError, WireError) as error:
             self._ledger.refused(segment.scope, RejectCode.BAD_REQUEST, slack_s=0.0, budget_s=0.0)
             raise OipError(Refusal.BAD_REQUEST, str(error)[:900]) from None
-        verdict = self._submit(item)
+        verdict = await self._admit(item)
         if verdict is not None:
             raise self._refusal(item, verdict.code, verdict.reason, verdict.retry_after_s)
         outcome = await self._outcome(item, future)
         if isinstance(outcome, NotComputed):
             raise self._refusal(item, outcome.code, outcome.reason)
-        return self._answer(request, published, outcome)
+        return self._answer(request, published, outcome, arrived)
 
     def _offered(self, request: InferRequest) -> Published:
         """The version that is asked for. What cannot be found is counted under no name: names are the callers'."""
@@ -204,6 +206,29 @@ class HttpService:
             request.tenant, self, future,
         )  # fmt: skip
 
+    async def _admit(self, item: Item) -> Verdict | None:
+        """None: its outcome will come. Without a deadline it waits for its turn when its tenant's credit is used up."""
+        tenant, patient, waited = item.tenant, item.deadline == math.inf, False
+        while True:
+            if waited or not (patient and self._turns.is_queued(tenant)):
+                verdict = self._submit(item)
+                if verdict is None:
+                    self._turns.enter(tenant)
+                    return None
+                if verdict.code is not RejectCode.BUSY or not patient or not self._turns.may_wait(tenant):
+                    if waited:
+                        self._turns.pass_on(tenant)
+                    return verdict
+            try:
+                await self._turns.wait(tenant, first=waited)
+            except asyncio.CancelledError:
+                self._refused(item, RejectCode.CANCELLED)
+                raise
+            except OipError as error:
+                self._refused(item, _code_of(error))
+                raise
+            waited, item.arrived = True, time.monotonic()
+
     async def _outcome(self, item: Item, future: asyncio.Future[Computed | NotComputed]) -> Computed | NotComputed:
         self._waiting.add(future)
         try:
@@ -213,14 +238,15 @@ class HttpService:
                 self._refused(item, RejectCode.CANCELLED)
             raise
         except OipError as error:  # the gateway crashed, or shut down before it was done
-            code = RejectCode.DRAINING if error.refusal is Refusal.DRAINING else RejectCode.INTERNAL
-            self._refused(item, code)
+            self._refused(item, _code_of(error))
             raise
         finally:
             self._waiting.discard(future)
+            self._turns.leave(item.tenant)
 
-    def _answer(self, request: InferRequest, published: Published, done: Computed) -> InferResponse:
+    def _answer(self, request: InferRequest, published: Published, done: Computed, arrived: float) -> InferResponse:
         item, now = done.item, time.monotonic()
+        queue_s = done.queue_s + item.arrived - arrived  # the wait for a turn counts
         segment = item.segment
         outputs = {
             header.name: codecs.decode(header, buffer)
@@ -228,35 +254,23 @@ class HttpService:
             if not request.outputs or header.name in request.outputs
         }
         self._ledger.answered(
-            segment.scope, queue_s=done.queue_s, residence_s=now - item.arrived, budget_s=item.deadline - item.arrived,
+            segment.scope, queue_s=queue_s, residence_s=now - arrived, budget_s=item.deadline - item.arrived,
             late=now > item.deadline, now=now,
         )  # fmt: skip
-        if self._record is not None and request.trace:
-            self._trace(request, done, now, self._record)
+        if self._record is not None and (traced := descriptions.traced(request, done, now=now)) is not None:
+            asyncio.get_running_loop().run_in_executor(None, self._record, traced)  # it takes longer than an answer
         parameters: Mapping[str, Parameter] = {
             "placement": segment.placement,
             "precision": segment.precision,
             "bundle": segment.bundle,
             "engine": done.engine,
-            "queue_us": int(done.queue_s * 1e6),
+            "queue_us": int(queue_s * 1e6),
             "decode_us": int(done.decode_s * 1e6),
             "compute_us": int(done.compute_s * 1e6),
             "batch_size": done.batch_size,
         }
         version = published.version
         return InferResponse(version.name, str(version.version), request.id, outputs, parameters)
-
-    def _trace(self, request: InferRequest, done: Computed, now: float, record: Callable[[Traced], None]) -> None:
-        trace = from_traceparent(request.trace)
-        if trace is None:
-            return
-        scope = done.item.segment.scope
-        traced = Traced(
-            trace, done.item.arrived, now, done.queue_s, done.decode_s, done.compute_s,
-            attributes={"request": request.id, "model": scope.model, "placement": scope.placement,
-                        "batch_size": done.batch_size, "engine": done.engine},
-        )  # fmt: skip
-        asyncio.get_running_loop().run_in_executor(None, record, traced)  # it takes longer than an answer
 
     def _refusal(self, item: Item, code: RejectCode, reason: str, retry_after_s: float | None = None) -> OipError:
         slack_s = self._refused(item, code)
@@ -367,6 +381,10 @@ def _check_outputs(request: InferRequest, published: Published) -> None:
     for name in request.outputs:
         if name not in known:
             raise ValueError(f"output {name[:128]!r} is not one of {', '.join(known)}")
+
+
+def _code_of(error: OipError) -> RejectCode:
+    return RejectCode.DRAINING if error.refusal is Refusal.DRAINING else RejectCode.INTERNAL
 
 
 def _crashed() -> OipError:

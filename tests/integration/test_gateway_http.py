@@ -196,8 +196,22 @@ def test_a_full_credit_is_answered_busy_with_a_time_to_come_back(doors: Doors, t
             first = pool.submit(doors.ask, toy_samples[:1])
             until(lambda: doors.gateway.desk.pending()[0] == 1)
             with pytest.raises(InferenceServerException, match=r"\[503\].*credit"):
-                doors.ask(toy_samples[:1])
+                doors.ask(toy_samples[:1], timeout=1_000_000)
         assert first.result(10).as_numpy("logits") is not None
+
+
+def test_callers_without_a_deadline_wait_for_their_turn_when_their_credit_is_used_up(
+    doors: Doors, toy_samples: Array, toy_reference: Array
+) -> None:
+    doors.gateway.desk.limits = doors.gateway.desk.limits._replace(credit_requests=2)
+    with concurrent.futures.ThreadPoolExecutor(12) as pool:
+        with doors.gateway.desk.paused():
+            asked = [pool.submit(doors.ask, toy_samples[i : i + 1]) for i in range(12)]
+            until(lambda: doors.counters().offered == 12)
+            assert doors.gateway.desk.pending()[0] == 2
+        for i, one in enumerate(asked):
+            np.testing.assert_allclose(one.result(20).as_numpy("logits"), toy_reference[i : i + 1], atol=1e-5)
+    assert (doors.counters().answered, doors.counters().refusals) == (12, 0)
 
 
 def test_the_queued_work_of_a_caller_that_has_gone_is_removed(doors: Doors, toy_samples: Array) -> None:

@@ -52,6 +52,7 @@ def serve(
     bind: Annotated[str | None, typer.Option(help="Where agents connect [tcp://127.0.0.1:7447]; port 0 picks.")] = None,
     http: Annotated[str | None, typer.Option(help="HOST:PORT of the standard API [127.0.0.1:7480], or off.")] = None,
     grpc: Annotated[str | None, typer.Option(help="HOST:PORT of the standard API over gRPC, or off [off].")] = None,
+    keys: Annotated[Path | None, typer.Option(help="Folder of `cloud-gateway keys`: agents need keys then.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Intra-op threads of each engine [1].")] = None,
     max_batch_size: Annotated[int | None, typer.Option(min=1, help="Bound of a batch; the knee may be lower.")] = None,
     drain_s: Annotated[float | None, typer.Option(min=0, help="How long shutdown waits for work [10].")] = None,
@@ -64,7 +65,7 @@ def serve(
     """Serve until SIGTERM or SIGINT, then drain: nothing that was accepted is lost."""
     overrides = parse_set(set_ or ()) | from_flags(
         bundles=bundles or (), repository=models, bind=bind, http=http, grpc=grpc, insecure=insecure or None,
-        threads=threads, max_batch_size=max_batch_size, drain_s=drain_s,
+        keys=keys, threads=threads, max_batch_size=max_batch_size, drain_s=drain_s,
     )  # fmt: skip
 
     def read() -> Loaded[GatewaySettings]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from protocol.settings_fields import Leaf, tree_of
 from protocol.settings_layers import flat
 from protocol.sockets import parse_endpoint
 
-DOCS = Path(__file__).parents[2] / "docs" / "configuration.md"
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs" / "configuration.md"
+GATEWAY = ROOT / "cloud_gateway"
 
 
 def refusal(**settings: object) -> str:
@@ -136,6 +139,15 @@ def test_what_is_shown_loads_again_as_it_was(tmp_path: Path) -> None:
         again = load_settings(file=file, env={"ISTHMUS_GATEWAY__CACHE__REDIS_URL": "redis://secret"})
         assert again.settings == loaded.settings
         assert "secret" not in file.read_text()
+
+
+def test_every_field_is_read_by_somebody() -> None:
+    read: set[str] = set()
+    for source in GATEWAY.rglob("*.py"):
+        if source.name != "config.py":
+            nodes = ast.walk(ast.parse(source.read_text("utf-8")))
+            read |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    assert [key for key, _ in documented(GatewaySettings) if key.rpartition(".")[2] not in read] == []
 
 
 def test_no_section_hides_a_leaf_of_its_own_name() -> None:

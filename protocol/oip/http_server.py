@@ -35,7 +35,7 @@ _TLS_HANDSHAKE_S = 5.0
 
 
 class Listen(msgspec.Struct, frozen=True):
-    """Where the HTTP door listens. TCP, a unix socket, or both."""
+    """Where the HTTP door listens: TCP, a unix socket, or both; neither, if only companions are to be served."""
 
     bind: str | None = "127.0.0.1:7480"  # HOST:PORT; port 0 picks one
     unix_socket: Path | None = None  # mode 0660
@@ -56,7 +56,8 @@ class OipServer:
     """Serves until closed. Constructing has no side effects; `start` returns when connections are accepted."""
 
     def __init__(self, app: OipApp, listen: Listen, *, companions: Iterable[Companion] = ()) -> None:
-        if listen.bind is None and listen.unix_socket is None:
+        self._companions = tuple(companions)
+        if listen.bind is None and listen.unix_socket is None and not self._companions:
             raise InputError("the HTTP door has neither an address nor a unix socket", "give it one of them")
         self._app = app
         self._listen = listen
@@ -65,7 +66,6 @@ class OipServer:
             require_loopback(self._wanted, insecure=listen.insecure, doing="HTTP listening on")
         self.endpoint: Endpoint | None = None  # the TCP address that is really served
         self.connections = Connections(listen.patience)
-        self._companions = tuple(companions)
         self._servers: list[asyncio.Server] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None

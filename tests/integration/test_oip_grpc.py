@@ -288,6 +288,15 @@ def test_without_the_extra_a_sentence_says_what_to_install() -> None:
     assert "pip install 'isthmus[grpc]'" in done.stderr
 
 
+def test_grpc_can_be_served_without_http(service: ToyService) -> None:
+    door = GrpcDoor(service, OpenGuard(), GrpcListen("127.0.0.1:0"))
+    with OipServer(OipApp(service, OpenGuard()), Listen(bind=None), companions=[door]) as server:
+        assert server.endpoint is None
+        assert door.endpoint is not None
+        with triton.InferenceServerClient(f"localhost:{door.endpoint.port}") as client:
+            assert client.is_server_live()
+
+
 def test_plain_text_off_this_machine_is_refused(service: ToyService) -> None:
     with pytest.raises(InputError, match="plain text"):
         GrpcDoor(service, OpenGuard(), GrpcListen("0.0.0.0:0"))

@@ -157,6 +157,12 @@ def test_tritonclient_shows_the_sentence_of_a_refusal(client: Any, ask: Any, say
         ask(client)
 
 
+def test_a_long_list_of_numbers_is_read_beside_the_others(client: Any) -> None:
+    rows = np.random.default_rng(1).standard_normal((10_000, 4)).astype(np.float32)
+    result = client.infer("sum", inputs(triton, binary=False, a=rows, b=rows))
+    assert np.array_equal(result.as_numpy("y"), rows + rows)
+
+
 def test_strings_are_refused_by_name(client: Any) -> None:
     text = triton.InferInput("x", [1], "BYTES")
     text.set_data_from_numpy(np.array([b"hello"], np.object_))

@@ -192,14 +192,13 @@ def free_ports(count: int) -> list[int]:
 
 
 def _share_our_priority(pid: int) -> None:
-    """Make `nice -n -15 python -m benchmarks ...` mean what it says.
+    """Give a server the priority that the benchmark was started with, if that is a raised one.
 
-    Linux may schedule sessions against each other, and then niceness counts only within one: ours, and the server's.
+    Linux may schedule sessions against each other, and then niceness counts only within one: a server's is its own.
     """
-    ours = os.getpriority(os.PRIO_PROCESS, 0)
-    for owner in ("self", str(pid)) if ours else ():
+    if (ours := os.getpriority(os.PRIO_PROCESS, 0)) < 0:
         with contextlib.suppress(OSError):
-            Path(f"/proc/{owner}/autogroup").write_text(str(ours))
+            Path(f"/proc/{pid}/autogroup").write_text(str(ours))
 
 
 def _process_cpu_s(pid: int) -> float:

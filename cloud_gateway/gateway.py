@@ -218,7 +218,8 @@ class Gateway:
         """Schedule from now on as `settings.scheduling` says, lanes that are open and those to come."""
         self.catalogue.defaults = defaults = _defaults(settings, self.desk.threads)
         for lane in self.catalogue.lanes.values():
-            self.desk.retune(lane, delay_s=defaults.delay_s, ageing_s=defaults.ageing_s, margin=defaults.margin)
+            delay_s = lane.rules.delay_s if lane.rules.own_delay else defaults.delay_s
+            self.desk.retune(lane, delay_s=delay_s, ageing_s=defaults.ageing_s, margin=defaults.margin)
 
     def _bind(self) -> tuple[sockets.Socket, sockets.Endpoint]:
         """The socket that the frontend serves, and where agents connect. Raises NetworkError."""

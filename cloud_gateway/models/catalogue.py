@@ -3,11 +3,13 @@
     load -> warm_up -> publish ... withdraw -> (nothing in flight) -> unload        driven by the life cycle
 
 Doors look up `segments` (by digest) and `find` (by name) without a lock: both read tables that are replaced whole.
-Two versions with the same tail share a lane, so that their requests batch together; the lane goes with its last user.
+Two versions with the same tail, to be run alike, share a lane, so that their requests batch together; the lane goes
+with its last user. A model whose settings were edited therefore gets a lane of its own beside the old one.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -69,6 +71,17 @@ def ort_engine(tail: Tail, threads: int) -> Engine:
     return OrtEngine(tail.graph(), label=tail.label, threads=threads)
 
 
+_Wishes = tuple[object, ...]
+
+
+def _wishes(tail: Tail, settings: ModelSettings) -> _Wishes:
+    """The tail and how it is run: versions that differ in it do not share a lane."""
+    return (
+        tail.key, settings.max_batch_size, settings.instances, settings.threads, settings.efficiency_delay_s,
+        settings.profile_sizes, settings.max_queue_requests,
+    )  # fmt: skip
+
+
 class _Loaded(NamedTuple):
     entry: Published
     lanes: tuple[Lane, ...]  # one for each tail: two tails may share one
@@ -99,6 +112,7 @@ class Catalogue:
         self._settings_of = settings_of  # a version's own settings, and what the gateway's say of that model
         self._warmed, self._closed, self._forgotten = warmed, closed, forgotten
         self._lanes: dict[str, Lane] = {}
+        self._wishes: dict[str, _Wishes] = {}  # of each lane
         self._loaded: dict[tuple[str, int, int], _Loaded] = {}
         self._published: list[tuple[str, int, int]] = []
 
@@ -191,8 +205,10 @@ class Catalogue:
         self.withdraw(version)
         entry, lanes = self._loaded.pop(version.identity)
         self._give_back(lanes)
-        for segment in dict.fromkeys(entry.segments.values()):
-            self._forgotten(segment.scope)
+        kept = {s.scope for loaded in self._loaded.values() for s in loaded.entry.segments.values()}
+        for scope in dict.fromkeys(segment.scope for segment in entry.segments.values()):
+            if scope not in kept:  # another build of the same version goes on counting there
+                self._forgotten(scope)
 
     def close(self) -> None:
         """Give back everything, at the end."""
@@ -202,14 +218,19 @@ class Catalogue:
     # ---- within -----------------------------------------------------------------------------------------------------
 
     def _lane(self, version: ServedVersion, tail: Tail) -> tuple[Lane, tuple[BoundaryTensor, ...]]:
-        lane = self._lanes.get(tail.key)
-        if lane is not None:
-            return lane, tail.boundary if tail.boundary is not None else lane.boundary
         settings, defaults = self._settings_of(version), self.defaults
+        wishes = _wishes(tail, settings)
+        for key, others in self._wishes.items():
+            if others == wishes:
+                lane = self._lanes[key]
+                return lane, tail.boundary if tail.boundary is not None else lane.boundary
+        # A second lane of one tail, which is run otherwise, needs a key of its own.
+        key = hashlib.sha256(repr(wishes).encode()).hexdigest() if tail.key in self._lanes else tail.key
         engine = self._engine(tail, settings.threads or defaults.threads)
         engine.activate()
         try:
-            boundary, batchable, axes = tail.boundary, bool(tail.batchable), tail.output_axes
+            boundary, axes = tail.boundary, tail.output_axes
+            batchable = bool(tail.batchable) and settings.max_batch_size != 0
             if boundary is None:
                 described = describe(engine, max_batch_size=settings.max_batch_size)
                 boundary, batchable, axes = described.boundary, described.batchable, described.output_axes
@@ -217,7 +238,8 @@ class Catalogue:
                 max_rows=settings.max_batch_size or defaults.max_rows,
                 find_knee=settings.max_batch_size is None and defaults.find_knee,
                 instances=settings.instances or defaults.instances,
-                delay_s=settings.efficiency_delay_s or defaults.delay_s,
+                delay_s=defaults.delay_s if settings.efficiency_delay_s is None else settings.efficiency_delay_s,
+                own_delay=settings.efficiency_delay_s is not None,
                 sizes=settings.profile_sizes,
                 most_requests=settings.max_queue_requests,
                 ageing_s=defaults.ageing_s,
@@ -225,11 +247,11 @@ class Catalogue:
                 quantile=defaults.quantile,
                 warm_up_s=defaults.warm_up_s,
             )
-            lane = Lane(tail.key, engine, boundary=boundary, output_axes=axes, batchable=batchable, rules=rules)
+            lane = Lane(key, engine, boundary=boundary, output_axes=axes, batchable=batchable, rules=rules)
         except BaseException:
             engine.deactivate()
             raise
-        self._lanes[tail.key] = lane
+        self._lanes[key], self._wishes[key] = lane, wishes
         return lane, boundary
 
     def _give_back(self, lanes: Sequence[Lane]) -> None:
@@ -242,7 +264,7 @@ class Catalogue:
             lane.is_open = False
             lane.engine.deactivate()
             self._closed(lane)
-            del self._lanes[lane.key]
+            del self._lanes[lane.key], self._wishes[lane.key]
 
     def _rebuild(self) -> None:
         """New tables from what is published; of two with the same segment the one published last answers."""

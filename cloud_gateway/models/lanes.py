@@ -43,6 +43,7 @@ class LaneRules:
     find_knee: bool = True
     instances: int = 1  # batches that may run at the same time
     delay_s: float = 0.0  # opt-in efficiency delay
+    own_delay: bool = False  # the model asked for it: the gateway's own setting does not touch it
     sizes: tuple[int, ...] = ()  # an engine's profile sizes, ascending
     most_requests: int | None = None  # that may wait
     ageing_s: float = AGEING_S

@@ -55,7 +55,8 @@ class ModelSettings(msgspec.Struct, frozen=True):
     max_batch_size: int | None = None
     instances: int | None = None  # engines that run side by side; None: the gateway's own setting
     threads: int | None = None  # of each engine; None: the gateway's own setting
-    efficiency_delay_s: float = 0.0  # how long a request may wait for others; 0: never while an engine is free
+    # How long a request may wait for others; 0: never while an engine is free; None: the gateway's own setting.
+    efficiency_delay_s: float | None = None
     preferred_sizes: tuple[int, ...] = ()  # as declared, and shown so: a batch is what waits, whatever its size
     profile_sizes: tuple[int, ...] = ()  # sizes that the engine was built for; batches are padded to them
     default_timeout_s: float | None = None  # for requests that state no budget of their own

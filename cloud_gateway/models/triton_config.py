@@ -46,7 +46,7 @@ _DATA_TYPE = chosen(DATA_TYPES, "element types")
 
 
 class _Batching(NamedTuple):
-    delay_s: float = 0.0
+    delay_s: float | None = None
     preferred: tuple[int, ...] = ()
     levels: int = 0
     default_level: int = 0
@@ -172,8 +172,9 @@ def _batching(reader: FieldReader) -> _Batching:
         )
     no_policy: tuple[float | None, int | None] = (None, None)
     timeout_s, most_waiting = reader.part("default_queue_policy", _queue_policy, no_policy)
+    delay_us: int | None = reader.one("max_queue_delay_microseconds", whole(0, MOST_US), None)
     return _Batching(
-        delay_s=reader.one("max_queue_delay_microseconds", whole(0, MOST_US), 0) / 1e6,
+        delay_s=None if delay_us is None else delay_us / 1e6,
         preferred=tuple(sorted(set(reader.all("preferred_batch_size", whole(1, MOST_ROWS))))),
         levels=levels,
         default_level=level,

@@ -149,7 +149,9 @@ class LimitsSettings(Section, frozen=True):
     credit_mib: Annotated[
         int, setting("Payload that one agent may have in flight.", ge=1, le=65536, reloadable=True)
     ] = 32
-    connections: Annotated[int, setting("Agents connected at once.", ge=1, le=100_000)] = 1024
+    connections: Annotated[
+        int, setting("Agents connected at once, where the front is a process.", ge=1, le=100_000)
+    ] = 1024
 
 
 class DrainSettings(Section, frozen=True):

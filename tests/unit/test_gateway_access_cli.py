@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import stat
 from pathlib import Path
 from typing import Any
@@ -208,3 +209,20 @@ def test_a_log_that_was_cut_off_is_found_by_the_hash_that_was_noted(operator: Op
         operator.verifies("--expect", noted)
     with pytest.raises(InputError, match="not a hash"):
         operator.verifies("--expect", "abc")
+
+
+def test_the_commands_of_the_security_page_do_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "security.md").read_text()
+    lines = [line for block in page.split("```console\n")[1:] for line in block.split("```")[0].splitlines()]
+    monkeypatch.chdir(tmp_path)
+    apps = {"keys": keys_app, "audit": audit_app}
+    typed = 0
+    for program, app, *words in map(shlex.split, lines):
+        if program == "cloud-gateway" and app in apps:
+            _invoked(apps[app], words)
+            typed += 1
+    assert typed == 10
+    folder = KeyFolder(tmp_path / "keys")
+    states = {entry.name: entry.revoked is None for entry in (*folder.roster().agents, *folder.roster().api_keys)}
+    assert states == {"camera-7": False, "shop": True, "ops": True}
+    assert folder.server_keys().next is None

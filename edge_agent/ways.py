@@ -67,8 +67,4 @@ class Ways:
         )
 
     def _server_keys(self, keys_dir: Path) -> tuple[PublicKey, ...]:
-        if not self._server_key:
-            return keys.read_public(keys_dir / "server.pub")
-        if Path(self._server_key).is_file():
-            return keys.read_public(Path(self._server_key))
-        return (keys.parse_public(self._server_key),)
+        return keys.given_public(self._server_key) if self._server_key else keys.read_public(keys_dir / "server.pub")

@@ -143,6 +143,11 @@ def parse_public(line: str) -> PublicKey:
     return PublicKey(parse_key(words[1]), require_name(words[2]), _port(words[3]) if len(words) == 4 else None)
 
 
+def given_public(text: str) -> tuple[PublicKey, ...]:
+    """Public keys as people hand them over: the name of a file, a line of one, or a bare key. Raises InputError."""
+    return read_public(Path(text)) if os.path.isfile(text) else (parse_public(text),)
+
+
 def read_private(path: Path) -> bytes:
     """What a file of secrets holds. Raises InputError if it is missing, no plain file, or open to others."""
     try:

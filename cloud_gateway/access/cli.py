@@ -248,7 +248,7 @@ def _add_agent(
     if bool(key) == (output is not None):
         raise InputError("an agent needs one key", "give its public --key, or --output DIR to make a pair for it")
     if output is None:
-        public = keys.read_public(Path(key))[0] if Path(key).is_file() else keys.parse_public(key)
+        public = keys.given_public(key)[0]
         pair = None
     else:
         pair = keys.make_pair(name)

@@ -7,7 +7,8 @@ than it should. What the gateway has not yet read is bounded (`Window`; the mark
 peers pile up in libzmq likewise (`Holdings`); who goes beyond is hung up on, and finds its requests again by their ids.
 
     stdin    one line: the Order as JSON; then nothing, until its end: farewell
-    stdout   `ready ENDPOINT`, then counters as one JSON object a second (the sign of life)
+    stdout   `ready ENDPOINT`, then counters as one JSON object a second (the sign of life); what an operator should
+             know is an object with `told` and `text`
 
 It ends when stdin does, so it never outlives its gateway, and ignores SIGTERM and SIGINT, which are the gateway's: it
 must outlive the gateway's last answers.  `python -m cloud_gateway.doors.relay`
@@ -241,8 +242,8 @@ class Relay:
         if now >= self._tell_at:
             self._tell_at = now + TELL_S
             _say(json.dumps({
-                **self._stats, "connections": len(self._holdings), "resident_nbytes": _resident_nbytes(),
-                "under_way_nbytes": self._window.under_way_nbytes,
+                **self._stats, **self._authority.stats, "connections": len(self._holdings),
+                "resident_nbytes": _resident_nbytes(), "under_way_nbytes": self._window.under_way_nbytes,
             }))  # fmt: skip
 
     def _is_pressed(self) -> bool:
@@ -317,7 +318,7 @@ def _give_back_memory() -> None:
 
 
 def _tell(event: str, text: str) -> None:
-    print(f"front: {event}: {text}", file=sys.stderr, flush=True)
+    _say(json.dumps({"told": event, "text": text[:1000]}))
 
 
 def _say(line: str) -> None:
@@ -336,10 +337,10 @@ def main() -> int:
     try:
         Relay(Order.of(sys.stdin.readline())).run()
     except IsthmusError as error:
-        print(f"front: {error}", file=sys.stderr)
+        _tell("front_failed", str(error))
         return error.exit_code
     except MemoryError:
-        print("front: out of memory", file=sys.stderr)
+        _tell("front_failed", "out of memory")
         return 1
     return 0
 

@@ -82,6 +82,7 @@ class FrontProcess:
         self._child: _Child | None = None
         self._counters: dict[str, int] = {}  # of the process that lives now
         self._past: dict[str, int] = {}  # of those before
+        self._last_words = ""
         self._ready = threading.Event()  # or it will never be
         self._thread = threading.Thread(target=self._main, name="isthmus-front-supervisor", daemon=True)
 
@@ -113,9 +114,8 @@ class FrontProcess:
         self._ready.wait(self._plan.policy.start_s + 5)
         if not self.serving:
             self.stop()
-            raise NetworkError(
-                f"the front's process for {self.endpoint} did not come up", "its reason stands above, on stderr"
-            )
+            reason = self._last_words or "it said nothing"
+            raise NetworkError(f"the front's process for {self.endpoint} did not come up: {reason}")
 
     def stats(self) -> dict[str, int]:
         """Restarts, and counters of all processes so far (those of one that died are a second old at most)."""
@@ -179,7 +179,7 @@ class FrontProcess:
                 case GiveUp(why):
                     self._told("front_given_up", f"the front's process is not started again: {why}")
                     self._gave_up(
-                        EngineError(f"the front's process does not live: {why}", "see what it said on stderr")
+                        EngineError(f"the front's process does not live: {why}", self._last_words or "it said nothing")
                     )
 
     def _spawn(self, life: int) -> None:
@@ -207,7 +207,12 @@ class FrontProcess:
             return
         self._handle(Event.HEARD)
         with contextlib.suppress(ValueError):  # a line that was torn by its end
-            self._counters = {str(name): int(value) for name, value in json.loads(line).items()}
+            said = json.loads(line)
+            if "told" in said:
+                self._last_words = str(said["text"])
+                self._told(str(said["told"]), self._last_words)
+            else:
+                self._counters = {str(name): int(value) for name, value in said.items()}
 
     def _bury(self, child: _Child) -> None:
         for line in child.lines():

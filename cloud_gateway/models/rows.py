@@ -73,15 +73,19 @@ class BatchRows:
             for name, array in outputs.items()
         }
 
+    def forget(self) -> None:
+        """The batch that was joined last has failed: nothing was made of it."""
+        self._lent.clear()
+
     def _room(self, key: Hashable, nbytes: int) -> Array:
         """At least `nbytes` bytes, uint8, kept under `key`."""
         flat = self._arrays.get(key)
         if flat is None or flat.nbytes < nbytes:
-            self.nbytes -= 0 if flat is None else flat.nbytes
+            kept = flat
             flat = np.empty(nbytes, np.uint8)
             if nbytes <= self._limit:
+                self.nbytes += nbytes - (0 if kept is None else kept.nbytes)
                 self._arrays[key] = flat
-                self.nbytes += nbytes
         if key in self._arrays:
             self._arrays.move_to_end(key)
         while self.nbytes > self._limit:

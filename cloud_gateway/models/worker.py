@@ -110,6 +110,7 @@ class Runner:
             outputs = lane.engine.infer(tensors)
             _check_rows(lane, outputs, items, rows)
         except EngineError as error:
+            self._rows.forget()
             if len(items) > 1:  # one request's values may fail them all: each on its own then
                 for item in items:
                     self._run(lane, [item], outcomes, time.monotonic())
@@ -185,7 +186,8 @@ class Runner:
         for header, count in zip(item.headers, item.counts, strict=True):
             parts = item.parts[at : at + count]
             at += count
-            if header.codec == "raw" and not (alone and count == 1):
+            # What holds no bytes does not say how many rows it has: its header does.
+            if header.codec == "raw" and header.nbytes and not (alone and count == 1):
                 nbytes = sum(memoryview(part).nbytes for part in parts)
                 if nbytes != header.decoded_nbytes():
                     raise WireError(f"raw tensor of {nbytes} bytes", f"its shape needs {header.decoded_nbytes()}")

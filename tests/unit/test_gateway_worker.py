@@ -297,6 +297,18 @@ def test_a_request_that_fails_the_engine_costs_its_batch_mates_nothing_and_the_w
     assert "index out of range" in refused.reason
 
 
+@pytest.mark.parametrize("codec", ["raw", "zstd"])
+def test_tensors_that_hold_nothing_are_joined_along_their_own_axis_too(codec: str) -> None:
+    free = BoundaryTensor(TensorSpec("state", "float32", ("W", "N")), "raw", 1)
+    bench = Bench(boundary=(X, free))
+    for count in (1, 3):
+        bench.offer(codec=codec, x=row(count, count), state=np.zeros((0, count), np.float32))
+    with bench.running():
+        answers = [bench.computed() for _ in range(2)]
+    assert [outputs(a)["y"].tolist() for a in answers] == [row(2).tolist(), row(6, 3).tolist()]
+    assert bench.engine.calls == 1
+
+
 def test_a_long_complaint_of_the_engine_still_fits_a_message() -> None:
     def verbose(_: Tensors) -> dict[str, Array]:
         raise RuntimeError("x" * 5000)

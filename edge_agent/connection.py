@@ -32,7 +32,7 @@ class Change(enum.StrEnum):
 
     HANDSHAKE = "the connection was made anew"
     LOST = "the link to the gateway is lost"
-    NO_GATEWAY = "what answers at the gateway's address is no gateway"
+    NO_GATEWAY = "what answers at the gateway's address is no gateway, or one that wants keys (--keys)"
     HUNG_UP = "nobody listens behind the gateway's address"
     REFUSED = "the gateway does not let us in: our key is unknown, revoked or expired"
 

@@ -176,9 +176,9 @@ class Desk:
                     self._end(dispatch.expired)
                     self._busy_until = now + self._scheduler.first_free_s(now)
                     return dispatch
-                if self._stopping:
-                    return None
                 wake = None if self._paused else self._scheduler.next_wake(now=now)
+                if self._stopping and wake is None:
+                    return None
                 self._idle += 1
                 self._work.wait(IDLE_WAIT_S if wake is None else max(wake - now, 0.0))
                 self._idle -= 1

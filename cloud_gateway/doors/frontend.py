@@ -105,7 +105,7 @@ class Frontend:
         self._catalogue = catalogue
         self._desk = desk
         self._ledger = ledger
-        self._dedup: DedupTable[tuple[m.RequestId, bytes], Answer] = DedupTable()
+        self._dedup: DedupTable[tuple[str, m.RequestId, bytes], Answer] = DedupTable()
         self._peers = Peers()
         self._runner = Runner(desk, ledger, keep=None if cache is None else cache.keep)
         self._crashed = crashed
@@ -269,7 +269,7 @@ class Frontend:
                     self._infer(route, peer, message, frames[1:], now)
             case m.Cancel(request):
                 self._require_own(peer, request)
-                self._cancel(request)
+                self._cancel(peer, request)
             case m.Ping(number):
                 self._send(route, m.Pong(number, int(self._desk.wait_s(now=now) * 1e6)))
                 if not peer.is_greeted:
@@ -302,7 +302,7 @@ class Frontend:
         )
 
     def _infer(self, route: bytes, peer: Peer, infer: m.Infer, parts: list[Buffer], now: float) -> None:
-        key = (infer.request, infer.segment)
+        key = (peer.tenant, infer.request, infer.segment)  # nobody is given what another asked for
         if self._dedup.attach(key, route, infer.attempt):
             self.stats["duplicates_attached"] += 1
             return
@@ -338,9 +338,13 @@ class Frontend:
                 credit=verdict.credit,
             )  # fmt: skip
 
-    def _cancel(self, request: m.RequestId) -> None:
+    def _cancel(self, peer: Peer, request: m.RequestId) -> None:
         """Remove queued work that nobody waits for. What already runs is finished and its answer kept."""
-        for item in self._desk.withdraw(lambda item: item.door is self and infer_of(item).request == request):
+
+        def is_meant(item: Item) -> bool:
+            return item.door is self and item.tenant == peer.tenant and infer_of(item).request == request
+
+        for item in self._desk.withdraw(is_meant):
             self.stats["cancelled"] += 1
             self._give_up(item, m.RejectCode.CANCELLED, "cancelled by the agent")
 
@@ -350,7 +354,7 @@ class Frontend:
         item, now = done.item, time.monotonic()
         infer, segment = infer_of(item), item.segment
         answer = answer_of(done, infer, now=now)
-        route, attempt = self._dedup.finish((infer.request, infer.segment), answer, answer.nbytes)
+        route, attempt = self._dedup.finish((item.tenant, infer.request, infer.segment), answer, answer.nbytes)
         self.stats["results"] += 1
         if done.batch_size > item.rows:
             self.stats["batched_rows"] += item.rows
@@ -370,7 +374,7 @@ class Frontend:
 
     def _give_up(self, item: Item, code: m.RejectCode, reason: str) -> None:
         infer = infer_of(item)
-        destination = self._dedup.abandon((infer.request, infer.segment))
+        destination = self._dedup.abandon((item.tenant, infer.request, infer.segment))
         if destination is not None:
             route, attempt = destination
             self._reject(
@@ -416,7 +420,7 @@ class Frontend:
         reason = reason[:900]
         for item in self._desk.withdraw(lambda item: item.door is self):
             self._give_up(item, m.RejectCode.INTERNAL, reason)
-        for (request, _), route, attempt in self._dedup.abandon_all():  # in an engine that will not answer any more
+        for (_, request, _), route, attempt in self._dedup.abandon_all():  # in an engine that will not answer any more
             self.stats[f"rejected_{m.RejectCode.INTERNAL}"] += 1
             self._send(route, m.Reject(request, attempt, m.RejectCode.INTERNAL, reason, 0, 0))
 

@@ -136,9 +136,11 @@ class Runner:
                     engine=engine,
                 )
             )
+        done = time.monotonic()  # the curve predicts all of it; what is left of that after coding is the engine's
         self._ledger.executed(
             items[0].segment.scope, rows=rows, requests=len(items), decode_s=start - began, compute_s=end - start,
-            predicted_s=predicted_s, engine=engine, now=end,
+            encode_s=done - end, predicted_s=max(predicted_s - (start - began) - (done - end), 0.0), engine=engine,
+            now=done,
         )  # fmt: skip
         return rows
 

@@ -99,17 +99,21 @@ class OipApp:
         credential = _credential(request.headers)
         announced = request.announced_nbytes
         tenant = self._guard.check(role=route.role, credential=credential, address=address, nbytes=announced or 0)
+        is_in = True
         try:
             if announced is not None and announced > limit:
                 raise _too_large(announced, limit)
             body = await request.body(limit)
             if announced is None and len(body):  # chunked: only now is its size known
-                again = self._guard.check(role=route.role, credential=credential, address=address, nbytes=len(body))
-                self._guard.release(again)
+                self._guard.release(tenant)
+                is_in = False
+                tenant = self._guard.check(role=route.role, credential=credential, address=address, nbytes=len(body))
+                is_in = True
             call = Call(scope["method"], scope["path"], found.names, _query(scope), request.headers, body, tenant)
             return await request.unless_gone(route.endpoint(call)) if is_infer else await route.endpoint(call)
         finally:
-            self._guard.release(tenant)
+            if is_in:
+                self._guard.release(tenant)
 
 
 class _Room:

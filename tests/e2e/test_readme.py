@@ -227,6 +227,6 @@ def test_the_exit_codes_are_those_of_the_code() -> None:
     from protocol import errors
 
     classes = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, errors.IsthmusError)]
-    documented = {int(code) for code in re.findall(r"^\| (\d) \|", README, re.MULTILINE)}
-    documented |= {int(code) for code in re.findall(r"\| (\d) \| [^|]+ \|$", README, re.MULTILINE)}
+    documented = {int(code) for code in re.findall(r"^\| (\d+) \|", README, re.MULTILINE)}
+    documented |= {int(code) for code in re.findall(r"\| (\d+) \| [^|]+ \|$", README, re.MULTILINE)}
     assert documented == {c.exit_code for c in [*classes, RefusedError]} | {0, 1, 2}

@@ -29,6 +29,9 @@ class Peers:
     def __init__(self) -> None:
         self._peers: OrderedDict[bytes, Peer] = OrderedDict()
 
+    def __len__(self) -> int:
+        return len(self._peers)
+
     def heard(self, route: bytes, *, now: float) -> Peer:
         """The peer behind `route`, known from now on if it was not."""
         peer = self._peers.get(route)

@@ -25,6 +25,7 @@ DOORS: dict[str, tuple[str, ...]] = {
         "protocol/sockets.py",
         "edge_agent/connection.py",
         "cloud_gateway/doors/frontend.py",
+        "cloud_gateway/doors/replies.py",
         "cloud_gateway/doors/relay.py",
     ),
     "onnxruntime": ("protocol/engines/ort.py", "partitioner/int8/quantise.py"),

@@ -24,14 +24,13 @@ import zmq
 from cloud_gateway.access.authority import Authority
 from cloud_gateway.cached_desk import CachedDesk
 from cloud_gateway.desk import GUEST, Desk
-from cloud_gateway.doors.answers import Answer, answer_of, infer_of, reference_of, traced_of
-from cloud_gateway.doors.dedup import DedupTable
+from cloud_gateway.doors.answers import infer_of, reference_of
 from cloud_gateway.doors.peers import Peer, Peers
+from cloud_gateway.doors.replies import Replies
 from cloud_gateway.doors.routes import is_front, user_id_of
 from cloud_gateway.models.catalogue import Catalogue
 from cloud_gateway.models.worker import Runner, post
 from cloud_gateway.scheduling.admission import Verdict
-from cloud_gateway.seeing.figures import Scope
 from cloud_gateway.seeing.health import Beats
 from cloud_gateway.seeing.ledger import Ledger
 from cloud_gateway.seeing.tracing import Tracing
@@ -99,13 +98,12 @@ class Frontend:
         self._bound = {at: secret for at, secret in authority.secrets(endpoint).items() if at == endpoint}
         self._listen_again_at: float | None = None
         self._submit = desk_submit(desk) if cache is None else cache.submit
-        self._tracing = tracing
         self._beats = beats
         self._told = told
         self._catalogue = catalogue
         self._desk = desk
         self._ledger = ledger
-        self._dedup: DedupTable[tuple[str, m.RequestId, bytes], Answer] = DedupTable()
+        self._replies = Replies(socket, desk, ledger, self.stats, tracing)
         self._peers = Peers()
         self._runner = Runner(desk, ledger, keep=None if cache is None else cache.keep)
         self._crashed = crashed
@@ -180,7 +178,7 @@ class Frontend:
         others = []
         for outcome in self._runner.run(GUEST, dispatch):
             if isinstance(outcome, Computed) and outcome.item.door is self:
-                self._finish(outcome)
+                self._replies.finish(outcome)
             else:
                 others.append(outcome)
         post(others)
@@ -189,7 +187,7 @@ class Frontend:
     def _finished(self, now: float) -> bool:
         if self._end_by is None:
             return False
-        if len(self._dedup) and now < self._end_by:
+        if len(self._replies.dedup) and now < self._end_by:
             self._settle_by = now + SETTLE_S
             return False
         if now < self._settle_by:
@@ -200,9 +198,9 @@ class Frontend:
     def _handle_post(self, item: Post) -> None:
         match item:
             case Computed():
-                self._finish(item)
+                self._replies.finish(item)
             case NotComputed(request, code, reason):
-                self._give_up(request, code, reason)
+                self._replies.give_up(request, code, reason)
             case Crashed(error):
                 raise error
             case Moved():
@@ -212,7 +210,7 @@ class Frontend:
                 self._end_by = time.monotonic() + grace_s
                 self._settle_by = time.monotonic() + SETTLE_S
                 for route in self._peers.greeted():
-                    self._send(route, m.Drain("shutting down"))
+                    self._replies.send(route, m.Drain("shutting down"))
 
     def _listen_anew(self) -> None:
         if self._relayed:
@@ -223,6 +221,10 @@ class Frontend:
         except NetworkError as error:  # what could be bound serves
             self._told("cannot_listen", str(error))
             self._listen_again_at = time.monotonic() + LISTEN_AGAIN_S
+
+    def _refuse_everything(self, reason: str) -> None:
+        """The last act: whoever still waits is told, so that no request vanishes."""
+        self._replies.refuse_all(self._desk.withdraw(lambda item: item.door is self), reason[:900])
 
     def _receive_burst(self) -> None:
         for _ in range(RECEIVE_BURST):
@@ -237,7 +239,7 @@ class Frontend:
                 self._receive(route, user_id, buffers, time.monotonic())
             except wire.VersionError:
                 self.stats["foreign_versions"] += 1
-                self._send(route, m.VersionMismatch(wire.VERSION, wire.VERSION))
+                self._replies.send(route, m.VersionMismatch(wire.VERSION, wire.VERSION))
             except WireError:
                 self.stats["wire_errors"] += 1
 
@@ -257,13 +259,13 @@ class Frontend:
                 peer.session.handle(Event.HELLO)
                 peer.boot, peer.tenant = boot, self._authority.tenant(user_id) or boot.hex()
                 self.stats["hellos"] += 1
-                self._send(route, self._welcome())
+                self._replies.send(route, self._welcome())
                 if self._draining:
-                    self._send(route, m.Drain("shutting down"))
+                    self._replies.send(route, m.Drain("shutting down"))
             case m.Infer():
                 self.stats["requests"] += 1
                 if not peer.is_greeted:
-                    self._send(route, m.NeedHello(self.epoch, message.request))
+                    self._replies.send(route, m.NeedHello(self.epoch, message.request))
                 else:
                     self._require_own(peer, message.request)
                     self._infer(route, peer, message, frames[1:], now)
@@ -271,9 +273,9 @@ class Frontend:
                 self._require_own(peer, request)
                 self._cancel(peer, request)
             case m.Ping(number):
-                self._send(route, m.Pong(number, int(self._desk.wait_s(now=now) * 1e6)))
+                self._replies.send(route, m.Pong(number, int(self._desk.wait_s(now=now) * 1e6)))
                 if not peer.is_greeted:
-                    self._send(route, m.NeedHello(self.epoch))
+                    self._replies.send(route, m.NeedHello(self.epoch))
             case _:
                 raise WireError(f"{type(message).__name__} is not for a gateway", "see docs/wire.md")
 
@@ -283,7 +285,7 @@ class Frontend:
         self._peers.drop(route)
         if isinstance(message, m.Infer):
             self._ledger.offered(None)
-            self._reject(route, message, m.RejectCode.FORBIDDEN, refusal, now=now)
+            self._replies.reject(route, message, m.RejectCode.FORBIDDEN, refusal, now=now)
 
     def _require_own(self, peer: Peer, request: m.RequestId) -> None:
         """Nobody may fetch or cancel another's request: its id begins with the boot id that the peer greeted with."""
@@ -303,25 +305,25 @@ class Frontend:
 
     def _infer(self, route: bytes, peer: Peer, infer: m.Infer, parts: list[Buffer], now: float) -> None:
         key = (peer.tenant, infer.request, infer.segment)  # nobody is given what another asked for
-        if self._dedup.attach(key, route, infer.attempt):
+        if self._replies.dedup.attach(key, route, infer.attempt):
             self.stats["duplicates_attached"] += 1
             return
-        if (answer := self._dedup.finished(key)) is not None:
+        if (answer := self._replies.dedup.finished(key)) is not None:
             self.stats["duplicates_answered"] += 1
-            self._send_answer(route, infer.attempt, answer)
+            self._replies.send_answer(route, infer.attempt, answer)
             return
         segment = self._catalogue.segments.get(infer.segment)
         self._ledger.offered(segment.scope if segment else None)
         if segment is None:
             reason = "this gateway does not hold that head/tail pair"
-            self._reject(route, infer, m.RejectCode.UNKNOWN_SEGMENT, reason, now=now)
+            self._replies.reject(route, infer, m.RejectCode.UNKNOWN_SEGMENT, reason, now=now)
             return
         try:
             counts = wire.check_parts(infer.tensors, [memoryview(p).nbytes for p in parts])
             rows, layout = segment.fit(infer.tensors)
             nbytes = nbytes_of(infer.tensors)
         except (WireError, ValueError) as error:
-            self._reject(route, infer, m.RejectCode.BAD_REQUEST, str(error)[:900], now=now, scope=segment.scope)
+            self._replies.reject(route, infer, m.RejectCode.BAD_REQUEST, str(error)[:900], now=now, scope=segment.scope)
             return
         if segment.has_drifted(infer.outer_ppm):
             self.stats["drifted"] += 1
@@ -331,9 +333,9 @@ class Frontend:
         )  # fmt: skip
         verdict = self._submit(item)
         if verdict is None:
-            self._dedup.start(key, route, infer.attempt)
+            self._replies.dedup.start(key, route, infer.attempt)
         else:
-            self._reject(
+            self._replies.reject(
                 route, infer, verdict.code, verdict.reason, verdict.retry_after_s, now=now, scope=segment.scope,
                 credit=verdict.credit,
             )  # fmt: skip
@@ -346,90 +348,7 @@ class Frontend:
 
         for item in self._desk.withdraw(is_meant):
             self.stats["cancelled"] += 1
-            self._give_up(item, m.RejectCode.CANCELLED, "cancelled by the agent")
-
-    # ---- what goes out ----------------------------------------------------------------------------------------------
-
-    def _finish(self, done: Computed) -> None:
-        item, now = done.item, time.monotonic()
-        infer, segment = infer_of(item), item.segment
-        answer = answer_of(done, infer, now=now)
-        route, attempt = self._dedup.finish((item.tenant, infer.request, infer.segment), answer, answer.nbytes)
-        self.stats["results"] += 1
-        if done.batch_size > item.rows:
-            self.stats["batched_rows"] += item.rows
-        self._ledger.answered(
-            segment.scope, queue_s=done.queue_s, residence_s=now - item.arrived, budget_s=infer.budget_us / 1e6,
-            late=now > item.deadline, now=now,
-        )  # fmt: skip
-        self._send_answer(route, attempt, answer)
-        if infer.sampled and self._tracing is not None and (traced := traced_of(done, infer, now=now)) is not None:
-            self._tracing.record(traced)
-
-    def _send_answer(self, route: bytes, attempt: int, answer: Answer) -> None:
-        result = answer.result
-        if result.attempt != attempt:
-            result = result.for_attempt(attempt)
-        self._send(route, result, answer.buffers)
-
-    def _give_up(self, item: Item, code: m.RejectCode, reason: str) -> None:
-        infer = infer_of(item)
-        destination = self._dedup.abandon((item.tenant, infer.request, infer.segment))
-        if destination is not None:
-            route, attempt = destination
-            self._reject(
-                route, infer, code, reason, attempt=attempt, arrived=item.arrived, scope=item.segment.scope,
-                credit=self._desk.credit(item.tenant),
-            )  # fmt: skip
-
-    def _reject(
-        self,
-        route: bytes,
-        infer: m.Infer,
-        code: m.RejectCode,
-        reason: str,
-        retry_after_s: float = 0.0,
-        *,
-        attempt: int | None = None,
-        arrived: float | None = None,
-        now: float | None = None,
-        scope: Scope | None = None,
-        credit: int | None = None,
-    ) -> None:
-        at = time.monotonic() if now is None else now
-        spent_us = int((at - arrived) * 1e6) if arrived is not None else 0
-        slack_us = max(infer.budget_us - spent_us, 0)
-        self.stats[f"rejected_{code}"] += 1
-        self._ledger.refused(scope, code, slack_s=slack_us / 1e6, budget_s=infer.budget_us / 1e6)
-        self._send(
-            route,
-            m.Reject(
-                request=infer.request,
-                attempt=infer.attempt if attempt is None else attempt,
-                code=code,
-                reason=reason,
-                slack_us=slack_us,
-                retry_after_us=int(retry_after_s * 1e6),
-                residence_us=spent_us,
-                credit=credit,
-            ),
-        )
-
-    def _refuse_everything(self, reason: str) -> None:
-        """The last act: whoever still waits is told, so that no request vanishes."""
-        reason = reason[:900]
-        for item in self._desk.withdraw(lambda item: item.door is self):
-            self._give_up(item, m.RejectCode.INTERNAL, reason)
-        for (_, request, _), route, attempt in self._dedup.abandon_all():  # in an engine that will not answer any more
-            self.stats[f"rejected_{m.RejectCode.INTERNAL}"] += 1
-            self._send(route, m.Reject(request, attempt, m.RejectCode.INTERNAL, reason, 0, 0))
-
-    def _send(self, route: bytes, message: m.Message, payload: tuple[Buffer, ...] = ()) -> None:
-        try:
-            self._socket.send_multipart([route, *wire.pack(message, payload)], zmq.NOBLOCK, copy=False)
-        except zmq.ZMQError:
-            # The peer is gone or does not read. Its answer is kept: it may ask again under the same id.
-            self.stats["peers_gone"] += 1
+            self._replies.give_up(item, m.RejectCode.CANCELLED, "cancelled by the agent")
 
 
 def _user_id(frame: zmq.Frame) -> str:

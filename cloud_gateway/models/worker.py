@@ -18,6 +18,7 @@ from cloud_gateway.desk import Desk
 from cloud_gateway.models.lanes import Lane
 from cloud_gateway.models.rows import BatchRows, Source
 from cloud_gateway.scheduling.scheduler import Dispatch
+from cloud_gateway.seeing.figures import OWN, Scope
 from cloud_gateway.seeing.ledger import Ledger
 from cloud_gateway.work import Computed, Crashed, Door, Item, NotComputed, Outcome
 from protocol import codecs, wire
@@ -138,7 +139,7 @@ class Runner:
             )
         done = time.monotonic()  # the curve predicts all of it; what is left of that after coding is the engine's
         self._ledger.executed(
-            items[0].segment.scope, rows=rows, requests=len(items), decode_s=start - began, compute_s=end - start,
+            _scope_of(items), rows=rows, requests=len(items), decode_s=start - began, compute_s=end - start,
             encode_s=done - end, predicted_s=max(predicted_s - (start - began) - (done - end), 0.0), engine=engine,
             now=done,
         )  # fmt: skip
@@ -227,6 +228,11 @@ def post(outcomes: Sequence[Outcome]) -> None:
             doors.setdefault(id(door), (door, []))[1].append(outcome)
     for door, mine in doors.values():
         door.post_all(mine)
+
+
+def _scope_of(items: Sequence[Item]) -> Scope:
+    """Under whose name a batch is counted: the first's that is not the gateway's own question."""
+    return next((item.segment.scope for item in items if item.segment.scope is not OWN), OWN)
 
 
 def _check_rows(lane: Lane, outputs: Mapping[str, Array], items: Sequence[Item], rows: int) -> None:

@@ -34,6 +34,9 @@ class Scope(NamedTuple):
     placement: str
 
 
+OWN = Scope("", "", "")  # the gateway's own questions: they are counted under no name
+
+
 @dataclass(slots=True)
 class Counters:
     """Sums since the start; they only grow. Times are seconds."""

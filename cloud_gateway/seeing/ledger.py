@@ -11,7 +11,7 @@ import threading
 from dataclasses import dataclass
 from functools import cached_property
 
-from cloud_gateway.seeing.figures import OTHER, Figures, Moment, Row, Scope, together
+from cloud_gateway.seeing.figures import OTHER, OWN, Figures, Moment, Row, Scope, together
 
 MOST_SCOPES = 64
 MOST_EVENTS = 256
@@ -78,8 +78,11 @@ class Ledger:
     ) -> None:
         """One engine run. The times are the run's; `predicted_s` is what the cost curve had said for `compute_s`.
 
-        A batch may hold requests of several scopes that share a tail: it counts under one of them, the first's.
+        A batch may hold requests of several scopes that share a tail: it counts under one of them, the first's. The
+        gateway's own questions (OWN) are no run.
         """
+        if scope == OWN:
+            return
         with self._lock:
             self._now = now
             (self._rows.get(scope) or self._row(scope)).execute(

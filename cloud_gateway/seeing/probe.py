@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 
 from cloud_gateway.desk import Desk
 from cloud_gateway.models.lanes import Lane, Segment
-from cloud_gateway.seeing.figures import Scope
+from cloud_gateway.seeing.figures import OWN
 from cloud_gateway.work import Computed, Item, NotComputed, Outcome, nbytes_of
 from protocol import codecs
 from protocol.errors import EngineError
@@ -59,7 +59,7 @@ class Probe:
         names = [b.spec.name for b in lane.boundary]
         encoded = [codecs.encode(name, tensors[name], "raw") for name in names]
         headers = tuple(header for header, _ in encoded)
-        segment = Segment(lane, lane.boundary, "", "", "health", Scope("isthmus-health", "", ""))
+        segment = Segment(lane, lane.boundary, "", "", "health", OWN)
         rows, layout = segment.fit(headers)
         now = time.monotonic()
         return Item(

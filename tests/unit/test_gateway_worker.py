@@ -9,6 +9,7 @@ import queue
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from cloud_gateway.desk import Desk
 from cloud_gateway.models.lanes import Lane, LaneRules, Segment
 from cloud_gateway.models.worker import Worker
 from cloud_gateway.scheduling.admission import Limits
-from cloud_gateway.seeing.figures import Scope
+from cloud_gateway.seeing.figures import OWN, Scope
 from cloud_gateway.seeing.ledger import Ledger
 from cloud_gateway.work import Computed, Crashed, Item, NotComputed, Outcome
 from protocol import codecs, wire
@@ -372,6 +373,23 @@ def test_the_ledger_hears_of_every_run_what_was_predicted_and_what_it_took() -> 
             bench.computed()
     counters = bench.ledger.snapshot(now=time.monotonic()).total.counters
     assert (counters.executions, counters.rows) == (1, 3)
+
+
+def test_the_gateways_own_question_is_counted_under_nobodys_name_but_not_hidden_among_others() -> None:
+    bench = Bench()
+    theirs = bench.segment
+    bench.segment = replace(theirs, scope=OWN)
+    bench.offer(x=row(1))
+    bench.segment = theirs
+    bench.offer(x=row(2))
+    with bench.running():
+        for _ in range(2):
+            bench.computed()
+        bench.segment = replace(theirs, scope=OWN)
+        bench.offer(x=row(3))
+        bench.computed()
+    figures = bench.ledger.snapshot(now=time.monotonic()).scopes
+    assert [(f.scope.model, f.counters.executions) for f in figures] == [("unknown", 0), ("toy", 1)]
 
 
 def test_an_engine_that_hands_back_its_own_input_does_not_see_answers_overwritten() -> None:

@@ -190,7 +190,9 @@ class AccessSettings(Section, frozen=True):
         Path | None, setting("Folder of the gateway's keys and of who may connect; with it, plain text is refused.")
     ] = None
     admin: Annotated[bool, setting("Serve routes that load and unload models.")] = False
-    audit_log: Annotated[Path | None, setting("File of the hash-chained record of admin actions.")] = None
+    audit_log: Annotated[
+        Path | None, setting("File of the hash-chained record of admin actions; else keys_dir/audit.log.")
+    ] = None
     failed_attempts_per_minute: Annotated[
         int, setting("Wrong credentials that one address may show.", ge=1, le=100_000, reloadable=True)
     ] = 10
@@ -274,9 +276,9 @@ class GatewaySettings(Section, frozen=True):
             yield "models.mode", fact, "name the folder to look at"
         if not self.engines.order:
             yield "engines.order", "engines.order is empty", "name at least onnxruntime-cpu"
-        if self.access.admin and self.access.audit_log is None:
-            fact = "access.admin is set but access.audit_log is not"
-            yield "access.admin", fact, "name the file in which admin actions are recorded"
+        if self.access.admin and self.access.keys_dir is None:
+            fact = "access.admin is set but access.keys_dir is not"
+            yield "access.admin", fact, "make keys with `cloud-gateway keys init`: administration needs an API key"
 
 
 class Sources(NamedTuple):

@@ -115,7 +115,7 @@ class Gateway:
         ]
         access = settings.access
         folder = None if access.keys_dir is None else KeyFolder(access.keys_dir)
-        self.authority = Authority(folder, insecure=settings.zmq.insecure, told=self.told)
+        self.authority = Authority(folder, insecure=settings.zmq.insecure, told=self.told, is_full=self._is_full)
         self._wanted = sockets.resolve(sockets.parse_endpoint(settings.zmq.bind))
         if folder is None:
             sockets.require_loopback(self._wanted, insecure=settings.zmq.insecure, doing="listening on")
@@ -146,8 +146,8 @@ class Gateway:
                 self._load_first()
                 self._open_standard_door()
             except BaseException:
-                self.keeper.stop()
-                self.catalogue.close()
+                if self.keeper.stop():
+                    self.catalogue.close()
                 socket.close(0)
                 raise
         except BaseException:
@@ -178,6 +178,8 @@ class Gateway:
             counts |= {f"cache_{what}": n for what, n in self.cache.counts.items()}
         if self.front is not None:
             counts |= {f"front_{what}": n for what, n in self.front.stats().items()}
+        if self.tracing is not None:
+            counts["traces_left_out"] = self.tracing.left_out
         return counts
 
     def close(self) -> None:
@@ -188,14 +190,17 @@ class Gateway:
         grace_s = self.drain_s
         self.desk.drain()
         self.frontend.post_all([Shutdown(grace_s)])
+        # First, or who waits for a load or unload would hold the door open. False: a load is still under way, and would
+        # meet what was taken from it.
+        may_close = self.keeper.stop()
         if self.standard is not None:
             self.standard.close(grace_s)
         self.frontend.join(grace_s + 5)
-        self.keeper.stop()
         self.desk.stop()
         for worker in self._workers:
             worker.join(JOIN_S)
-        self.catalogue.close()
+        if may_close:
+            self.catalogue.close()
         self.authority.stop()
         if self._far is not None:
             self._far.stop()
@@ -268,6 +273,11 @@ class Gateway:
             far=far,
         )
         return kept, far
+
+    def _is_full(self) -> bool:
+        """A front that is a process counts the connections themselves."""
+        frontend: Frontend | None = getattr(self, "frontend", None)  # libzmq asks as soon as the port is bound
+        return self.front is None and frontend is not None and frontend.agents >= self.settings.limits.connections
 
     def _remember(self, lane: Lane) -> None:
         inputs = known_input(lane.engine.inputs)

@@ -38,9 +38,12 @@ class Authority:
         *,
         insecure: bool = False,
         told: Callable[[str, str], None] = lambda event, text: None,
+        is_full: Callable[[], bool] = lambda: False,
     ) -> None:
+        """`is_full`: nobody else may come in just now; asked whenever a connection is made."""
         self.stats: Counter[str] = Counter()
         self._folder = folder
+        self._is_full = is_full
         self._told = told  # event and sentence, for the log
         self._plain_text = PlainText.NOWHERE
         if folder is None:
@@ -124,6 +127,8 @@ class Authority:
         else:
             table = self._table if self._readable else None
             reply = zap.decide(request, table, domain=sockets.ZAP_DOMAIN, plain_text=self._plain_text, utc=time.time())
+            if reply.status == 200 and self._is_full():
+                reply = zap.Reply(300, "as many agents are connected as may be")
         self.stats[f"zap_{reply.status}"] += 1
         if reply.status != 200:
             self._told("connection_refused", f"{request.address if request else 'somebody'}: {reply.text}")

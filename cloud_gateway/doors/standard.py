@@ -18,6 +18,7 @@ import msgspec
 
 from cloud_gateway.access.api_keys import Rules
 from cloud_gateway.access.audit import AuditLog
+from cloud_gateway.access.folder import KeyFolder
 from cloud_gateway.access.guard import ApiGuard
 from cloud_gateway.config import MIB, GatewaySettings, GrpcSettings, HttpSettings
 from cloud_gateway.doors.http_service import HttpService
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from protocol.oip.grpc_server import GrpcDoor
 
 HTML = "text/html; charset=utf-8"
+# A page cannot forbid in itself that others frame it.
+NO_FRAMES = ((b"content-security-policy", b"frame-ancestors 'none'"), (b"x-content-type-options", b"nosniff"))
 
 
 class StandardDoor:
@@ -53,7 +56,8 @@ class StandardDoor:
             failures_per_minute=access.failed_attempts_per_minute,
             told=gateway.told,
         )
-        audit = {} if access.audit_log is None else {"audit": AuditLog(access.audit_log).act}
+        audit_log = access.audit_log or (KeyFolder(access.keys_dir).audit_log if access.keys_dir else None)
+        audit = {} if audit_log is None else {"audit": AuditLog(audit_log).act}
         self.service = HttpService(
             gateway.catalogue,
             gateway.desk,
@@ -134,7 +138,7 @@ class StandardDoor:
         tag = (b"etag", etag.encode())
         if call.headers.get(b"if-none-match") == etag.encode():
             return Answer(status=304, headers=(tag,))
-        return Answer(html, HTML, headers=(tag, (b"cache-control", b"no-cache")))
+        return Answer(html, HTML, headers=(tag, (b"cache-control", b"no-cache"), *NO_FRAMES))
 
     async def _deep(self, _: Call) -> Answer:
         verdict = ready(self._gateway.observer.standing())
@@ -154,7 +158,7 @@ def _listen(http: HttpSettings) -> Listen:
     )
     return Listen(
         bind=http.bind if http.enabled else None,
-        unix_socket=http.unix_socket,
+        unix_socket=http.unix_socket if http.enabled else None,
         tls=_tls(http),
         insecure=http.insecure,
         patience=patience,

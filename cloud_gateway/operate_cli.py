@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from cloud_gateway.config import from_flags, load_settings
-from cloud_gateway.remote import Remote
+from cloud_gateway.remote import LOAD_TIMEOUT_S, Remote, model_path
 from protocol.errors import InputError
 from protocol.settings import parse_set
 from protocol.terminal import print_json
@@ -29,12 +30,12 @@ DEFAULT_URL = "http://127.0.0.1:7480"
 @models_app.command("list")
 def list_(url: Url = DEFAULT_URL, key_file: KeyFile = None, json: Json = False) -> None:
     """Every version that lies in the repository or is held, its state, and why it is not ready."""
-    entries = Remote(url, key_file).call("POST", "/v2/repository/index", {})
+    entries = Remote(url, key_file).entries("POST", "/v2/repository/index", {})
     if json:
         print_json(entries)
         return
     for entry in entries:
-        name, version, state = entry["name"], entry.get("version", ""), entry["state"]
+        name, version, state = (str(entry.get(field, "")) for field in ("name", "version", "state"))
         print(f"{name:<24} {version:>6}  {state:<12} {entry.get('reason', '')}".rstrip())
     if not entries:
         print("no models")
@@ -66,16 +67,20 @@ def unload(
 
 def _act(what: str, name: str, version: int | None, url: str, key_file: Path | None, *, json: bool) -> None:
     parameters = {} if version is None else {"parameters": {"version": version}}
-    Remote(url, key_file).call("POST", f"/v2/repository/models/{name}/{what}", parameters)
+    Remote(url, key_file, timeout_s=LOAD_TIMEOUT_S).call("POST", model_path(name, what), parameters)
     if json:
-        print_json({"ok": True, "model": name, "done": what})
+        print_json({"ok": True, "model": name, "version": version, "done": what})
     else:
         print(f"{what}ed {name}" + ("" if version is None else f" version {version}"))
 
 
 def status(url: Url = DEFAULT_URL, key_file: KeyFile = None, json: Json = False) -> None:
     """What a running gateway does: models, lanes, rates, latencies, refusals."""
-    document = Remote(url, key_file).call("GET", "/status.json")
+    document = Remote(url, key_file).document("GET", "/status.json")
+    from cloud_gateway.seeing.status import SCHEMA  # it brings numpy along
+
+    if document.get("schema") != SCHEMA:
+        raise InputError(f"the status of {url} is none that this command reads", "use the gateway's own version of it")
     if json:
         print_json(document)
     else:
@@ -116,7 +121,7 @@ def dry_run(
         raise InputError(f"{failed[0].name} version {failed[0].version}: {failed[0].reason}", "mend or remove it")
 
 
-def _lines(document: dict[str, Any]) -> list[str]:
+def _lines(document: Mapping[str, Any]) -> list[str]:
     total = document["total"]
     state = "draining" if document["draining"] else "ready" if document["ready"] else f"not ready: {document['reason']}"
     lines = [f"{document['software']}: {state}, up {document['uptime_s']:.0f} s, {document['agents']} agents"]

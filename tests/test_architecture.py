@@ -63,6 +63,7 @@ DOORS: dict[str, tuple[str, ...]] = {
 STDLIB_DOORS = {
     "asyncio": (
         "edge_agent/client.py",
+        "cloud_gateway/doors/administration.py",
         "protocol/oip/*.py",
         "cloud_gateway/doors/http_service.py",
         "cloud_gateway/doors/standard.py",

@@ -10,17 +10,16 @@ is dropped.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from cloud_gateway.desk import Desk
 from cloud_gateway.doors import descriptions
+from cloud_gateway.doors.administration import Administration, Audit, administer, unrecorded
 from cloud_gateway.doors.turns import Turns
 from cloud_gateway.models.catalogue import Catalogue, Published
-from cloud_gateway.models.keeper import VersionStatus
 from cloud_gateway.models.lanes import Segment
 from cloud_gateway.models.states import State
 from cloud_gateway.scheduling.admission import Verdict
@@ -28,7 +27,7 @@ from cloud_gateway.seeing.ledger import Ledger
 from cloud_gateway.seeing.tracing import Traced
 from cloud_gateway.work import Computed, Crashed, Item, NotComputed, Outcome
 from protocol import codecs
-from protocol.errors import IsthmusError, WireError
+from protocol.errors import WireError
 from protocol.mailbox import Mailbox
 from protocol.messages import RejectCode
 from protocol.oip.service import (
@@ -56,26 +55,6 @@ _REFUSALS = {
     RejectCode.INTERNAL: Refusal.INTERNAL,
 }
 _READY = descriptions.STATES[State.AVAILABLE]
-LOAD_S = 600.0  # how long a caller of load or unload is kept waiting
-
-
-class Administration(Protocol):
-    """Who loads and unloads models: the keeper of a repository. Called from threads that may wait."""
-
-    def index(self) -> list[VersionStatus]: ...
-
-    def is_ready(self) -> bool: ...
-
-    def load(self, name: str, version: int | None = None, *, wait_s: float) -> str: ...
-
-    def unload(self, name: str, version: int | None = None, *, wait_s: float) -> str: ...
-
-
-Audit = Callable[[str, str, str], contextlib.AbstractContextManager[None]]  # tenant, action, target
-
-
-def _unrecorded(_: str, __: str, ___: str) -> contextlib.AbstractContextManager[None]:
-    return contextlib.nullcontext()
 
 
 class HttpService:
@@ -94,7 +73,7 @@ class HttpService:
         *,
         submit: Callable[[Item], Verdict | None] | None = None,
         keeper: Administration | None = None,
-        audit: Audit = _unrecorded,
+        audit: Audit = unrecorded,
         record: Callable[[Traced], None] | None = None,
     ) -> None:
         self._catalogue = catalogue
@@ -353,27 +332,10 @@ class HttpService:
     # ---- administration ---------------------------------------------------------------------------------------------
 
     async def load(self, model: str, parameters: Mapping[str, Parameter], *, tenant: str) -> None:
-        await self._administer(tenant, "load", model)
+        await administer(self._keeper, self._audit, tenant, "load", model, parameters)
 
     async def unload(self, model: str, parameters: Mapping[str, Parameter], *, tenant: str) -> None:
-        await self._administer(tenant, "unload", model)
-
-    async def _administer(self, tenant: str, action: str, model: str) -> None:
-        keeper = self._keeper
-        if keeper is None:
-            reason = "this gateway serves what was named at its start; give it a repository to load models from"
-            raise OipError(Refusal.UNSUPPORTED, reason)
-        act = keeper.load if action == "load" else keeper.unload
-
-        def recorded() -> None:
-            with self._audit(tenant, action, model):
-                if trouble := act(model, wait_s=LOAD_S):
-                    raise OipError(Refusal.BAD_REQUEST, trouble[:900])
-
-        try:
-            await asyncio.to_thread(recorded)
-        except IsthmusError as error:  # it cannot be recorded, so it is not done
-            raise OipError(Refusal.INTERNAL, str(error)[:900]) from error
+        await administer(self._keeper, self._audit, tenant, "unload", model, parameters)
 
 
 def _check_outputs(request: InferRequest, published: Published) -> None:

@@ -55,7 +55,7 @@ class Observer:
 
     def standing(self) -> Standing:
         now = time.monotonic()
-        requests, nbytes = self._desk.pending()
+        _, nbytes = self._desk.pending()
         limits = self._desk.limits
         segments = self._segments()
         index = self._keeper.index()

@@ -22,7 +22,10 @@ SUITES: dict[str, Suite] = {
         "benchmarks.prediction", "run", "error of predicted head and tail times at cuts not measured (~15 min)"
     ),
     "solver": Suite("benchmarks.solver", "run", "time of the exact plan table, 500 to 100,000 units (~2 min)"),
-    "policies": Suite("benchmarks.policies", "run", "the scheduler beside other servers' rules, simulated (~3 min)"),
+    "policies": Suite("benchmarks.policies", "run", "the scheduler beside other servers' rules, simulated (~1 min)"),
+    "merging": Suite(
+        "benchmarks.merging", "run", "cuts of one model as lanes of their own or merged, simulated (~3 min)"
+    ),
     "link": Suite("benchmarks.link_accuracy", "run", "how truly the link emulator keeps rate and round trip (~50 s)"),
     "gateway": Suite(
         "benchmarks.gateway_cost", "run", "server cost per request against bare ZeroMQ + ONNX Runtime (~2 min)"
@@ -36,6 +39,7 @@ SUITES: dict[str, Suite] = {
     "roundtrip": Suite(
         "benchmarks.roundtrip", "run", "one request's way against a raw echo, 1 KB to 1.6 MB, and with models (~2 min)"
     ),
+    "front": Suite("benchmarks.front_process", "run", "what a front that is a process of its own costs (~1 min)"),
     "idle": Suite("benchmarks.idle", "run", "what serving costs while nobody asks: start, memory, processor (~1 min)"),
     "input_codecs": Suite(
         "benchmarks.input_codecs",

@@ -145,10 +145,7 @@ def harder(count: int = REQUESTS) -> dict[str, Scene]:
 def _overload(name: str, scene: Scene, played: Sequence[Summary], rule: str) -> list[Result]:
     goodput = [100 * s.of_capacity(scene.rows_per_s) for s in played]
     door = sum(s.refused_at_door.total() for s in played)
-    note = (
-        f"{100 * float(np.mean([s.goodput for s in played])):.0f} % of what was offered; {sum(s.late for s in played)} "
-        f"late; refused {door} at the door, {sum(s.dropped for s in played)} later"
-    )
+    note = f"{sum(s.late for s in played)} late, {door} refused at the door, {sum(s.dropped for s in played)} dropped"
     if rule != OURS:
         return [Result.of(f"goodput, {name}", "% of capacity", goodput, note=note)]
     least = 80.0 if scene.load < 1.5 else 70.0

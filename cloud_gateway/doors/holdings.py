@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 LEAST_NBYTES = 1 << 20  # who holds less is not what fills the memory
+MOVING_NBYTES = 1 << 16
 
 
 @dataclass(slots=True)
@@ -29,6 +30,7 @@ class Holdings:
     """Connections by their file descriptors; used by one thread."""
 
     def __init__(self, *, most_nbytes: int) -> None:
+        self.moving = False  # whether somebody brought much since the last look
         self._most_nbytes = most_nbytes
         self._connections: dict[int, _Connection] = {}
 
@@ -53,10 +55,12 @@ class Holdings:
 
         Under pressure it is one at a time, so that the next look sees what that has freed.
         """
+        self.moving = False
         for descriptor, connection in self._connections.items():
             received = received_nbytes(descriptor)
             if received is None:
                 continue  # its end has not been told yet
+            self.moving |= received - connection.base - connection.held >= MOVING_NBYTES
             if connection.delivered or received < connection.base:
                 connection.base, connection.delivered = received, False
             connection.held = received - connection.base

@@ -24,6 +24,7 @@ import resource
 import signal
 import sys
 import time
+import traceback
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from cloud_gateway.access.authority import Authority
 from cloud_gateway.access.folder import KeyFolder
-from cloud_gateway.doors.holdings import Holdings, Window
+from cloud_gateway.doors.holdings import MOVING_NBYTES, Holdings, Window
 from cloud_gateway.doors.routes import peer_of, to_route
 from protocol import messages as m
 from protocol import sockets, wire
@@ -47,7 +48,9 @@ WINDOW_NBYTES = 64 << 20
 WINDOW_MESSAGES = 4096
 LEAST_HEADROOM_NBYTES = 64 << 20
 BURST = 64  # messages in one direction before the other gets its turn
-LOOK_S = 0.05
+LOOK_S = 0.05  # at what connections hold, while some bring much
+REST_S = 0.25  # and while none does: an idle front must cost nothing
+QUICK_S = 1.0
 TELL_S = 1.0
 CONNECT_S = 5.0
 LISTEN_AGAIN_S = 1.0  # where a port was taken
@@ -120,26 +123,32 @@ class Relay:
         self._poller = zmq.Poller()
         for source in (self._agents, self._gateway, self._monitor, STDIN, self._moved):
             self._poller.register(source, zmq.POLLIN)
-        self._look_at = self._tell_at = 0.0
+        self._look_at = self._tell_at = self._quick_until = 0.0
+        self._pace_s = LOOK_S
+        self._unseen_nbytes = 0  # taken since the last look
 
     def run(self) -> None:
+        """Raises whatever goes wrong: then the process is to end at once, without farewell."""
         _say(f"ready {self._endpoint}")
-        try:
-            while True:
-                poller = self._poller if self._window.open else self._waiting
-                ready = dict(poller.poll(int(LOOK_S * 1000)))
-                if STDIN in ready and not os.read(STDIN, 4096):
-                    break
-                if self._moved in ready:
-                    os.read(self._moved, 64)
-                    self._listen()
+        while True:
+            poller = self._poller if self._window.open else self._waiting
+            ready = dict(poller.poll(int(max(self._look_at - time.monotonic(), 0.0) * 1000) + 1))
+            if STDIN in ready and not os.read(STDIN, 4096):
+                break
+            if self._moved in ready:
+                os.read(self._moved, 64)
+                self._listen()
+            if self._monitor in ready:
                 self._watch()
+            if self._agents in ready:
                 self._take_burst()
+            if self._gateway in ready:
                 self._bring_burst()
-                self._look(time.monotonic())
-            self._part()
-        finally:
-            self._close()
+            if self._unseen_nbytes >= MOVING_NBYTES:
+                self._hurry()
+            self._look(time.monotonic())
+        self._part()
+        self._close()
 
     # ---- both directions --------------------------------------------------------------------------------------------
 
@@ -163,6 +172,7 @@ class Relay:
             nbytes += len(frame)
             if count <= MOST_PARTS and nbytes <= self._most_nbytes:
                 parts.append(frame)
+        self._unseen_nbytes += nbytes
         descriptor = int(frame.get(zmq.SRCFD)) if count else -1
         self._holdings.delivered(descriptor)
         self._stats["taken"] += 1
@@ -228,6 +238,7 @@ class Relay:
             else:
                 self._stats["connections_accepted"] += 1
                 self._holdings.accepted(descriptor)
+                self._hurry()
 
     def _look(self, now: float) -> None:
         """Now and then: who holds too much, where to listen, and a sign of life."""
@@ -235,8 +246,12 @@ class Relay:
             for descriptor in self._holdings.inspect(sockets.received_nbytes, pressed=self._is_pressed()):
                 self._stats["hoarders"] += 1
                 sockets.hang_up(descriptor)
-            took_s = time.monotonic() - now
-            self._look_at = now + max(LOOK_S, 50 * took_s)  # at most 2 % of a processor, however many there are
+            self._unseen_nbytes = 0
+            # At most 2 % of a processor, however many there are.
+            self._pace_s = max(LOOK_S, 50 * (time.monotonic() - now))
+            self._look_at = now + max(self._pace_s, 0.0 if now < self._quick_until else REST_S)
+            if self._holdings.moving:
+                self._hurry()
         if self._listen_again_at is not None and now >= self._listen_again_at:
             self._listen()
         if now >= self._tell_at:
@@ -245,6 +260,13 @@ class Relay:
                 **self._stats, **self._authority.stats, "connections": len(self._holdings),
                 "resident_nbytes": _resident_nbytes(), "under_way_nbytes": self._window.under_way_nbytes,
             }))  # fmt: skip
+
+    def _hurry(self) -> None:
+        """Something moves: look more often for a while."""
+        now = time.monotonic()
+        self._quick_until = now + QUICK_S
+        self._look_at = min(self._look_at, now + self._pace_s)
+        self._unseen_nbytes = 0
 
     def _is_pressed(self) -> bool:
         if _resident_nbytes() < self._pressed_at:
@@ -341,7 +363,10 @@ def main() -> int:
         return error.exit_code
     except MemoryError:
         _tell("front_failed", "out of memory")
-        return 1
+        os._exit(1)  # with what is left, closing in good order could hang
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
     return 0
 
 

@@ -72,6 +72,14 @@ def test_news_of_connections_that_are_gone_or_were_never_told_of_is_no_trouble()
     assert len(holdings) == 1
 
 
+def test_it_says_whether_much_is_moving_so_that_an_idle_front_need_not_look_often() -> None:
+    holdings, seen = holding(5), []
+    for received in (100, 200, MIB, MIB + 100, 2 * MIB):
+        inspect(holdings, {5: received})
+        seen.append(holdings.moving)
+    assert seen == [False, False, True, False, True]
+
+
 # ---- the window -----------------------------------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ from collections import deque
 WINDOW = 64  # samples per batch size; old ones are forgotten
 QUANTILE = 0.9
 FEW = 20  # samples, below which a size's own quantile is chance
-MOST_MARGIN = 1.1  # beyond the quantile: as far again as it lies beyond the median, but no further than this
+MOST_MARGIN = 1.15  # beyond the quantile: as far again as it lies beyond the median, but no further than this
 EXACT_UP_TO = 64  # larger batches share the entries of the powers of two
 LEAST_S = 1e-9
 KNEE_GAIN = 1.05  # a doubled batch must raise the throughput by at least this factor

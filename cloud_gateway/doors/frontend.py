@@ -224,7 +224,8 @@ class Frontend:
 
     def _refuse_everything(self, reason: str) -> None:
         """The last act: whoever still waits is told, so that no request vanishes."""
-        self._replies.refuse_all(self._desk.withdraw(lambda item: item.door is self), reason[:900])
+        waiting = self._desk.withdraw(lambda item: item.door is self)
+        self._replies.refuse_all(waiting, self._catalogue.segments, reason[:900])
 
     def _receive_burst(self) -> None:
         for _ in range(RECEIVE_BURST):

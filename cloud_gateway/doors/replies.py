@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import zmq
 
 from cloud_gateway.desk import Desk
 from cloud_gateway.doors.answers import Answer, answer_of, infer_of, traced_of
 from cloud_gateway.doors.dedup import DedupTable
+from cloud_gateway.models.lanes import Segment
 from cloud_gateway.seeing.figures import Scope
 from cloud_gateway.seeing.ledger import Ledger
 from cloud_gateway.seeing.tracing import Tracing
@@ -106,12 +107,18 @@ class Replies:
             ),
         )
 
-    def refuse_all(self, waiting: Iterable[Item], reason: str) -> None:
-        """Everything that `waiting` holds, and everything that an engine has and will not answer any more."""
+    def refuse_all(self, waiting: Iterable[Item], segments: Mapping[bytes, Segment], reason: str) -> None:
+        """Everything that `waiting` holds, and everything that an engine has and will not answer any more.
+
+        It is counted under the scopes of `segments`, by digest.
+        """
         for item in waiting:
             self.give_up(item, m.RejectCode.INTERNAL, reason)
-        for (_, request, _), route, attempt in self.dedup.abandon_all():
+        for (_, request, digest), route, attempt in self.dedup.abandon_all():
+            segment = segments.get(digest)
             self._stats[f"rejected_{m.RejectCode.INTERNAL}"] += 1
+            scope = segment.scope if segment else None
+            self._ledger.refused(scope, m.RejectCode.INTERNAL, slack_s=0.0, budget_s=0.0)
             self.send(route, m.Reject(request, attempt, m.RejectCode.INTERNAL, reason, 0, 0))
 
     def send(self, route: bytes, message: m.Message, payload: tuple[Buffer, ...] = ()) -> None:

@@ -6,6 +6,7 @@ SIGHUP reads the settings again; what may change is applied, a wrong file change
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import signal
 import sys
@@ -27,6 +28,10 @@ from protocol.terminal import print_json
 
 if TYPE_CHECKING:
     from cloud_gateway.gateway import Gateway
+    from cloud_gateway.seeing.logs import Logs
+
+# Who logs by Python's own way.
+LIBRARIES = ("isthmus", "uvicorn", "watchfiles", "asyncio", "grpc", "opentelemetry")
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(models_app, name="models")
@@ -82,12 +87,14 @@ def serve(
     def stop(_signal: int, _frame: FrameType | None) -> None:
         wanted.set()
 
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # there is nothing yet that could be changed
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     settings = loaded.settings
     logs = Logs(
         level=settings.logs.level, style=settings.logs.format, repeat_interval_s=settings.logs.repeat_interval_s
     )
+    _bridge(logs)
     try:
         gateway = Gateway(settings, logs=logs)
         steering = Steering(gateway, read, watched=watched.paths)
@@ -106,6 +113,14 @@ def serve(
         logs.close()
     if gateway.fatal is not None:
         raise SystemExit(1)
+
+
+def _bridge(logs: Logs) -> None:
+    """What libraries and the doors on the ground floor log comes to the gateway's own log."""
+    for name in LIBRARIES:
+        logger = logging.getLogger(name)
+        logger.addHandler(logs.bridge())
+        logger.propagate = False
 
 
 def _tell_ready(gateway: Gateway, *, json: bool) -> None:

@@ -37,7 +37,8 @@ class Desk:
     def __init__(self, limits: Limits, *, threads: int) -> None:
         self.threads = threads
         self._scheduler: Scheduler[Item] = Scheduler(limits, threads=threads)
-        self._work = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()  # the condition's own: entered directly where every microsecond is a request's
+        self._work = threading.Condition(self._lock)
         self._idle = 0
         self._stopping = False
         self._paused = False
@@ -100,7 +101,7 @@ class Desk:
 
         Without `wake` the door promises to call `take_small` soon.
         """
-        with self._work:
+        with self._lock:
             verdict = self._scheduler.offer(item.segment.lane, item, now=item.arrived)
             if verdict is None:
                 item.segment.pending += 1
@@ -115,7 +116,7 @@ class Desk:
         """
         if not self._scheduler.waiting:
             return None
-        with self._work:
+        with self._lock:
             if not (self._paused or self._stopping or self._scheduler.running):
                 dispatch = self._scheduler.take(GUEST, now=time.monotonic(), at_most_s=SMALL_S)
                 if dispatch is not None:
@@ -185,7 +186,7 @@ class Desk:
 
     def finished(self, thread: int, items: Sequence[Item]) -> None:
         """Engine thread `thread` has the outcomes of `items`, which it hands to their doors next."""
-        with self._work:
+        with self._lock:
             self._scheduler.release(thread)
             self._end(items)
             self._busy_until = 0.0

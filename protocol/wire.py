@@ -105,7 +105,7 @@ def check_parts(headers: Sequence[TensorHeader], part_sizes: Sequence[int]) -> l
 
     Raises WireError.
     """
-    announced = sum(h.nbytes for h in headers)
+    announced = sum([h.nbytes for h in headers])
     if announced > MAX_PAYLOAD_NBYTES:
         raise WireError(f"payload of {announced} bytes", f"at most {MAX_PAYLOAD_NBYTES} may cross")
     at = 0
@@ -114,7 +114,7 @@ def check_parts(headers: Sequence[TensorHeader], part_sizes: Sequence[int]) -> l
         count = part_count(header)
         counts.append(count)
         sizes = part_sizes[at : at + count]
-        if len(sizes) != count or sum(sizes) != header.nbytes or any(s != PART_NBYTES for s in sizes[:-1]):
+        if len(sizes) != count or sum(sizes) != header.nbytes or sizes[:-1] != [PART_NBYTES] * (count - 1):
             raise WireError(
                 f"tensor {header.name!r} announced {header.nbytes} bytes but its parts hold {sum(sizes)}",
                 f"send it in parts of {PART_NBYTES} bytes",

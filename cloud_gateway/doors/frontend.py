@@ -320,7 +320,7 @@ class Frontend:
             self._replies.reject(route, infer, m.RejectCode.UNKNOWN_SEGMENT, reason, now=now)
             return
         try:
-            counts = wire.check_parts(infer.tensors, [memoryview(p).nbytes for p in parts])
+            counts = wire.check_parts(infer.tensors, [len(p) for p in parts])
             rows, layout = segment.fit(infer.tensors)
             nbytes = nbytes_of(infer.tensors)
         except (WireError, ValueError) as error:

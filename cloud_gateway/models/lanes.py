@@ -33,6 +33,7 @@ BATCH_OVERHEAD_S = 0.0001
 WARM_UP_BUDGET_S = 1.5  # agents are already knocking: a slow lane is measured at its smaller batches only
 PAST_THE_KNEE = 2  # so many doublings without a gain, and larger batches are not tried
 MAX_ROWS = 16
+MOST_FITTED = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +145,10 @@ class Segment:
     pending: int = field(default=0)  # admitted and not yet ended; the desk's lock guards it
     default_priority: int = 4
     default_timeout_s: float | None = None
+    # Shapes that fitted before: most requests are like the last one.
+    _fitted: dict[tuple[tuple[str, str, tuple[int, ...]], ...], tuple[int, tuple[tuple[int, ...], ...]]] = field(
+        default_factory=dict, repr=False
+    )
 
     def has_drifted(self, outer_ppm: int | None) -> bool:
         """Whether far more of a request's codes lie at the ends of their range than calibration showed."""
@@ -152,6 +157,15 @@ class Segment:
 
     def fit(self, headers: Sequence[TensorHeader]) -> tuple[int, tuple[tuple[int, ...], ...]]:
         """Rows and layout of a request with these tensors. Raises ValueError in words if they do not fit."""
+        key = tuple([(h.name, h.dtype, h.shape) for h in headers])
+        known = self._fitted.get(key)
+        if known is None:
+            known = self._fit(headers)
+            if len(self._fitted) < MOST_FITTED:
+                self._fitted[key] = known
+        return known
+
+    def _fit(self, headers: Sequence[TensorHeader]) -> tuple[int, tuple[tuple[int, ...], ...]]:
         boundary = self.boundary
         if [h.name for h in headers] != [b.spec.name for b in boundary]:
             wanted = ", ".join(b.spec.name for b in boundary)

@@ -6,7 +6,6 @@ gateway, for each lane that asks for it and for each tenant: nobody's burst beco
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import NamedTuple
 
 from protocol.errors import InvariantViolation
@@ -31,6 +30,7 @@ class Verdict(NamedTuple):
     credit: int = 0  # requests that this tenant may have in flight beyond those that it has
 
 
+NOTHING = (0, 0)
 LEAST_RETRY_S = 0.01  # never invite back at once what was refused for want of room
 
 
@@ -42,12 +42,11 @@ class Admission:
         self.requests = 0
         self.nbytes = 0
         self.draining = False
-        self._requests_of: Counter[str] = Counter()
-        self._nbytes_of: Counter[str] = Counter()
+        self._held: dict[str, tuple[int, int]] = {}  # requests and bytes of each tenant that has any
 
     def credit(self, tenant: str) -> int:
         """How many more requests `tenant` may have pending."""
-        return max(self.limits.credit_requests - self._requests_of[tenant], 0)
+        return max(self.limits.credit_requests - self._held.get(tenant, NOTHING)[0], 0)
 
     def decide(self, *, tenant: str, nbytes: int, budget_s: float, wait_s: float, service_s: float) -> Verdict | None:
         """None admits. `wait_s` and `service_s` are the scheduler's predictions for this request."""
@@ -58,10 +57,10 @@ class Admission:
             return Verdict(
                 RejectCode.TOO_LARGE, f"{nbytes} bytes exceed the gateway's bound of {limits.pending_nbytes}", 0.0
             )
-        credit, soon = self.credit(tenant), max(wait_s, LEAST_RETRY_S)
-        if not credit:
+        mine, held = self._held.get(tenant, NOTHING)
+        credit, soon = limits.credit_requests - mine, max(wait_s, LEAST_RETRY_S)
+        if credit <= 0:
             return Verdict(RejectCode.BUSY, f"your credit of {limits.credit_requests} requests is used up", soon)
-        held = self._nbytes_of[tenant]
         if held and held + nbytes > limits.credit_nbytes:
             return Verdict(RejectCode.BUSY, f"your credit of {limits.credit_nbytes} bytes is used up", soon, credit)
         if self.requests >= limits.pending_requests:
@@ -79,15 +78,16 @@ class Admission:
     def enter(self, tenant: str, nbytes: int) -> None:
         self.requests += 1
         self.nbytes += nbytes
-        self._requests_of[tenant] += 1
-        self._nbytes_of[tenant] += nbytes
+        requests, held = self._held.get(tenant, NOTHING)
+        self._held[tenant] = requests + 1, held + nbytes
 
     def leave(self, tenant: str, nbytes: int) -> None:
         self.requests -= 1
         self.nbytes -= nbytes
-        self._requests_of[tenant] -= 1
-        self._nbytes_of[tenant] -= nbytes
-        if self._requests_of[tenant] < 0 or self._nbytes_of[tenant] < 0:
+        requests, held = self._held.get(tenant, NOTHING)
+        if requests < 1 or held < nbytes:
             raise InvariantViolation(f"more of {tenant!r} left than entered")
-        if not self._requests_of[tenant]:
-            del self._requests_of[tenant], self._nbytes_of[tenant]
+        if requests == 1:
+            del self._held[tenant]
+        else:
+            self._held[tenant] = requests - 1, held - nbytes

@@ -18,6 +18,7 @@ FEW = 20  # samples, below which a size's own quantile is chance
 MOST_MARGIN = 1.15  # beyond the quantile: as far again as it lies beyond the median, but no further than this
 EXACT_UP_TO = 64  # larger batches share the entries of the powers of two
 LEAST_S = 1e-9
+SAME = 0.01  # relative; a curve is drawn anew only for more
 KNEE_GAIN = 1.05  # a doubled batch must raise the throughput by at least this factor
 
 
@@ -47,10 +48,11 @@ class CostCurve:
         bisect.insort(ordered, seconds)
         median = ordered[len(ordered) // 2]
         quantile = ordered[min(int(len(ordered) * self._quantile), len(ordered) - 1)]
-        seen = median, quantile / max(median, LEAST_S)
-        if self._seen.get(batch) == seen and len(ordered) > FEW:
-            return  # mostly: the sample that came and the one that went lie on the same sides
-        self._seen[batch] = seen
+        spread = quantile / max(median, LEAST_S)
+        before = self._seen.get(batch)
+        if before is not None and len(ordered) > FEW and _is_same(before, median, spread):
+            return  # one sample of many mostly moves nothing
+        self._seen[batch] = median, spread
         sizes, costs, medians = sorted(self._seen), [], []
         common = sorted(spread for _, spread in self._seen.values())[len(sizes) // 2]
         cost = middle = 0.0
@@ -88,6 +90,11 @@ class CostCurve:
             if size == 1 or (size <= most and seen > throughput * KNEE_GAIN):
                 best, throughput = size, seen
         return best
+
+
+def _is_same(before: tuple[float, float], median: float, spread: float) -> bool:
+    """Within what nobody could tell apart."""
+    return abs(median - before[0]) <= SAME * before[0] and abs(spread - before[1]) <= SAME * before[1]
 
 
 def _interpolate(sizes: list[int], costs: list[float], batch: int) -> float:

@@ -20,7 +20,7 @@ from cloud_gateway.scheduling.scheduler import Dispatch, Scheduler
 from cloud_gateway.work import Item
 
 IDLE_WAIT_S = 60.0  # an idle thread is woken by work, not by the clock
-SMALL_S = 0.002  # a door may be deaf for so long
+SMALL_S = 0.002  # a door may be deaf for so long; twice that where there is but one engine thread to hand over to
 GUEST = -1  # a door's number among the engine threads, while it runs a batch itself
 
 
@@ -36,6 +36,7 @@ class Desk:
 
     def __init__(self, limits: Limits, *, threads: int) -> None:
         self.threads = threads
+        self._small_s = SMALL_S * 2 if threads == 1 else SMALL_S
         self._scheduler: Scheduler[Item] = Scheduler(limits, threads=threads)
         self._lock = threading.Lock()  # the condition's own: entered directly where every microsecond is a request's
         self._work = threading.Condition(self._lock)
@@ -118,7 +119,7 @@ class Desk:
             return None
         with self._lock:
             if not (self._paused or self._stopping or self._scheduler.running):
-                dispatch = self._scheduler.take(GUEST, now=time.monotonic(), at_most_s=SMALL_S)
+                dispatch = self._scheduler.take(GUEST, now=time.monotonic(), at_most_s=self._small_s)
                 if dispatch is not None:
                     self._end(dispatch.expired)
                     return dispatch

@@ -91,6 +91,9 @@ class Scheduler(Generic[I]):
         self.waiting -= len(left)
         return left
 
+    def is_open(self, key: Key) -> bool:
+        return key in self._lanes
+
     def queue(self, key: Key) -> LaneQueue[I]:
         return self._lanes[key].queue
 
@@ -172,6 +175,10 @@ class Scheduler(Generic[I]):
         lane.running += 1
         self._running[thread] = _Running(lane, now + predicted_s)
         return Dispatch(key, taken.batch, taken.expired, predicted_s)
+
+    def busy(self, key: Key) -> int:
+        """Batches of that lane that run now."""
+        return self._lanes[key].running
 
     @property
     def running(self) -> int:

@@ -94,6 +94,10 @@ class Lane:
             self.curve = CostCurve(self.rules.quantile)
             self.max_rows = 1
 
+    def padded(self, rows: int) -> int:
+        """The batch size that `rows` rows are run at: the engine's next larger profile, where it has profiles."""
+        return next((size for size in self.rules.sizes if size >= rows), rows) if self.batchable else rows
+
     def zeros(self, rows: int) -> dict[str, Array]:
         """Inputs of that many rows, all zero."""
         tensors = {}

@@ -106,10 +106,14 @@ class Runner:
         if not items:
             return 0
         rows = sum(item.rows for item in items)
+        run = lane.padded(rows)
+        if run > rows:
+            tensors = {name: _pad(array, lane.batch_axes[name], run) for name, array in tensors.items()}
         start = time.monotonic()
         try:
             outputs = lane.engine.infer(tensors)
-            _check_rows(lane, outputs, items, rows)
+            if len(items) > 1 or run > rows:
+                _check_rows(lane, outputs, run)
         except EngineError as error:
             self._rows.forget()
             if len(items) > 1:  # one request's values may fail them all: each on its own then
@@ -121,7 +125,7 @@ class Runner:
         end = time.monotonic()
         outputs = self._rows.detached(outputs)
         engine = lane.engine.description
-        for item, mine in zip(items, _split(lane, outputs, items, rows), strict=True):
+        for item, mine in zip(items, _split(lane, outputs, items, run), strict=True):
             encoded = [codecs.encode(name, array, "raw") for name, array in mine.items()]
             buffers = tuple(buffer for _, buffer in encoded)
             outcomes.append(
@@ -235,16 +239,26 @@ def _scope_of(items: Sequence[Item]) -> Scope:
     return next((item.segment.scope for item in items if item.segment.scope is not OWN), OWN)
 
 
-def _check_rows(lane: Lane, outputs: Mapping[str, Array], items: Sequence[Item], rows: int) -> None:
+def _pad(array: Array, axis: int | None, rows: int) -> Array:
+    """With zeros behind, up to `rows` rows: an engine with profiles runs no other size. Nobody is given what they do."""
+    if axis is None:
+        return array
+    shape = list(array.shape)
+    shape[axis] = rows - shape[axis]
+    return np.concatenate((array, np.zeros(shape, array.dtype)), axis)
+
+
+def _check_rows(lane: Lane, outputs: Mapping[str, Array], rows: int) -> None:
     """A tail that returns fewer rows than it was given would hand one caller another's answer."""
-    for name, array in outputs.items() if len(items) > 1 else ():
+    for name, array in outputs.items():
         axis = lane.output_axes[name]
         if array.ndim <= axis or array.shape[axis] % rows:
             raise EngineError(f"output {name!r} has shape {list(array.shape)} for {rows} rows", "serve it at batch 1")
 
 
 def _split(lane: Lane, outputs: dict[str, Array], items: Sequence[Item], rows: int) -> list[dict[str, Array]]:
-    if len(items) == 1:
+    """Each request's part of the outputs of a run of `rows` rows."""
+    if len(items) == 1 and items[0].rows == rows:
         return [outputs]
     parts: list[dict[str, Array]] = [{} for _ in items]
     for name, array in outputs.items():

@@ -50,6 +50,7 @@ class Bench:
         output_axes: dict[str, int] | None = None,
         max_rows: int = 16,
         batchable: bool = True,
+        sizes: tuple[int, ...] = (),
     ) -> None:
         self.engine = FakeEngine(function, inputs=tuple(b.spec for b in boundary))
         self.lane = Lane(
@@ -58,7 +59,7 @@ class Bench:
             boundary=boundary,
             output_axes=output_axes or {"y": 0},
             batchable=batchable,
-            rules=LaneRules(max_rows=max_rows),
+            rules=LaneRules(max_rows=max_rows, sizes=sizes),
         )
         self.segment = Segment(self.lane, boundary, "bundle", "int8", "cut-1", Scope("toy", "1", "cut-1"))
         self.posted: queue.Queue[Outcome] = queue.Queue()
@@ -204,6 +205,27 @@ def test_a_tail_without_proof_of_batching_runs_its_requests_one_by_one() -> None
         bench.offer(x=row(i), scale=np.ones(1, np.float32))
     with bench.running():
         assert [bench.computed().batch_size for _ in range(3)] == [1, 1, 1]
+
+
+def test_an_engine_with_profiles_runs_only_their_sizes_and_nobody_sees_the_padding() -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def tail(tensors: Tensors) -> dict[str, Array]:
+        seen.append(tensors["x"].shape + tensors["state"].shape)
+        return {"y": tensors["x"] + 1, "next": tensors["state"] * 10}
+
+    bench = Bench(tail, boundary=(X, STATE), output_axes={"y": 0, "next": 1}, sizes=(1, 4, 8))
+    bench.offer(x=row(1), state=np.full((2, 1), 1, np.float32))
+    bench.offer(x=row(2, 2), state=np.full((2, 2), 2, np.float32))
+    with bench.running():
+        first, second = bench.computed(), bench.computed()
+        bench.offer(x=row(5, 3), state=np.full((2, 3), 5, np.float32))
+        third = bench.computed()
+    assert seen == [(4, 3, 2, 4), (4, 3, 2, 4)]
+    assert [d.batch_size for d in (first, second, third)] == [3, 3, 3]
+    assert outputs(first)["next"].tolist() == [[10], [10]]
+    assert np.array_equal(outputs(second)["y"], row(3, 2))
+    assert outputs(third)["next"].tolist() == [[50] * 3] * 2
 
 
 def test_the_lane_learns_what_its_batches_cost() -> None:

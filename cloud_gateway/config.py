@@ -37,9 +37,7 @@ class ZmqSettings(Section, frozen=True):
         Literal["thread", "process"],
         setting("Run the socket in a thread, or in a supervised process of its own that may crash alone."),
     ] = "thread"
-    memory_limit_mib: Annotated[int, setting("Address space of a front that is a process.", ge=256, le=1024 * 1024)] = (
-        2048
-    )
+    memory_limit_mib: Annotated[int, setting("Memory of a front that is a process.", ge=256, le=1024 * 1024)] = 2048
 
 
 class HttpSettings(Section, frozen=True):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import socket as stdlib_socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import zmq
 from hypothesis import given
 from hypothesis import strategies as st
+from zmq.utils.monitor import recv_monitor_message
 
 from protocol import sockets
 from protocol.errors import InputError, NetworkError
@@ -220,3 +222,72 @@ def test_plain_text_off_this_machine_is_refused_unless_asked_for(host: str) -> N
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.10", "::1"])
 def test_plain_text_on_loopback_is_always_allowed(host: str) -> None:
     require_loopback(Endpoint(host, 1), insecure=False, doing="connecting to")
+
+
+# ---- a front that is a process ---------------------------------------------------------------------------------------
+
+
+def test_who_keeps_the_listening_socket_keeps_the_port_and_those_who_wait(
+    context: zmq.Context[zmq.Socket[bytes]],
+) -> None:
+    listening, endpoint = sockets.listener(ANY_PORT)
+    with listening:
+        dealer = sockets.dealer(context, endpoint)  # before anybody accepts
+        for _ in range(2):  # the second takes over from the first
+            router, monitor = sockets.watched_router(context)
+            sockets.adopt(router, listening.fileno(), endpoint)
+            assert dealer.poll(5000, zmq.POLLOUT)
+            dealer.send(b"hello")
+            assert router.recv_multipart()[1] == b"hello"
+            router.disable_monitor()
+            monitor.close(0)
+            router.close(0)
+            with pytest.raises(NetworkError, match="already in use"):
+                sockets.listener(endpoint)
+            dealer.close(0)
+            dealer = sockets.dealer(context, endpoint)
+
+
+def test_a_connection_is_hung_up_on_by_its_descriptor_which_messages_bear(
+    context: zmq.Context[zmq.Socket[bytes]],
+) -> None:
+    router, endpoint = sockets.router(context, ANY_PORT)
+    dealer, monitor = sockets.watched_dealer(context, endpoint)
+    dealer.send(bytes(5000))
+    message = router.recv_multipart(copy=False)[1]
+    descriptor = int(message.get(zmq.SRCFD))
+    assert 5000 < (sockets.received_nbytes(descriptor) or 0) < 5200
+    sockets.hang_up(descriptor)
+    events = set()
+    while zmq.EVENT_DISCONNECTED not in events:
+        assert monitor.poll(5000)
+        events.add(recv_monitor_message(monitor)["event"])
+    dealer.disable_monitor()
+    monitor.close(0)
+
+
+def test_what_is_no_connection_counts_nothing_and_is_left_alone(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("wb") as file:
+        assert sockets.received_nbytes(file.fileno()) is None
+        sockets.hang_up(file.fileno())
+        sockets.hang_up(-1)
+        file.write(b"still open")
+
+
+def test_gateway_and_front_talk_over_a_unix_socket_without_heartbeats(
+    context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path
+) -> None:
+    hub = sockets.hub(context, str(tmp_path / "hub"))
+    spoke = sockets.spoke(context, str(tmp_path / "hub"))
+    assert spoke.poll(5000, zmq.POLLOUT)
+    spoke.send_multipart([b"route", b"header"])
+    assert hub.recv_multipart() == [b"route", b"header"]
+    assert {s.getsockopt(zmq.HEARTBEAT_IVL) for s in (hub, spoke)} == {0}
+    spoke.close(0)
+
+    def send_for_ever() -> None:
+        while True:
+            hub.send(b"answer", zmq.NOBLOCK)
+
+    with pytest.raises(zmq.Again):  # nothing is queued for nobody
+        send_for_ever()

@@ -89,7 +89,7 @@ class Lane:
         try:
             self._measure()
         except EngineError:
-            if not self._is_guessed():
+            if not self.is_guessed:
                 raise
             self.curve = CostCurve(self.rules.quantile)
             self.max_rows = 1
@@ -108,18 +108,26 @@ class Lane:
             tensors[spec.name] = np.zeros(shape, spec.numpy_dtype)
         return tensors
 
-    def _is_guessed(self) -> bool:
-        """Whether some dimension other than the batch had to be guessed."""
+    @property
+    def is_guessed(self) -> bool:
+        """Whether some dimension other than the batch is free: it had to be guessed, and what a row costs varies."""
         return any(
             not isinstance(d, int) and i != self.batch_axes.get(spec.name)
             for spec in self.engine.inputs
             for i, d in enumerate(spec.shape)
         )
 
+    def _sizes(self) -> list[int]:
+        """Batches to measure: an engine's profiles where it has some, else powers of two, up to the bound."""
+        if self.rules.sizes and self.batchable:
+            return [size for size in self.rules.sizes if size <= self.max_rows] or [self.rules.sizes[0]]
+        return [1 << n for n in range(self.max_rows.bit_length()) if 1 << n <= self.max_rows]
+
     def _measure(self) -> None:
         began = time.monotonic()
-        size = 1
-        while size <= self.max_rows and time.monotonic() - began < self.rules.warm_up_s:
+        for size in self._sizes():
+            if time.monotonic() - began > self.rules.warm_up_s and size > 1:
+                break
             if self.rules.find_knee and size > self.curve.knee(size) << PAST_THE_KNEE:
                 break
             tensors = self.zeros(size)
@@ -131,7 +139,6 @@ class Lane:
                     break
                 self.engine.infer(tensors)
                 self.curve.observe(size, time.perf_counter() - start + BATCH_OVERHEAD_S)
-            size *= 2
         if self.rules.find_knee:
             self.max_rows = self.curve.knee(self.max_rows)
 

@@ -240,7 +240,7 @@ def _scope_of(items: Sequence[Item]) -> Scope:
 
 
 def _pad(array: Array, axis: int | None, rows: int) -> Array:
-    """With zeros behind, up to `rows` rows: an engine with profiles runs no other size. Nobody is given what they do."""
+    """With zeros behind, up to `rows` rows: an engine with profiles runs no other size. Their outputs are dropped."""
     if axis is None:
         return array
     shape = list(array.shape)

@@ -142,6 +142,22 @@ def test_warming_up_measures_every_batch_size_and_takes_the_knee_as_the_bound() 
     assert warmed.max_rows in (1, 2, 4, 8)
 
 
+def test_an_engine_with_profiles_is_measured_at_their_sizes_alone() -> None:
+    seen: list[int] = []
+
+    def picky(tensors: Tensors) -> dict[str, Array]:
+        seen.append(len(tensors["map"]))
+        return {"y": tensors["map"]}
+
+    engine = FakeEngine(picky, inputs=(MAP.spec,))
+    rules = LaneRules(max_rows=8, find_knee=False, sizes=(2, 6, 16))
+    profiled = Lane("f" * 64, engine, boundary=(MAP,), output_axes={"y": 0}, batchable=True, rules=rules)
+    with engine:
+        profiled.warm_up()
+    assert set(seen) == {2, 6}
+    assert [profiled.padded(rows) for rows in (1, 2, 3, 7)] == [2, 2, 6, 16]
+
+
 def test_warming_up_a_tail_that_does_not_run_says_so() -> None:
     engine = FakeEngine(lambda tensors: {"y": tensors["gone"]}, label="cut-1/tail", inputs=(STATE.spec,))
     broken = lane(STATE, engine=engine)

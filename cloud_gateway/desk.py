@@ -61,6 +61,7 @@ class Desk:
             sizes=rules.sizes,
             ageing_s=rules.ageing_s,
             margin=rules.margin,
+            steady=not lane.is_guessed,
         )
         with self._work:
             self._scheduler.open(lane, queue, instances=rules.instances, most_requests=rules.most_requests)
@@ -190,6 +191,8 @@ class Desk:
         with self._lock:
             self._scheduler.release(thread)
             self._end(items)
+            if self._idle and self._scheduler.waiting:  # what waited for this lane's instance need not wait for us
+                self._work.notify()
             self._busy_until = 0.0
 
     @contextmanager

@@ -165,8 +165,10 @@ class Scheduler(Generic[I]):
             return None
         lane = self._lanes[key]
         queue = lane.queue
-        if at_most_s < math.inf and not 0.0 < queue.cost_s(min(queue.rows, queue.max_rows)) <= at_most_s:
-            return None
+        if at_most_s < math.inf:
+            cost_s = queue.cost_s(min(queue.rows, queue.max_rows))
+            if not (queue.steady and 0.0 < cost_s <= at_most_s):
+                return None
         taken = queue.take(now=now)
         self.waiting -= len(taken.batch) + len(taken.expired)
         if not taken.batch:

@@ -165,6 +165,17 @@ def test_a_batch_that_is_not_known_to_be_small_is_left_to_engine_threads(cost_s:
     assert bench.desk.take(0) is not None
 
 
+def test_a_batch_whose_rows_may_be_of_any_size_is_left_to_engine_threads() -> None:
+    free = BoundaryTensor(TensorSpec("x", "float32", ("N", "W")), "raw", 0)
+    engine = FakeEngine(lambda tensors: {"y": tensors["x"]}, inputs=(free.spec,))
+    wide = Lane("a" * 64, engine, boundary=(free,), output_axes={"y": 0}, batchable=True, rules=LaneRules())
+    wide.curve.observe(1, 0.0001)  # measured at one column
+    bench = Bench(wide)
+    bench.submit(wake=False)
+    assert bench.desk.take_small() is None
+    assert bench.desk.take(0) is not None
+
+
 def test_what_a_door_does_not_run_itself_wakes_a_thread() -> None:
     bench = Bench(lane(cost_s=1.0))
     taken: list[object] = []

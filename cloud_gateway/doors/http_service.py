@@ -113,6 +113,8 @@ class HttpService:
                 self._give_up(_crashed)
                 continue
             future: Any = outcome.item.ticket
+            if future is None:  # refused already
+                continue
             if not future.done():
                 future.set_result(outcome)
             elif future.cancelled():
@@ -201,7 +203,7 @@ class HttpService:
             try:
                 await self._turns.wait(tenant, first=waited)
             except asyncio.CancelledError:
-                self._refused(item, RejectCode.CANCELLED)
+                self._refused(item, self._gone())
                 raise
             except OipError as error:
                 self._refused(item, _code_of(error))
@@ -213,15 +215,20 @@ class HttpService:
         try:
             return await future
         except asyncio.CancelledError:
-            if self._desk.withdraw(lambda waiting: waiting is item):
-                self._refused(item, RejectCode.CANCELLED)
-            raise
+            if self._desk.withdraw(lambda waiting: waiting is item) or self._desk.is_draining:
+                item.ticket = None
+                self._refused(item, self._gone())
+            raise  # what an engine has is counted when it comes back
         except OipError as error:  # the gateway crashed, or shut down before it was done
             self._refused(item, _code_of(error))
             raise
         finally:
             self._waiting.discard(future)
             self._turns.leave(item.tenant)
+
+    def _gone(self) -> RejectCode:
+        """Why nobody waits any more: at the end callers are sent away, before that they go by themselves."""
+        return RejectCode.DRAINING if self._desk.is_draining else RejectCode.CANCELLED
 
     def _answer(self, request: InferRequest, published: Published, done: Computed, arrived: float) -> InferResponse:
         item, now = done.item, time.monotonic()

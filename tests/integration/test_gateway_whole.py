@@ -66,7 +66,8 @@ def patient() -> bytes:
     net = models.Net()
     net.constant("w", np.eye(64, dtype=np.float32))
     net.add("Loop", ["n", "", net.constant("start", np.ones((64, 64), np.float32))], "y", body=body)
-    return net.model({"n": (TensorProto.INT64, [1])}, {"y": [64, 64]}).SerializeToString()
+    made: bytes = net.model({"n": (TensorProto.INT64, [1])}, {"y": [64, 64]}).SerializeToString()
+    return made
 
 
 def repository(root: Path, bundle: Path) -> Path:
@@ -208,7 +209,7 @@ def test_every_refusal_that_a_client_saw_is_counted_with_its_code_and_no_other(
                 message, _ = agent.infer(entry, {"x": toy_samples[:1]}, number)
                 agent.send(_changed(message, **change), payload)
             agent.send(m.Ping(1))
-            replies = []
+            replies: list[m.Message] = []
             while not isinstance(reply := agent.receive(), m.Pong):
                 replies.append(reply)
         asked += 41

@@ -128,6 +128,11 @@ class Desk:
                 self._work.notify(self._scheduler.waiting)
             return None
 
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for an engine. Read without the lock."""
+        return self._scheduler.waiting
+
     def withdraw(self, chosen: Callable[[Item], bool]) -> list[Item]:
         """Take out waiting requests that nobody wants any more; their doors give them a terminal result."""
         with self._work:

@@ -85,4 +85,7 @@ Outcome = Computed | NotComputed | Crashed
 
 def nbytes_of(headers: tuple[TensorHeader, ...]) -> int:
     """Bytes that a request will hold while it waits: as sent, or decoded if that is more."""
-    return sum(max(h.nbytes, h.decoded_nbytes()) for h in headers)
+    total = 0
+    for header in headers:
+        total += max(header.nbytes, header.decoded_nbytes())
+    return total

@@ -163,8 +163,10 @@ class Segment:
 
     def has_drifted(self, outer_ppm: int | None) -> bool:
         """Whether far more of a request's codes lie at the ends of their range than calibration showed."""
+        if outer_ppm is None:
+            return False
         expected = drift.expected_ppm(self.boundary)
-        return outer_ppm is not None and expected is not None and drift.has_drifted(outer_ppm, expected)
+        return expected is not None and drift.has_drifted(outer_ppm, expected)
 
     def fit(self, headers: Sequence[TensorHeader]) -> tuple[int, tuple[tuple[int, ...], ...]]:
         """Rows and layout of a request with these tensors. Raises ValueError in words if they do not fit."""

@@ -16,6 +16,7 @@ against 77 at 120 % load), and what can no longer make the full batch is dropped
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from protocol.errors import InvariantViolation
 
 AGEING_S = 0.5
 MOST_TAGS = 1024
+MOST_LOOKS = 4  # at all that waits, for one batch
 MOST_PASSED_OVER = 64  # items of another layout or size that one batch may step over
 
 
@@ -82,6 +84,10 @@ class _Class(Generic[I]):
         if len(self.tags) > MOST_TAGS:  # those that lie behind say no more than a tenant who was never seen
             self.tags = {t: tag for t, tag in self.tags.items() if tag > self.virtual}
         return start
+
+    def refund(self, tenant: str, rows: int) -> None:
+        """Rows that were never run: the tenant's next item need not wait for them."""
+        self.tags[tenant] = max(self.virtual, self.tags.get(tenant, 0.0) - rows)
 
 
 class LaneQueue(Generic[I]):
@@ -174,12 +180,13 @@ class LaneQueue(Generic[I]):
         expired = self._drop_hopeless(now)
         aside: list[_Entry[I]] = []
         chosen: list[_Entry[I]] = []
-        while True:
+        for attempt in itertools.count():
             self._fill(chosen, aside, now)
             late = self._late(chosen, now)
             if late is None:
                 break
-            if small := self._urgent_first(chosen, aside, now):
+            # Looking at everything that waits is only worth it while few items are in the way.
+            if attempt < MOST_LOOKS and (small := self._urgent_first(chosen, aside, now)):
                 aside += [entry for entry in chosen if entry not in small]
                 chosen = small
                 break
@@ -189,6 +196,7 @@ class LaneQueue(Generic[I]):
                 aside.append(lesser)
                 continue
             chosen.remove(late)
+            late.kind.refund(late.item.tenant, late.item.rows)
             self._settle(late)
             expired.append(late.item)
         for entry in chosen:
@@ -212,6 +220,7 @@ class LaneQueue(Generic[I]):
         kind.virtual = 0.0
         entry.waiting = False
         self._earliest, self._largest = math.inf, 1
+        self._last = entry.item.rows
         return Taken([entry.item], [])
 
     def remove(self, chosen: Callable[[I], bool]) -> list[I]:
@@ -223,6 +232,7 @@ class LaneQueue(Generic[I]):
                 kind.rows -= entry.item.rows
                 self.rows -= entry.item.rows
                 entry.waiting = False
+                kind.refund(entry.item.tenant, entry.item.rows)
                 removed.append(entry.item)
             if going:
                 kind.heap = [h for h in kind.heap if h[2].waiting]

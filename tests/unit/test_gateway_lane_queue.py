@@ -182,6 +182,15 @@ def test_tenants_share_a_lane_by_rows_however_many_requests_each_has_queued() ->
     assert take(queue).batch == greedy[2:6]
 
 
+def test_rows_that_were_cancelled_do_not_count_against_their_tenant() -> None:
+    waste = [Job(f"waste-{i}", tenant="a") for i in range(20)]
+    queue = queue_with(*waste, Job("b-0", tenant="b"), max_rows=2)
+    queue.remove(lambda job: job in waste)
+    queue.offer(Job("a-0", tenant="a"), now=0.1)
+    queue.offer(Job("b-1", tenant="b"), now=0.1)
+    assert [job.name for job in take(queue, now=0.1).batch] == ["b-0", "a-0"]
+
+
 def test_a_tenant_that_was_away_gets_no_credit_for_it() -> None:
     queue = queue_with(*(Job(f"a-{i}", tenant="a") for i in range(4)), max_rows=2)
     take(queue)

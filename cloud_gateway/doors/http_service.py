@@ -272,7 +272,7 @@ class HttpService:
 
     def _find(self, name: str, version: str | None) -> Published:
         """Raises OipError: NOT_READY for what the repository holds but does not serve now, else NOT_FOUND."""
-        number = None if version is None else int(version) if version.isascii() and version.isdigit() else -1
+        number = None if version is None else _number(version)
         found = self._catalogue.find(name, number)
         if found is not None:
             return found
@@ -343,6 +343,11 @@ class HttpService:
 
     async def unload(self, model: str, parameters: Mapping[str, Parameter], *, tenant: str) -> None:
         await administer(self._keeper, self._audit, tenant, "unload", model, parameters)
+
+
+def _number(version: str) -> int:
+    """-1 for what is no version's number: nothing bears that."""
+    return int(version) if version.isascii() and version.isdigit() and len(version) < 19 else -1
 
 
 def _check_outputs(request: InferRequest, published: Published) -> None:

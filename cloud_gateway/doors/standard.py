@@ -78,6 +78,7 @@ class StandardDoor:
             admin=access.admin,
             extra=self._routes(settings),
             body_nbytes=http.max_body_mib * MIB,
+            turned_away=self._turned_away,
         )
         self._server = OipServer(app, _listen(http), companions=companions)
 
@@ -112,8 +113,18 @@ class StandardDoor:
         grpc = settings.grpc
         listen = GrpcListen(bind=grpc.bind, tls=_tls(grpc), insecure=grpc.insecure, calls=grpc.max_concurrent)
         return GrpcDoor(
-            self.service, self.guard, listen, admin=settings.access.admin, body_nbytes=grpc.max_message_mib * MIB
+            self.service,
+            self.guard,
+            listen,
+            admin=settings.access.admin,
+            body_nbytes=grpc.max_message_mib * MIB,
+            turned_away=self._turned_away,
         )
+
+    def _turned_away(self, refusal: Refusal) -> None:
+        """An inference that was refused before anybody knew for which model: malformed, too large, without a key."""
+        self._gateway.ledger.offered(None)
+        self._gateway.ledger.refused(None, refusal.name, slack_s=0.0, budget_s=0.0)
 
     # ---- routes of the gateway's own --------------------------------------------------------------------------------
 

@@ -55,8 +55,11 @@ class OipApp:
         extra: Iterable[Route] = (),
         body_nbytes: int = BODY_NBYTES,
         total_nbytes: int = TOTAL_NBYTES,
+        turned_away: Callable[[Refusal], None] = lambda refusal: None,
     ) -> None:
+        """`turned_away` is told of inferences that are refused before the service hears of them."""
         self.draining = False
+        self._turned_away = turned_away
         self._guard = guard
         self._body_nbytes = body_nbytes
         self._room = _Room(total_nbytes)
@@ -75,6 +78,8 @@ class OipApp:
         try:
             answer = await self._serve(request)
         except OipError as error:
+            if request.is_infer and not error.by_service:
+                self._turned_away(error.refusal)
             answer = _refusal(error)
         except asyncio.CancelledError:
             if not self.draining:
@@ -91,6 +96,7 @@ class OipApp:
         scope = request.scope
         found = self.router.find(scope["method"], scope["raw_path"].decode("ascii", "replace"))
         route, is_infer = found.route, found.route.takes == "Infer"
+        request.is_infer = is_infer
         limit = self._body_nbytes if is_infer else route.largest_nbytes
         if self.draining and is_infer:
             raise OipError(Refusal.DRAINING, "the server is shutting down; ask another")
@@ -138,6 +144,7 @@ class _Request:
     def __init__(self, scope: Message, receive: Receive, send: Send, room: _Room) -> None:
         self.scope = scope
         self.held_nbytes = 0
+        self.is_infer = False
         self._room = room
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self._receive = receive
@@ -208,7 +215,9 @@ class _Request:
             return await work
         except asyncio.CancelledError:
             if gone and task.uncancel() == 0:
-                raise OipError(Refusal.CANCELLED, "the caller has gone") from None
+                error = OipError(Refusal.CANCELLED, "the caller has gone")
+                error.by_service = True  # it was cancelled there
+                raise error from None
             raise
         finally:
             tell(None)

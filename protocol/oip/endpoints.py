@@ -11,7 +11,7 @@ import msgspec
 
 from protocol.oip import codec, encodings
 from protocol.oip.routes import Answer, Call, Endpoint, Route
-from protocol.oip.service import InferenceService, OipError, Parameter, Refusal
+from protocol.oip.service import InferenceService, OipError, Parameter, Refusal, answered
 from protocol.oip.tensors import MAX_PARAMETERS
 
 # What takes longer than a switch of threads (some 50 us) is done on another one: zlib works without the GIL.
@@ -81,7 +81,7 @@ class Endpoints:
         size = len(call.body) if json_nbytes is None else json_nbytes
         # Numbers are read in short pieces, between which the event loop gets its turn.
         request, form = await asyncio.to_thread(decode) if size > _LARGE_JSON_NBYTES else decode()
-        response = await self._service.infer(request)
+        response = await answered(self._service, request)
         body, json_nbytes = codec.encode(response, form)
         headers: tuple[tuple[bytes, bytes], ...] = ()
         if json_nbytes is not None:

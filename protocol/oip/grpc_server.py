@@ -20,7 +20,7 @@ import msgspec
 from protocol.errors import EngineError, InputError, NetworkError
 from protocol.oip.app import BODY_NBYTES
 from protocol.oip.endpoints import check_control
-from protocol.oip.service import Guard, InferenceService, OipError, Parameter, Refusal, Role
+from protocol.oip.service import Guard, InferenceService, OipError, Parameter, Refusal, Role, answered
 from protocol.oip.tls import Tls
 from protocol.sockets import Endpoint, parse_endpoint, require_loopback, resolve
 
@@ -60,7 +60,10 @@ class GrpcDoor:
         *,
         admin: bool = False,
         body_nbytes: int = BODY_NBYTES,
+        turned_away: Callable[[Refusal], None] = lambda refusal: None,
     ) -> None:
+        """`turned_away` is told of inferences that are refused before the service hears of them."""
+        self._turned_away = turned_away
         self.endpoint: Endpoint | None = None  # the address that is really served
         self._answers = _Answers(service, admin=admin)
         self._guard = guard
@@ -141,6 +144,14 @@ class GrpcDoor:
         return serve
 
     async def _guarded(self, role: Role, answer: Answering, message: Any, context: Any) -> Any:
+        try:
+            return await self._let_in(role, answer, message, context)
+        except OipError as error:
+            if isinstance(message, contract.ModelInferRequest) and not error.by_service:
+                self._turned_away(error.refusal)
+            raise
+
+    async def _let_in(self, role: Role, answer: Answering, message: Any, context: Any) -> Any:
         metadata = dict(context.invocation_metadata())
         nbytes = message.ByteSize() if role == "infer" else 0
         tenant = self._guard.check(
@@ -240,7 +251,7 @@ class _Answers:
 
     async def _ModelInfer(self, asked: Any, caller: Caller) -> Any:  # noqa: N802
         request = grpc_codec.decode(asked, tenant=caller.tenant, remaining_s=caller.remaining_s, trace=caller.trace)
-        return grpc_codec.encode(await self._service.infer(request))
+        return grpc_codec.encode(await answered(self._service, request))
 
     async def _ModelConfig(self, asked: Any, _: Caller) -> Any:  # noqa: N802
         found = await self._service.model_config(asked.name, asked.version or None)

@@ -86,6 +86,7 @@ class OipError(Exception):
         self.reason = reason
         self.slack_s = slack_s
         self.retry_after_s = retry_after_s
+        self.by_service = False  # the service itself has refused, and knows of it
 
     @property
     def status(self) -> int:
@@ -241,6 +242,15 @@ class InferenceService(Protocol):
         ...
 
     async def infer(self, request: InferRequest) -> InferResponse: ...
+
+
+async def answered(service: InferenceService, request: InferRequest) -> InferResponse:
+    """What the service answers; refusals are marked as its own, so that doors tell theirs from them."""
+    try:
+        return await service.infer(request)
+    except OipError as error:
+        error.by_service = True
+        raise
 
 
 # ---- who may ask ----------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
+import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton
 from onnx import TensorProto, helper
 from tritonclient.utils import InferenceServerException
@@ -144,7 +145,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, toy_bundle: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def house(root: Path) -> Iterator[House]:
-    with house_of(root) as gateway:
+    with house_of(root, grpc__enabled=True, grpc__bind="127.0.0.1:0") as gateway:
         yield House(gateway)
 
 
@@ -221,6 +222,32 @@ def test_every_refusal_that_a_client_saw_is_counted_with_its_code_and_no_other(
     assert house.refused() - before == seen
     assert house.counters().offered - offered == asked
     assert house.counters().answered - answered == len(replies) - len(refusals)
+
+
+def test_what_a_door_refuses_before_it_knows_for_which_model_is_counted_too(house: House, keyed: Keyed) -> None:
+    before, offered = house.counters(), house.counters().offered
+    path = "/v2/models/toy"
+    assert house.call("POST", f"{path}/infer", {"inputs": []})[0] == 400
+    assert house.call("POST", f"{path}/versions/{'9' * 5000}/infer", _asked([1, 3, 16, 16]))[0] == 404
+    assert house.call("POST", f"{path}/infer", _asked([1, 3, 16, 16]) | {"pad": "x" * (65 << 20)})[0] == 413
+    grpc = house.gateway.standard.grpc_endpoint if house.gateway.standard else None
+    assert grpc is not None
+    given = triton_grpc.InferInput("x", [1, 1], "BYTES")
+    given.set_data_from_numpy(np.array([[b"text"]], np.object_))
+    with triton_grpc.InferenceServerClient(f"127.0.0.1:{grpc.port}") as client, pytest.raises(InferenceServerException):
+        client.infer("toy", [given])
+    after = house.counters()
+    seen = Counter({str(code): n for code, n in after.refused.items()})
+    seen.subtract({str(code): n for code, n in before.refused.items()})
+    assert +seen == {"BAD_REQUEST": 1, "UNKNOWN_SEGMENT": 1, "TOO_LARGE": 1, "UNSUPPORTED": 1}
+    assert after.offered - offered == 4
+    refused = Counter(keyed.counters().refused)
+    assert keyed.call("POST", f"{path}/infer", _asked([1, 3, 16, 16]))[0] == 401
+    assert Counter(keyed.counters().refused) - refused == {"UNAUTHENTICATED": 1}
+
+
+def _asked(shape: list[int]) -> dict[str, Any]:
+    return {"inputs": [{"name": "x", "datatype": "FP32", "shape": shape, "data": [0] * int(np.prod(shape))}]}
 
 
 def _changed(message: m.Infer, **change: Any) -> m.Infer:

@@ -263,13 +263,11 @@ class Gateway:
 
             url, timeout_s = cache.redis_url.reveal(), cache.redis_timeout_ms / 1e3
             far = RedisShelf(url, timeout_s=timeout_s, crashed=self.crash)
-        overrides = self.settings.models.override
-        uncached = frozenset(name for name, override in overrides.items() if override.cache is False)
         kept = CachedDesk(
             self.desk.submit,
             size_nbytes=cache.size_mib * MIB,
             ttl_s=cache.ttl_s,
-            wants=lambda segment: segment.scope.model not in uncached,
+            wants=lambda segment: segment.may_cache,
             far=far,
         )
         return kept, far

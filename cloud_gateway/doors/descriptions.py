@@ -87,7 +87,7 @@ def config(published: Published) -> dict[str, Any]:
         "instance_group": [{"count": lane.rules.instances if lane else 1, "kind": "KIND_CPU"}],
         "dynamic_batching": batching,
         "default_model_filename": settings.model_filename,
-        "response_cache": {"enable": settings.response_cache},
+        "response_cache": {"enable": whole is not None and whole.may_cache},
         "parameters": {
             "bundle": {"string_value": published.version.digest},
             "format": {"string_value": published.version.format},

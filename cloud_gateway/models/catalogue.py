@@ -157,6 +157,7 @@ class Catalogue:
                 segment = Segment(
                     lane, boundary, version.digest, tail.precision, tail.placement, scope,
                     default_priority=settings.default_priority, default_timeout_s=settings.default_timeout_s,
+                    may_cache=self._settings_of(version).response_cache is not False,
                 )  # fmt: skip
                 if tail.segment is not None:
                     # Full-cloud under several codecs is one segment: the codec stands in every request.

@@ -156,6 +156,7 @@ class Segment:
     pending: int = field(default=0)  # admitted and not yet ended; the desk's lock guards it
     default_priority: int = 4
     default_timeout_s: float | None = None
+    may_cache: bool = True  # its answers may be kept
     # Shapes that fitted before: most requests are like the last one.
     _fitted: dict[tuple[tuple[str, str, tuple[int, ...]], ...], tuple[int, tuple[tuple[int, ...], ...]]] = field(
         default_factory=dict, repr=False

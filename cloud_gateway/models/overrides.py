@@ -20,6 +20,8 @@ def overridden(own: ModelSettings, settings: GatewaySettings, name: str) -> Mode
         changes["instances"] = override.instances
     if override.threads is not None:
         changes["threads"] = override.threads
+    if override.cache is not None:
+        changes["response_cache"] = override.cache
     if override.efficiency_delay_ms is not None:
         changes["efficiency_delay_s"] = override.efficiency_delay_ms / 1e3
     return msgspec.structs.replace(own, **changes)

@@ -89,7 +89,7 @@ def read_config(data: bytes, *, model: str, source: str, bundle: bool = False) -
         priority_levels=batching.levels or PRIORITIES,
         default_priority=batching.default_level - 1 if batching.levels else PRIORITIES // 2,
         version_policy=reader.part("version_policy", _version_policy, None),
-        response_cache=reader.part("response_cache", lambda r: r.one("enable", truth, False), False),
+        response_cache=reader.part("response_cache", _response_cache, None),
         warm_up=reader.parts("model_warmup", _warm_up),
         inputs=tensors.get("input", ()),
         outputs=tensors.get("output", ()),
@@ -158,6 +158,10 @@ def _instances(reader: FieldReader) -> int:
     reader.only("kind", word, "KIND_AUTO", "KIND_CPU")
     reader.only("passive", truth, False)
     return reader.one("count", whole(1, 256), 1)
+
+
+def _response_cache(reader: FieldReader) -> bool | None:
+    return reader.one("enable", truth, False)
 
 
 def _batching(reader: FieldReader) -> _Batching:

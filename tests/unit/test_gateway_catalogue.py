@@ -272,6 +272,13 @@ def test_a_model_may_wait_less_than_the_others_or_not_at_all(own: float | None, 
     assert (rules.delay_s, rules.own_delay) == (delay_s, own is not None)
 
 
+@pytest.mark.parametrize(("own", "may"), [(None, True), (True, True), (False, False)])
+def test_answers_may_be_kept_unless_the_model_says_no(own: bool | None, may: bool) -> None:
+    shelf = Shelf()
+    shelf.serve(version(response_cache=own))
+    assert shelf.whole().may_cache is may
+
+
 # ---- trouble --------------------------------------------------------------------------------------------------------
 
 

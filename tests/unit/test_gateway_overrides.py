@@ -28,6 +28,7 @@ def test_without_an_override_a_model_keeps_its_own() -> None:
         ("max_batch_size", "auto", "max_batch_size", None),
         ("instances", 1, "instances", 1),
         ("threads", 1, "threads", 1),
+        ("cache", False, "response_cache", False),
         ("efficiency_delay_ms", 2.5, "efficiency_delay_s", 0.0025),
         ("efficiency_delay_ms", 0, "efficiency_delay_s", 0.0),
     ],

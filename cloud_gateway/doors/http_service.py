@@ -62,7 +62,7 @@ class HttpService:
 
     `submit` is the desk's own, or that of a cache in front of it. Without a `keeper` models are those that were named
     at the start. `audit` records what administrators do, and raises if it cannot. `record` is told of requests that
-    their callers trace.
+    their callers trace. `is_live` says whether the gateway's other loops come round.
     """
 
     def __init__(
@@ -75,6 +75,7 @@ class HttpService:
         keeper: Administration | None = None,
         audit: Audit = unrecorded,
         record: Callable[[Traced], None] | None = None,
+        is_live: Callable[[], bool] = lambda: True,
     ) -> None:
         self._catalogue = catalogue
         self._desk = desk
@@ -83,6 +84,7 @@ class HttpService:
         self._keeper = keeper
         self._audit = audit
         self._record = record
+        self._is_live = is_live
         self._mailbox: Mailbox[Outcome] = Mailbox()
         self._waiting: set[asyncio.Future[Computed | NotComputed]] = set()
         self._turns = Turns()
@@ -284,7 +286,7 @@ class HttpService:
         raise OipError(Refusal.NOT_FOUND, f"{what} is not here; POST /v2/repository/index lists what is")
 
     async def live(self) -> bool:
-        return self._crash is None
+        return self._crash is None and self._is_live()
 
     async def ready(self) -> bool:
         if self._crash is not None or self._desk.is_draining:

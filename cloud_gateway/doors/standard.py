@@ -12,6 +12,7 @@ loop's pool.
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -65,6 +66,7 @@ class StandardDoor:
             submit=None if gateway.cache is None else gateway.cache.submit,
             keeper=gateway.keeper,
             record=None if gateway.tracing is None else gateway.tracing.record,
+            is_live=lambda: gateway.beats.live(now=time.monotonic()).ok,
             **audit,
         )
         companions: list[Companion] = [self.service]

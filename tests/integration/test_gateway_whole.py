@@ -264,6 +264,16 @@ def test_deep_health_asks_every_engine_and_counts_for_nobody(house: House, toy_s
     assert names <= {"toy", "plain", "bound", "hasty", "patient", "unknown", "other"}
 
 
+def test_a_loop_that_does_not_come_round_any_more_is_not_called_live(house: House) -> None:
+    assert house.call("GET", "/v2/health/live")[0] == 200
+    house.gateway.beats.beat("some loop", now=time.monotonic() - 60)
+    try:
+        assert house.call("GET", "/v2/health/live")[0] == 503
+    finally:
+        house.gateway.beats.end("some loop")
+    assert house.call("GET", "/v2/health/live")[0] == 200
+
+
 def test_the_status_page_cannot_be_framed_and_its_numbers_are_those_of_the_metrics(house: House) -> None:
     status, page, headers = house.call("GET", "/status")
     assert status == 200

@@ -138,6 +138,15 @@ class Catalogue:
         for versions in self._names.values():
             yield from versions.values()
 
+    def held(self) -> list[Segment]:
+        """Every segment whose engine is there: published, on its way in, or draining."""
+        found: list[Segment] = []
+        for loaded in list(self._loaded.values()):
+            found += loaded.entry.segments.values()
+            if loaded.entry.whole is not None:
+                found.append(loaded.entry.whole)
+        return list(dict.fromkeys(found))
+
     # ---- what the life cycle does -----------------------------------------------------------------------------------
 
     def load(self, version: ServedVersion) -> None:

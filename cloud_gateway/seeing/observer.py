@@ -57,7 +57,7 @@ class Observer:
         now = time.monotonic()
         _, nbytes = self._desk.pending()
         limits = self._desk.limits
-        segments = self._segments()
+        segments = self._catalogue.held()
         index = self._keeper.index()
         failed = [f"{s.name} version {s.version}: {s.reason}" for s in index if s.state == "ERROR"]
         pending: Counter[Scope] = Counter()
@@ -84,14 +84,6 @@ class Observer:
             credit_requests=limits.credit_requests,
             credit_nbytes=limits.credit_nbytes,
         )
-
-    def _segments(self) -> list[Segment]:
-        found: list[Segment] = []
-        for entry in self._catalogue.published():
-            found += entry.segments.values()
-            if entry.whole is not None:
-                found.append(entry.whole)
-        return list(dict.fromkeys(found))
 
     def _lane(self, lane: Lane, segments: list[Segment], now: float) -> LaneState | None:
         look = self._desk.look(lane, now=now)

@@ -111,6 +111,15 @@ def test_a_lane_shows_what_it_costs_whom_it_serves_and_what_waits(served: Room) 
     assert lane.busy == 1
 
 
+def test_a_version_that_drains_still_shows_what_waits_for_it(served: Room) -> None:
+    served.submit()
+    (published,) = served.catalogue.published()
+    served.catalogue.withdraw(published.version)
+    standing = served.observer.standing()
+    assert standing.pending == {Scope("good", "1", "full-cloud"): 1}
+    assert standing.lanes[0].scopes == (Scope("good", "1", "full-cloud"),)
+
+
 def test_limits_agents_and_draining_are_those_of_this_moment(served: Room) -> None:
     served.desk.limits = served.desk.limits._replace(credit_requests=9)
     served.desk.drain()

@@ -115,7 +115,8 @@ def dry_run(
             print(f"{model.name} version {model.version}: {model.state} {model.reason}".rstrip())
         for lane in standing.lanes:
             cost_ms = lane.predicted_s.get(1, 0.0) * 1e3
-            print(f"  lane {lane.key}: {lane.engine}, batch up to {lane.batch_bound}, {cost_ms:.3f} ms at batch 1")
+            batch = f"batch up to {lane.batch_bound}" + (f" ({lane.unbatched})" if lane.unbatched else "")
+            print(f"  lane {lane.key}: {lane.engine}, {batch}, {cost_ms:.3f} ms at batch 1")
         print(f"{'not everything' if failed else 'everything'} can be served", file=sys.stderr)
     if failed:
         raise InputError(f"{failed[0].name} version {failed[0].version}: {failed[0].reason}", "mend or remove it")

@@ -241,9 +241,11 @@ class Catalogue:
         try:
             boundary, axes = tail.boundary, tail.output_axes
             batchable = bool(tail.batchable) and settings.max_batch_size != 0
+            unbatched = "" if batchable else "its bundle has no proof" if not tail.batchable else "max_batch_size is 0"
             if boundary is None:
                 described = describe(engine, max_batch_size=settings.max_batch_size)
                 boundary, batchable, axes = described.boundary, described.batchable, described.output_axes
+                unbatched = "" if batchable else described.reason
             rules = LaneRules(
                 max_rows=settings.max_batch_size or defaults.max_rows,
                 find_knee=settings.max_batch_size is None and defaults.find_knee,
@@ -257,7 +259,9 @@ class Catalogue:
                 quantile=defaults.quantile,
                 warm_up_s=defaults.warm_up_s,
             )
-            lane = Lane(key, engine, boundary=boundary, output_axes=axes, batchable=batchable, rules=rules)
+            lane = Lane(
+                key, engine, boundary=boundary, output_axes=axes, batchable=batchable, rules=rules, unbatched=unbatched
+            )
         except BaseException:
             engine.deactivate()
             raise

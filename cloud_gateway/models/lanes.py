@@ -65,8 +65,11 @@ class Lane:
         output_axes: Mapping[str, int],
         batchable: bool,
         rules: LaneRules,
+        unbatched: str = "",
     ) -> None:
+        """`unbatched` says why requests do not share a batch, where they do not."""
         self.key = key
+        self.unbatched = unbatched
         self.engine = engine
         self.boundary = boundary
         self.batch_axes = {b.spec.name: b.batch_axis for b in boundary}

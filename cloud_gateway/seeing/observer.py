@@ -97,6 +97,7 @@ class Observer:
             instances=lane.rules.instances,
             busy=look.busy,
             batch_bound=lane.max_rows,
+            unbatched=lane.unbatched,
             predicted_s={size: lane.curve.predict(size) for size in SIZES if size <= lane.max_rows},
             wait_s=look.wait_s,
             pending_requests=look.waiting,

@@ -39,6 +39,7 @@ class LaneState:
     wait_s: float = 0.0  # what a request arriving now would wait
     pending_requests: int = 0
     pending_nbytes: int = 0
+    unbatched: str = ""  # why requests never share a batch, where they do not
 
 
 @dataclass(frozen=True, slots=True)

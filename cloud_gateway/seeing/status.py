@@ -35,6 +35,7 @@ def status_document(scene: Scene) -> dict[str, Any]:
                 "instances": lane.instances,
                 "busy": lane.busy,
                 "batch_bound": lane.batch_bound,
+                "unbatched": lane.unbatched,
                 "predicted_s": lane.predicted_s,
                 "wait_s": lane.wait_s,
                 "pending_requests": lane.pending_requests,

@@ -71,6 +71,7 @@ class Shelf:
         self.warmed: list[Lane] = []
         self.closed: list[Lane] = []
         self.forgotten: list[Scope] = []
+        self.spec = SPEC
         self.broken: set[str] = set()  # keys of tails whose engines do not load
         self.posted: queue.Queue[Outcome] = queue.Queue()
         self.catalogue = Catalogue(
@@ -91,7 +92,7 @@ class Shelf:
             return {"y": tensors["x"] * 2}
 
         output = TensorSpec("y", "float32", ("N", 3))
-        self.engines.append(FakeEngine(twice, label=tail.label, inputs=(SPEC,), outputs=(output,)))
+        self.engines.append(FakeEngine(twice, label=tail.label, inputs=(self.spec,), outputs=(output,)))
         return self.engines[-1]
 
     def serve(self, version: ServedVersion) -> None:
@@ -376,3 +377,15 @@ def test_a_bundle_that_is_proven_batchable_still_keeps_to_the_bound_that_its_set
     shelf.serve(version(max_batch_size=bound))
     lane = shelf.whole().lane
     assert (lane.max_rows, lane.batchable) == (max_rows, bound != 0)
+    assert lane.unbatched == ("" if bound else "max_batch_size is 0")
+
+
+def test_a_model_that_cannot_be_batched_although_it_asks_for_it_says_why() -> None:
+    shelf = Shelf()
+    shelf.serve(version(1, tail("a", segment="a"), replace(tail("b", segment="b", placement="cut-1"), batchable=False)))
+    reasons = {lane.key[0]: lane.unbatched for lane in shelf.catalogue.lanes.values()}
+    assert reasons == {"a": "", "b": "its bundle has no proof"}
+    fixed = Shelf()
+    fixed.spec = msgspec.structs.replace(SPEC, shape=(1, 3))
+    fixed.serve(version(1, tail(plain=True), max_batch_size=8))
+    assert fixed.whole().lane.unbatched == "the first dimension of 'x' is fixed"

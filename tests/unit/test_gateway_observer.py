@@ -104,6 +104,7 @@ def test_a_lane_shows_what_it_costs_whom_it_serves_and_what_waits(served: Room) 
     assert (lane.pending_requests, lane.pending_nbytes, lane.busy) == (2, 2 * 3072, 0)
     assert lane.predicted_s[1] > 0
     assert max(lane.predicted_s) <= lane.batch_bound
+    assert lane.unbatched == ""
     assert standing.pending == {Scope("good", "1", "full-cloud"): 2}
     assert (standing.pending_requests, standing.pending_nbytes) == (2, 2 * 3072)
     assert served.desk.take(0) is not None

@@ -25,7 +25,7 @@ from protocol.tensors import Array, TensorHeader, shape_fits
 
 # So many runs of a size that one stray slow run is no high quantile, unless they take longer than that together.
 WARM_UP_RUNS = 11
-WARM_UP_RUNS_S = 0.1
+WARM_UP_RUNS_S = 0.05
 LEAST_RUNS = 3
 # What a thread does for each batch besides the engine's run: taking, joining, splitting, counting (measured: 0.1 ms).
 # Without it a light tail would seem to gain nothing from batches.

@@ -82,10 +82,13 @@ def serve(
     from cloud_gateway.seeing.logs import Logs
     from cloud_gateway.steering import Steering
 
-    wanted = threading.Event()
+    wanted, starting = threading.Event(), threading.Event()
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
+        is_first = not wanted.is_set()
         wanted.set()
+        if is_first and starting.is_set():  # nobody is served yet: nobody has to be waited for
+            raise _EndedEarly
 
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # there is nothing yet that could be changed
     signal.signal(signal.SIGTERM, stop)
@@ -99,7 +102,14 @@ def serve(
         gateway = Gateway(settings, logs=logs)
         steering = Steering(gateway, read, watched=watched.paths)
         signal.signal(signal.SIGHUP, lambda _signal, _frame: steering.now())
-        gateway.start()
+        starting.set()
+        try:
+            gateway.start()
+            starting.clear()
+        except _EndedEarly:
+            gateway.close()
+            print("ended before it was ready", file=sys.stderr)
+            return
         steering.start()
         gc.collect()
         gc.freeze()  # what is there now stays: later collections need not look at it again
@@ -113,6 +123,10 @@ def serve(
         logs.close()
     if gateway.fatal is not None:
         raise SystemExit(1)
+
+
+class _EndedEarly(BaseException):
+    """Asked to end while models are still being loaded."""
 
 
 def _bridge(logs: Logs) -> None:

@@ -188,6 +188,21 @@ def test_sighup_with_a_wrong_file_serves_on_as_before_and_a_right_one_is_applied
         assert process.wait() == 0
 
 
+def test_sigterm_while_models_are_loaded_ends_it_without_serving(tmp_path: Path) -> None:
+    (tmp_path / "slow" / "1").mkdir(parents=True)
+    models.write(models.residual(), tmp_path / "slow" / "1")
+    (tmp_path / "slow" / "config.pbtxt").write_text("max_batch_size: 4096\n")  # every size up to it is measured
+    with running(
+        "cloud-gateway", "serve", "--models", str(tmp_path), "--bind", "tcp://127.0.0.1:0", "--http", "127.0.0.1:0",
+        "--set", "models.warm_up_s=600",
+    ) as process:  # fmt: skip
+        _until_logged(process, "state=WARMING")
+        process.popen.send_signal(signal.SIGTERM)
+        assert process.wait() == 0
+        assert process.rest() == []
+    assert "ended before it was ready" in "".join(process.errors)
+
+
 def test_sigterm_under_load_answers_or_refuses_every_request(
     toy_bundle: Path, toy_samples: npt.NDArray[Any], toy_reference: npt.NDArray[Any]
 ) -> None:

@@ -143,9 +143,13 @@ class Gateway:
                 crashed=self._crashed, relayed=self.front is not None,
             )  # fmt: skip
             try:
+                self.standard = self._standard_door()
                 self._load_first()
-                self._open_standard_door()
+                if self.standard is not None:
+                    self.standard.start()
             except BaseException:
+                if self.standard is not None:
+                    self.standard.close(0.0)
                 if self.keeper.stop():
                     self.catalogue.close()
                 socket.close(0)
@@ -245,13 +249,15 @@ class Gateway:
                 if status.state is State.ERROR and status.cause is not None:
                     raise status.cause
 
-    def _open_standard_door(self) -> None:
+    def _standard_door(self) -> StandardDoor | None:
+        """Its port is taken, and nobody answered yet."""
         if not (self.settings.http.enabled or self.settings.grpc.enabled):
-            return
+            return None
         from cloud_gateway.doors.standard import StandardDoor  # the HTTP libraries are slow to import
 
-        self.standard = StandardDoor(self)
-        self.standard.start()
+        door = StandardDoor(self)
+        door.bind()
+        return door
 
     def _make_cache(self) -> tuple[CachedDesk | None, RedisShelf | None]:
         cache = self.settings.cache

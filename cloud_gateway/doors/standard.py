@@ -93,6 +93,10 @@ class StandardDoor:
     def grpc_endpoint(self) -> Endpoint | None:
         return None if self._grpc is None else self._grpc.endpoint
 
+    def bind(self) -> None:
+        """Take the HTTP port before anything slow is done. Raises NetworkError. Without a `start` it must be closed."""
+        self._server.bind()
+
     def start(self) -> None:
         """Raises NetworkError or InputError, and leaves nothing running then."""
         self._server.start()

@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import msgspec
 from uvicorn.config import Config
@@ -66,6 +66,7 @@ class OipServer:
             require_loopback(self._wanted, insecure=listen.insecure, doing="HTTP listening on")
         self.endpoint: Endpoint | None = None  # the TCP address that is really served
         self.connections = Connections(listen.patience)
+        self._bound: socket.socket | None = None
         self._servers: list[asyncio.Server] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -77,10 +78,20 @@ class OipServer:
         assert self._loop is not None
         return self._loop
 
+    def bind(self) -> None:
+        """Take the TCP port, so that nobody else gets it; nobody is answered before `start`. Raises NetworkError.
+
+        Whoever does not `start` after it must `close`.
+        """
+        if self._wanted is not None and self._bound is None:
+            self._bound = _bind(self._wanted)
+            self.endpoint = Endpoint(self._wanted.host, self._bound.getsockname()[1])
+
     def start(self) -> None:
         """Raises NetworkError if it cannot listen there, and leaves nothing running then."""
         tls = None if self._listen.tls is None else self._listen.tls.context()
-        bound = None if self._wanted is None else _bind(self._wanted)
+        self.bind()
+        bound, self._bound = self._bound, None
         try:
             if self._listen.unix_socket is not None:
                 _make_way(self._listen.unix_socket)
@@ -98,11 +109,12 @@ class OipServer:
                 bound.close()
             self._end_thread()
             raise
-        if bound is not None and self._wanted is not None:
-            self.endpoint = Endpoint(self._wanted.host, bound.getsockname()[1])
 
     def close(self, grace_s: float = 5.0) -> None:
         """Refuse new work, finish what runs (at most `grace_s`), stop. Safe to call twice."""
+        if self._bound is not None:
+            self._bound.close()
+            self._bound = None
         if self._thread is None:
             return
         asyncio.run_coroutine_threadsafe(self._close(grace_s), self.loop).result()
@@ -158,11 +170,13 @@ class OipServer:
 
         if bound is not None:
             handshake_s = None if tls is None else _TLS_HANDSHAKE_S
-            self._servers.append(
-                await loop.create_server(
+            try:
+                server = await loop.create_server(
                     connect, sock=bound, ssl=tls, backlog=_BACKLOG, ssl_handshake_timeout=handshake_s
                 )
-            )
+            except OSError as error:  # two may hold a port of which only one can listen
+                raise _cannot_listen(bound.getsockname(), error) from error
+            self._servers.append(server)
         if self._listen.unix_socket is not None:
             self._servers.append(await _listen_unix(loop, connect, self._listen.unix_socket))
         self._sweeper = loop.create_task(self._sweep())
@@ -208,15 +222,25 @@ def _new_loop() -> asyncio.AbstractEventLoop:
 
 
 def _bind(endpoint: Endpoint) -> socket.socket:
+    """Bound, and not listening yet: connections are refused until somebody answers them."""
     host = "" if endpoint.host == "*" else endpoint.host
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
-        return socket.create_server((host, endpoint.port), family=family, backlog=_BACKLOG)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if bound.family is socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        bound.bind((host, endpoint.port))
     except OSError as error:
-        raise NetworkError(
-            f"cannot listen on {endpoint.host}:{endpoint.port}: {error.strerror or error}",
-            "stop the other process or choose another port",
-        ) from error
+        bound.close()
+        raise _cannot_listen((endpoint.host, endpoint.port), error) from error
+    return bound
+
+
+def _cannot_listen(address: tuple[Any, ...], error: OSError) -> NetworkError:
+    return NetworkError(
+        f"cannot listen on {address[0]}:{address[1]}: {error.strerror or error}",
+        "stop the other process or choose another port",
+    )
 
 
 def _make_way(path: Path) -> None:

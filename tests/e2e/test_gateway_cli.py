@@ -153,6 +153,7 @@ def test_a_port_in_use_is_one_sentence_with_code_6(toy_bundle: Path, door: str) 
         done = finished("cloud-gateway", "serve", str(toy_bundle), *flags, *FAST)
         port = taken.getsockname()[1]
     _refused(done, 6, str(port))
+    assert ("WARMING" in done.stderr) == (door == "--grpc"), "what can be known at once costs no warm-up"
 
 
 def test_nobody_there_and_a_stranger_are_told_apart(tmp_path: Path) -> None:

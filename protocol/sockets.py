@@ -287,6 +287,20 @@ def listener(endpoint: Endpoint) -> tuple[stdlib_socket.socket, Endpoint]:
     return sock, Endpoint(endpoint.host, sock.getsockname()[1])
 
 
+def reserve(endpoint: Endpoint) -> stdlib_socket.socket:
+    """A TCP socket that is bound and does not listen: it has the port, and connections are refused. Raises OSError."""
+    sock = stdlib_socket.socket(stdlib_socket.AF_INET6 if ":" in endpoint.host else stdlib_socket.AF_INET)
+    try:
+        sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_REUSEADDR, 1)
+        if sock.family is stdlib_socket.AF_INET6:
+            sock.setsockopt(stdlib_socket.IPPROTO_IPV6, stdlib_socket.IPV6_V6ONLY, 1)
+        sock.bind(("" if endpoint.host == "*" else endpoint.host, endpoint.port))
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
 def adopt(sock: Socket, listening: int, endpoint: Endpoint, secret: bytes | None = None) -> None:
     """Like `bind`, with a listening socket that is there already; its descriptor is not used up."""
     sock.setsockopt(zmq.USE_FD, os.dup(listening))

@@ -28,7 +28,7 @@ from protocol.errors import InputError, NetworkError
 from protocol.oip.app import OipApp
 from protocol.oip.http_protocol import Connection, Connections, Patience
 from protocol.oip.tls import Tls
-from protocol.sockets import Endpoint, parse_endpoint, require_loopback, resolve
+from protocol.sockets import Endpoint, parse_endpoint, require_loopback, reserve, resolve
 
 _BACKLOG = 1024
 _TLS_HANDSHAKE_S = 5.0
@@ -222,18 +222,10 @@ def _new_loop() -> asyncio.AbstractEventLoop:
 
 
 def _bind(endpoint: Endpoint) -> socket.socket:
-    """Bound, and not listening yet: connections are refused until somebody answers them."""
-    host = "" if endpoint.host == "*" else endpoint.host
-    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if bound.family is socket.AF_INET6:
-            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        bound.bind((host, endpoint.port))
+        return reserve(endpoint)
     except OSError as error:
-        bound.close()
         raise _cannot_listen((endpoint.host, endpoint.port), error) from error
-    return bound
 
 
 def _cannot_listen(address: tuple[Any, ...], error: OSError) -> NetworkError:

@@ -291,3 +291,16 @@ def test_gateway_and_front_talk_over_a_unix_socket_without_heartbeats(
 
     with pytest.raises(zmq.Again):  # nothing is queued for nobody
         send_for_ever()
+
+
+def test_a_reserved_port_is_nobody_elses_and_refuses_until_its_owner_listens() -> None:
+    held = sockets.reserve(Endpoint("127.0.0.1", 0))
+    address = held.getsockname()
+    try:
+        with pytest.raises(ConnectionRefusedError):
+            stdlib_socket.create_connection(address, timeout=5)
+        held.listen()
+        with stdlib_socket.create_connection(address, timeout=5), pytest.raises(OSError, match="in use"):
+            sockets.reserve(Endpoint("127.0.0.1", address[1]))
+    finally:
+        held.close()

@@ -32,6 +32,8 @@ class BatchRows:
     def join(self, owner: Hashable, header: TensorHeader, sources: Sequence[Source], axis: int | None) -> Array:
         """The batch of `sources` along `axis`; `header` is the first one's, and says what all have in common.
 
+        `owner` is kept with the memory: a name, not what it names.
+
         The array is read-only to nobody and valid until the next `join` of the same owner and tensor.
         """
         dtype = DTYPES[header.dtype]

@@ -183,7 +183,7 @@ class Runner:
             axis = lane.batch_axes[header.name]
             if axis is None and len(kept) > 1:
                 raise InvariantViolation(f"tensor {header.name!r} has no batch axis but was batched")
-            tensors[header.name] = self._rows.join(lane, header, [mine[index] for mine in sources], axis)
+            tensors[header.name] = self._rows.join(lane.key, header, [mine[index] for mine in sources], axis)
         return tensors, kept
 
     def _sources(self, lane: Lane, item: Item, *, alone: bool) -> list[Source]:

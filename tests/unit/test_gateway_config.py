@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cloud_gateway import config
 from cloud_gateway.config import PREFIX, GatewaySettings, from_flags, load_settings, sources
 from cloud_gateway.config_cli import as_markdown, as_toml
 from protocol.errors import InputError
@@ -147,6 +148,18 @@ def test_every_field_is_read_by_somebody() -> None:
         if source.name != "config.py":
             nodes = ast.walk(ast.parse(source.read_text("utf-8")))
             read |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    assert [key for key, _ in documented(GatewaySettings) if key.rpartition(".")[2] not in read] == []
+
+
+def test_every_setting_is_read_by_somebody() -> None:
+    package = Path(config.__file__).parent
+    readers = [file for file in package.rglob("*.py") if file.name not in ("config.py", "config_cli.py")]
+    read = {
+        node.attr
+        for file in readers
+        for node in ast.walk(ast.parse(file.read_text("utf-8")))
+        if isinstance(node, ast.Attribute)
+    }
     assert [key for key, _ in documented(GatewaySettings) if key.rpartition(".")[2] not in read] == []
 
 

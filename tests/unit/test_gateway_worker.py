@@ -5,8 +5,10 @@ The worker is started after everything was offered, so the first batch is known;
 
 from __future__ import annotations
 
+import gc
 import queue
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,7 +18,7 @@ import pytest
 
 from cloud_gateway.desk import Desk
 from cloud_gateway.models.lanes import Lane, LaneRules, Segment
-from cloud_gateway.models.worker import Worker
+from cloud_gateway.models.worker import Runner, Worker
 from cloud_gateway.scheduling.admission import Limits
 from cloud_gateway.seeing.figures import OWN, Scope
 from cloud_gateway.seeing.ledger import Ledger
@@ -369,6 +371,22 @@ def test_an_engine_that_loses_rows_is_asked_one_by_one_and_does_not_mix_up_answe
     with bench.running():
         answers = [bench.computed() for _ in items]
     assert [(a.item, float(outputs(a)["y"][0, 0])) for a in answers] == [(items[0], 0.0), (items[1], 1.0)]
+
+
+def test_who_has_run_a_lane_does_not_hold_on_to_it_and_its_model() -> None:
+    bench = Bench()
+    runner = Runner(bench.desk, bench.ledger)
+    with bench.engine:
+        for i in range(2):
+            bench.offer(x=row(i))
+        dispatch = bench.desk.take(0)
+        assert dispatch is not None
+        assert len(runner.run(0, dispatch)) == 2
+    bench.desk.close(bench.lane)
+    lane, engine = weakref.ref(bench.lane), weakref.ref(bench.engine)
+    del dispatch, bench
+    gc.collect()
+    assert (lane(), engine()) == (None, None)
 
 
 # ---- stopping -------------------------------------------------------------------------------------------------------

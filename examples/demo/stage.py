@@ -145,9 +145,8 @@ class Stage:
     # ---- the processes -----------------------------------------------------------------------------------------------
 
     def _start_gateway(self, bind: str) -> Child:
-        return Child(
-            "cloud-gateway", ["serve", str(self._bundle), "--bind", bind, "--http", "off", "--json"], self._log("cloud-gateway")
-        )
+        command = ["serve", str(self._bundle), "--bind", bind, "--http", "off", "--json"]
+        return Child("cloud-gateway", command, self._log("cloud-gateway"))
 
     def _start_agent(self) -> Child:
         host, port = self._link.address

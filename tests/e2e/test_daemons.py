@@ -193,7 +193,7 @@ def test_a_port_in_use_is_one_sentence(toy_bundle: Path) -> None:
     [
         (("cloud-gateway", "serve", "no-such-bundle"), 4, "no bundle at no-such-bundle"),
         (("cloud-gateway", "serve", "docs"), 4, "not a bundle"),
-        (("cloud-gateway", "serve", "BUNDLE", "--bind", "nonsense"), 3, "not an endpoint"),
+        (("cloud-gateway", "serve", "BUNDLE", "--bind", "nonsense"), 3, "give tcp://HOST:PORT"),
         (("cloud-gateway", "serve", "BUNDLE", "--bind", "tcp://0.0.0.0:0"), 3, "--insecure"),
         (("edge-agent", "run", "--bundle", "no-such-bundle", "--source", "x"), 4, "no bundle"),
         (("edge-agent", "run", "--bundle", "BUNDLE", "--source", "no-such-file"), 3, "no source at no-such-file"),

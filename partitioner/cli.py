@@ -180,6 +180,9 @@ def split(
     planned: Annotated[
         Path | None, typer.Option("--plan", metavar="PLAN.json", help="Build the cuts of a plan (`partitioner plan`).")
     ] = None,
+    common_suffix: Annotated[
+        bool, typer.Option("--common-suffix", help="Let a gateway batch several cuts where their tails end alike.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -191,7 +194,7 @@ def split(
         from partitioner.planning.build import build
         from partitioner.planning.plans import to_build
 
-        order = replace(flags.order(model, output), force=force)
+        order = replace(flags.order(model, output), common_suffix=common_suffix, force=force)
         if planned is None:
             order = replace(order, cuts=tuple(tuple(names.split(",")) for names in cut or ()))
         else:

@@ -7,6 +7,8 @@
       edge.onnx                the whole model as the device runs it: the edge-only placement's head
       cut-1/head.onnx          head and tail of each kept cut
       cut-1/tail.onnx
+      cut-1/bridge.onnx        with --common-suffix: what this tail has before the suffix in which several tails end
+      suffix.onnx              that suffix
       weights/SHA256           large weights, one a file, which graphs name relative to BUNDLE (see protocol.graphs)
 
 A *segment* is a head and the tail it belongs to, with the boundary between them. Requests name the segment's digest,
@@ -119,6 +121,20 @@ class PlacementEntry(msgspec.Struct, frozen=True):
     cost: PlacementCost
     certificate: ParityCertificate | None
     notes: tuple[str, ...] = ()  # e.g. why the INT8 head was not shipped
+    bridge: str | None = None  # the tail is also `Manifest.suffix` after this graph
+
+
+class CommonSuffix(msgspec.Struct, frozen=True):
+    """Layers in which several tails end. A gateway may run each tail's bridge for its rows, and these once for all.
+
+    `batch_axes` names what the suffix takes, which is what every bridge gives; `max_abs_difference` is that of all
+    tails from suffix after bridge, ONNX Runtime's optimisation off.
+    """
+
+    file: str
+    batch_axes: dict[str, int]
+    output_axes: dict[str, int]
+    max_abs_difference: float
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
@@ -202,6 +218,7 @@ class Manifest(msgspec.Struct, frozen=True):
     measured: tuple[Measured, ...] = ()
     recipes: tuple[TriedRecipe, ...] = ()
     layers: tuple[LayerLoss, ...] = ()
+    suffix: CommonSuffix | None = None
 
     def placement(self, kind: PlacementKind) -> PlacementEntry | None:
         return next((p for p in self.placements if p.kind == kind), None)

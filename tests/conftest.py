@@ -32,9 +32,9 @@ settings.load_profile(os.environ.get("ISTHMUS_EXAMPLES", "gate"))
 TIMED = ("integration", "e2e")
 COMPUTES = ("test_access_routes.py", "test_benchmark_cuts.py", "test_gateway_http.py", "test_hostile_models.py",
             "test_oip_grpc.py", "test_oip_http.py", "test_partitioner_build.py", "test_partitioner_cli.py",
-            "test_partitioner_cli_verbs.py", "test_partitioner_models.py", "test_partitioner_plan.py",
-            "test_partitioner_split.py", "test_preprocess.py", "test_recipes.py", "test_report_page.py",
-            "test_status_page.py")  # fmt: skip
+            "test_partitioner_cli_verbs.py", "test_partitioner_joining.py", "test_partitioner_models.py",
+            "test_partitioner_plan.py", "test_partitioner_split.py", "test_preprocess.py", "test_recipes.py",
+            "test_report_page.py", "test_status_page.py")  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

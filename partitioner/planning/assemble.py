@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -266,6 +267,7 @@ def _judge(
         decorrelated=bool(attempt.transforms),
         down_nbytes=sum(answers[0][n].nbytes for n in sides.tail_outputs),
         notes=(),
+        taking=partial(_taking, attempt=attempt),
     )
     return segment, holds
 

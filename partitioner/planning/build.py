@@ -25,6 +25,7 @@ from partitioner.planning.clock import Clock, Machines
 from partitioner.planning.ends import Ends, make_ends
 from partitioner.planning.entries import compose
 from partitioner.planning.explore import Search
+from partitioner.planning.joining import Joined, join
 from partitioner.planning.workshop import SLOWER, Segment, Workshop
 from partitioner.planning.write import check_target, write_bundle
 from protocol.bench import Reporter
@@ -52,6 +53,7 @@ class Order:
     stream: bool = False  # the samples are consecutive frames, and so will be the requests
     lossless_input: bool = False  # full-cloud may not send JPEG
     inputs: tuple[str, ...] = ()  # declared images, in the grammar of docs/inputs.md
+    common_suffix: bool = False  # tails that end alike also as bridges to one suffix
     force: bool = False
     source_digest: str = ""  # of the model that a plan was made for; "" accepts any
 
@@ -96,7 +98,11 @@ def decide(order: Order, reporter: Reporter) -> Decided:
     reporter.stage("judging full-cloud and edge-only")
     ends = make_ends(shop)
     found = _named_cuts(order, shop, ends, cuts, reporter) if cuts else explore(shop, ends, order.search, reporter)
-    return Decided(*compose(order, shop, ends, found))
+    joined: Joined | str | None = None
+    if order.common_suffix:
+        reporter.stage("looking for the suffix that tails have in common")
+        joined = join(shop, found.kept)
+    return Decided(*compose(order, shop, ends, found, joined))
 
 
 def _check_search(order: Order, model: LoadedModel) -> None:

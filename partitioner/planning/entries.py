@@ -16,11 +16,21 @@ from partitioner.int8.recipes import RecipeResult, by_damage
 from partitioner.planning import select
 from partitioner.planning.costs import EDGE_ONLY, FULL_CLOUD, id_of
 from partitioner.planning.ends import Ends
+from partitioner.planning.joining import Joined
 from partitioner.planning.workshop import Segment, Variant, Workshop
 from partitioner.planning.write import with_weights
 from partitioner.solver.constraints import described
 from protocol import bundle
-from protocol.bundle import Conditions, FileEntry, LayerLoss, Manifest, ModelInfo, PlacementEntry, TriedRecipe
+from protocol.bundle import (
+    CommonSuffix,
+    Conditions,
+    FileEntry,
+    LayerLoss,
+    Manifest,
+    ModelInfo,
+    PlacementEntry,
+    TriedRecipe,
+)
 from protocol.engines import ort
 from protocol.latency import PlacementCost
 from protocol.messages import PlacementKind
@@ -29,16 +39,21 @@ if TYPE_CHECKING:
     from partitioner.planning.build import Order
     from partitioner.planning.choose import Findings
 
-FULL, EDGE = "full.onnx", "edge.onnx"
+FULL, EDGE, SUFFIX = "full.onnx", "edge.onnx", "suffix.onnx"
 _VERSIONS = ("numpy", "onnx", "onnx-ir", "isthmus")
 
 
-def compose(order: Order, shop: Workshop, ends: Ends, findings: Findings) -> tuple[Manifest, dict[str, bytes]]:
-    """The manifest and the bytes of every file it lists."""
+def compose(
+    order: Order, shop: Workshop, ends: Ends, findings: Findings, joined: Joined | str | None = None
+) -> tuple[Manifest, dict[str, bytes]]:
+    """The manifest and the bytes of every file it lists. `joined` is the common suffix, or why there is none."""
     segments, costs = findings.kept, findings.costs
+    notes = findings.notes if not isinstance(joined, str) else (*findings.notes, f"no common suffix: {joined}")
     files = {FULL: ends.full, EDGE: ends.edge}
     for name, segment in segments.items():
         files |= {f"{name}/head.onnx": segment.head, f"{name}/tail.onnx": segment.tail}
+    if isinstance(joined, Joined):
+        files |= {SUFFIX: joined.suffix} | {_bridge(name): graph for name, graph in joined.bridges.items()}
     files = with_weights(files)
     entries = {name: FileEntry(bundle.sha256(content), len(content)) for name, content in files.items()}
     placements = [_full_entry(shop, ends, v, entries, costs) for v in ends.full_variants]
@@ -59,10 +74,13 @@ def compose(order: Order, shop: Workshop, ends: Ends, findings: Findings) -> tup
         placements=tuple(placements),
         conditions=_conditions(order, shop, findings.slowdown),
         plan=tuple((s.id, s.from_mbit, s.to_mbit) for s in select.plan(costs, order.search.scope)),
-        notes=(*shop.model.notes, *_data_notes(shop), *findings.notes),
+        notes=(*shop.model.notes, *_data_notes(shop), *notes),
         measured=findings.measured,
         recipes=_recipes(shop.book),
         layers=_layers(shop.book),
+        suffix=CommonSuffix(SUFFIX, joined.batch_axes, joined.output_axes, joined.difference)
+        if isinstance(joined, Joined)
+        else None,
     )
     return manifest, files
 
@@ -144,7 +162,12 @@ def _cut_entry(
         cost=costs.get(id_, PlacementCost()),
         certificate=variant.certificate,
         notes=segment.notes if not variant.rung else (),
+        bridge=_bridge(name) if _bridge(name) in entries else None,
     )
+
+
+def _bridge(name: str) -> str:
+    return f"{name}/bridge.onnx"
 
 
 def _edge_entry(ends: Ends, costs: Mapping[str, PlacementCost]) -> PlacementEntry:

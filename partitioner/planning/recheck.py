@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,7 +60,27 @@ def recheck(path: Path, data_path: Path | None) -> Verified:
         for entry in manifest.placements
         if entry.kind != PlacementKind.FULL_CLOUD or _is_lossy(entry)
     )
+    _recheck_suffix(opened, samples)
     return Verified(str(path), count, data_path is None, results)
+
+
+def _recheck_suffix(opened: Bundle, samples: data.Samples) -> None:
+    """The common suffix after each bridge must still be the tail. Raises BundleError."""
+    suffix = opened.manifest.suffix
+    for entry in opened.manifest.placements if suffix is not None else ():
+        if suffix is None or not (entry.head and entry.tail and entry.bridge):
+            continue
+        with ExitStack() as stack:
+            files = (entry.head, entry.tail, entry.bridge, suffix.file)
+            engines = [OrtEngine(opened.graph(name), label=name, optimise=False) for name in files]
+            head, tail, bridge, last = (stack.enter_context(engine) for engine in engines)
+            made = [head.infer(feed) for feed in samples.feeds(samples.held_out[: verify.PARITY_SAMPLES])]
+            crossing = [{name: each[name] for name in entry.cut} for each in made]
+            joined = [last.infer(bridge.infer(each)) for each in crossing]
+            seen = verify.difference([tail.infer(each) for each in crossing], joined)
+        if not seen.within:
+            fact = f"placement {entry.id}: its bridge and {suffix.file} differ from its tail by {seen.seen:.3g}"
+            raise BundleError(f"{fact}, allowed {seen.allowed:.3g}", "rebuild the bundle")
 
 
 def _samples(manifest: Manifest, data_path: Path | None) -> data.Samples:

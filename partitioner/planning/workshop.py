@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
+
+import onnx_ir as ir
 
 from partitioner.crossing.boundary import Codes
 from partitioner.crossing.codings import MIN_SAVING, Coding, Way
@@ -87,6 +89,7 @@ class Segment:
     decorrelated: bool
     down_nbytes: int
     notes: tuple[str, ...]
+    taking: Callable[[ir.Model], ir.Model]  # of a graph with the cut's own tensors, one that takes what crosses
 
     @property
     def certificate(self) -> ParityCertificate:

@@ -130,6 +130,10 @@ class SchedulingSettings(Section, frozen=True):
     ageing_s: Annotated[
         float, setting("Waiting this long raises work by one priority.", ge=0.001, le=3600, reloadable=True)
     ] = 0.5
+    merge: Annotated[
+        Literal["auto", "never"],
+        setting("Let cuts of one model share batches where their bundle has a common suffix and it measures faster."),
+    ] = "auto"
     quantile: Annotated[float, setting("Quantile of measured durations that predictions use.", ge=0.5, le=0.999)] = 0.9
     margin: Annotated[
         float, setting("Predictions are this many times what was measured.", ge=1, le=10, reloadable=True)

@@ -84,6 +84,7 @@ class Gateway:
             warmed=self._remember,
             closed=lambda lane: self.deep.forget(lane.key),
             forgotten=self.ledger.forget,
+            told=self.told,
         )
         self.keeper = Keeper(
             self.catalogue,
@@ -350,6 +351,7 @@ def _defaults(settings: GatewaySettings, workers: int) -> Defaults:
         margin=scheduling.margin,
         quantile=scheduling.quantile,
         warm_up_s=settings.models.warm_up_s,
+        merge=scheduling.merge == "auto",
     )
 
 

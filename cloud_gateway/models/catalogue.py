@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cloud_gateway.desk import Desk
+from cloud_gateway.models.joining import Alike, JoinedLane, alike, joined_lane
 from cloud_gateway.models.lanes import MAX_ROWS, WARM_UP_BUDGET_S, Lane, LaneRules, Segment
 from cloud_gateway.models.plain import describe
 from cloud_gateway.models.served import ServedVersion, Tail
@@ -48,6 +49,7 @@ class Defaults:
     margin: float = 1.0
     quantile: float = QUANTILE
     warm_up_s: float = WARM_UP_BUDGET_S
+    merge: bool = True  # cuts with a common suffix into one lane, where it pays
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +76,10 @@ def ort_engine(tail: Tail, threads: int) -> Engine:
 _Wishes = tuple[object, ...]
 
 
-def _wishes(tail: Tail, settings: ModelSettings) -> _Wishes:
-    """The tail and how it is run: versions that differ in it do not share a lane."""
+def _wishes(key: str, settings: ModelSettings) -> _Wishes:
+    """The graphs and how they are run: versions that differ in it do not share a lane."""
     return (
-        tail.key, settings.max_batch_size, settings.instances, settings.threads, settings.efficiency_delay_s,
+        key, settings.max_batch_size, settings.instances, settings.threads, settings.efficiency_delay_s,
         settings.profile_sizes, settings.max_queue_requests,
     )  # fmt: skip
 
@@ -101,6 +103,7 @@ class Catalogue:
         warmed: Callable[[Lane], None] = lambda lane: None,
         closed: Callable[[Lane], None] = lambda lane: None,
         forgotten: Callable[[Scope], None] = lambda scope: None,
+        told: Callable[[str, str], None] = lambda event, text: None,
     ) -> None:
         self.segments: Mapping[bytes, Segment] = {}
         self.models: frozenset[bytes] = frozenset()  # digests of the models that are served whole
@@ -111,6 +114,7 @@ class Catalogue:
         self._engine = engine
         self._settings_of = settings_of  # a version's own settings, and what the gateway's say of that model
         self._warmed, self._closed, self._forgotten = warmed, closed, forgotten
+        self._told = told  # of what an operator should see
         self._lanes: dict[str, Lane] = {}
         self._wishes: dict[str, _Wishes] = {}  # of each lane
         self._loaded: dict[tuple[str, int, int], _Loaded] = {}
@@ -180,10 +184,18 @@ class Catalogue:
 
     def warm_up(self, version: ServedVersion) -> None:
         """Run every batch size and every declared shape once before traffic does. Raises EngineError."""
-        entry, lanes = self._loaded[version.identity]
-        for lane in dict.fromkeys(lanes):
+        groups = list(alike(version.tails, self._loaded[version.identity].lanes)) if self.defaults.merge else []
+        for group in groups:
+            if (known := self._find_lane(_wishes(group.key, self._settings_of(version)))) is not None:
+                self._join(version, group, known)
+        for lane in dict.fromkeys(self._loaded[version.identity].lanes):
             if not lane.is_open:  # else it serves already, and its curve knows more than a warm-up could
                 lane.warm_up()
+        for group in groups:
+            self._try_to_join(version, group)
+        entry, lanes = self._loaded[version.identity]
+        for lane in dict.fromkeys(lanes):
+            if not lane.is_open:
                 self._warmed(lane)
         if entry.whole is not None:
             for sample in version.settings.warm_up:
@@ -229,13 +241,11 @@ class Catalogue:
 
     def _lane(self, version: ServedVersion, tail: Tail) -> tuple[Lane, tuple[BoundaryTensor, ...]]:
         settings, defaults = self._settings_of(version), self.defaults
-        wishes = _wishes(tail, settings)
-        for key, others in self._wishes.items():
-            if others == wishes:
-                lane = self._lanes[key]
-                return lane, tail.boundary if tail.boundary is not None else lane.boundary
-        # A second lane of one tail, which is run otherwise, needs a key of its own.
-        key = hashlib.sha256(repr(wishes).encode()).hexdigest() if tail.key in self._lanes else tail.key
+        wishes = _wishes(tail.key, settings)
+        known = self._find_lane(wishes)
+        if known is not None:
+            return known, tail.boundary if tail.boundary is not None else known.boundary
+        key = self._free_key(tail, wishes)
         engine = self._engine(tail, settings.threads or defaults.threads)
         engine.activate()
         try:
@@ -268,6 +278,44 @@ class Catalogue:
         self._lanes[key], self._wishes[key] = lane, wishes
         return lane, boundary
 
+    def _find_lane(self, wishes: _Wishes) -> Lane | None:
+        return next((self._lanes[key] for key, others in self._wishes.items() if others == wishes), None)
+
+    def _free_key(self, tail: Tail, wishes: _Wishes) -> str:
+        """A second lane of one tail, which is run otherwise, needs a key of its own."""
+        return hashlib.sha256(repr(wishes).encode()).hexdigest() if tail.key in self._lanes else tail.key
+
+    def _try_to_join(self, version: ServedVersion, group: Alike) -> None:
+        """One lane for the group where that pays, as measured now. Raises BundleError for damaged graphs."""
+        if any(lane.is_open or lane.key not in self._lanes for lane in group.lanes):
+            return  # others serve by them already, or the group has joined a lane that was there
+        settings = self._settings_of(version)
+        wishes, threads = _wishes(group.key, settings), settings.threads or self.defaults.threads
+        key = self._free_key(group.suffix, wishes)
+        try:
+            lane = joined_lane(key, group, lambda part: self._engine(part, threads))
+        except EngineError as error:  # for want of memory, for example: their own lanes are there
+            self._told("merge", f"cuts of {version} keep lanes of their own: {error}")
+            return
+        if lane is not None:
+            self._lanes[key], self._wishes[key] = lane, wishes
+            self._join(version, group, lane)
+
+    def _join(self, version: ServedVersion, group: Alike, joined: Lane) -> None:
+        """Requests for the group's tails go to one lane. Nothing found them yet."""
+        assert isinstance(joined, JoinedLane)
+        entry, lanes = self._loaded[version.identity]
+        now, apart = list(lanes), []
+        for i, tail in enumerate(version.tails):
+            if tail in group.tails and tail.segment is not None and tail.joint is not None:
+                segment = entry.segments[tail.segment]
+                segment.lane, segment.bridge = joined, joined.bridges[tail.joint.bridge.key]
+                joined.users += 1
+                apart.append(lanes[i])
+                now[i] = joined
+        self._loaded[version.identity] = _Loaded(entry, tuple(now))
+        self._give_back(apart)
+
     def _give_back(self, lanes: Sequence[Lane]) -> None:
         for lane in lanes:
             lane.users -= 1
@@ -276,7 +324,7 @@ class Catalogue:
             if lane.is_open and (left := self._desk.close(lane)):
                 self._orphaned(left)
             lane.is_open = False
-            lane.engine.deactivate()
+            lane.deactivate()
             self._closed(lane)
             del self._lanes[lane.key], self._wishes[lane.key]
 

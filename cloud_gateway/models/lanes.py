@@ -6,9 +6,10 @@ another build) still batch together. A segment is a lane plus the boundary that 
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,7 +22,7 @@ from protocol import drift
 from protocol.bundle import BoundaryTensor
 from protocol.engines.base import Engine
 from protocol.errors import EngineError
-from protocol.tensors import Array, TensorHeader, shape_fits
+from protocol.tensors import Array, TensorHeader, TensorSpec, shape_fits
 
 # So many runs of a size that one stray slow run is no high quantile, unless they take longer than that together.
 WARM_UP_RUNS = 11
@@ -83,6 +84,10 @@ class Lane:
         self.users = 0  # loaded tails that are this one
         self.is_open = False  # at the desk: it may be offered requests
 
+    def deactivate(self) -> None:
+        """Give back what it runs on."""
+        self.engine.deactivate()
+
     def warm_up(self) -> None:
         """Run every batch size a few times: the first run of a shape is slow, and L(b) is wanted before traffic comes.
 
@@ -103,13 +108,7 @@ class Lane:
 
     def zeros(self, rows: int) -> dict[str, Array]:
         """Inputs of that many rows, all zero."""
-        tensors = {}
-        for spec in self.engine.inputs:
-            axis = self.batch_axes.get(spec.name)
-            # A free dimension other than the batch is unknown before traffic; 1 is always a legal guess to try.
-            shape = [rows if i == axis else d if isinstance(d, int) else 1 for i, d in enumerate(spec.shape)]
-            tensors[spec.name] = np.zeros(shape, spec.numpy_dtype)
-        return tensors
+        return zeros(self.engine.inputs, self.batch_axes, rows)
 
     @property
     def is_guessed(self) -> bool:
@@ -126,6 +125,10 @@ class Lane:
             return [size for size in self.rules.sizes if size <= self.max_rows] or [self.rules.sizes[0]]
         return [1 << n for n in range(self.max_rows.bit_length()) if 1 << n <= self.max_rows]
 
+    def trial(self, rows: int) -> Callable[[], object]:
+        """What a batch of that many rows runs."""
+        return functools.partial(self.engine.infer, self.zeros(rows))
+
     def _measure(self) -> None:
         began = time.monotonic()
         for size in self._sizes():
@@ -133,17 +136,41 @@ class Lane:
                 break
             if self.rules.find_knee and size > self.curve.knee(size) << PAST_THE_KNEE:
                 break
-            tensors = self.zeros(size)
-            self.engine.infer(tensors)
+            trial = self.trial(size)
+            trial()
             first = time.perf_counter()
             for run in range(WARM_UP_RUNS):
                 start = time.perf_counter()
                 if run >= LEAST_RUNS and start - first > WARM_UP_RUNS_S:
                     break
-                self.engine.infer(tensors)
+                trial()
                 self.curve.observe(size, time.perf_counter() - start + BATCH_OVERHEAD_S)
         if self.rules.find_knee:
             self.max_rows = self.curve.knee(self.max_rows)
+
+
+def zeros(specs: Sequence[TensorSpec], batch_axes: Mapping[str, int | None], rows: int) -> dict[str, Array]:
+    """Tensors of that many rows, all zero."""
+    tensors = {}
+    for spec in specs:
+        axis = batch_axes.get(spec.name)
+        # A free dimension other than the batch is unknown before traffic; 1 is always a legal guess to try.
+        shape = [rows if i == axis else d if isinstance(d, int) else 1 for i, d in enumerate(spec.shape)]
+        tensors[spec.name] = np.zeros(shape, spec.numpy_dtype)
+    return tensors
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Bridge:
+    """What one cut's tail has before the suffix that its lane runs; see `models/joining.py`."""
+
+    key: str  # sha256 of its graph
+    engine: Engine
+    boundary: tuple[BoundaryTensor, ...]
+
+    @property
+    def batch_axes(self) -> dict[str, int | None]:
+        return {b.spec.name: b.batch_axis for b in self.boundary}
 
 
 @dataclass(slots=True, eq=False)
@@ -160,6 +187,7 @@ class Segment:
     default_priority: int = 4
     default_timeout_s: float | None = None
     may_cache: bool = True  # its answers may be kept
+    bridge: Bridge | None = None  # runs before the lane's engine, which several cuts share then
     # Shapes that fitted before: most requests are like the last one.
     _fitted: dict[tuple[tuple[str, str, tuple[int, ...]], ...], tuple[int, tuple[tuple[int, ...], ...]]] = field(
         default_factory=dict, repr=False
@@ -203,4 +231,5 @@ class Segment:
                 layout.append(header.shape[:axis] + header.shape[axis + 1 :])
         if len(rows) > 1 or 0 in rows:
             raise ValueError(f"the tensors disagree about the batch: {sorted(rows)} rows")
-        return (rows.pop() if rows else 1), tuple(layout)
+        # What a bridge gives to the lane has one shape whatever came in: requests of all bridges may share a batch.
+        return (rows.pop() if rows else 1), () if self.bridge is not None else tuple(layout)

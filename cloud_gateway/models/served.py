@@ -17,7 +17,7 @@ import functools
 import hashlib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -39,6 +39,18 @@ Format = Literal["bundle", "onnx", "triton"]
 
 
 @dataclass(frozen=True, slots=True)
+class Joint:
+    """A tail as two graphs: a bridge of its own, and the suffix in which other tails of its bundle end as well.
+
+    `batch_axes` are those of what the bridge gives to the suffix.
+    """
+
+    bridge: Tail
+    suffix: Tail
+    batch_axes: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Tail:
     """One graph to serve.
 
@@ -57,6 +69,7 @@ class Tail:
     batchable: bool | None
     output_axes: Mapping[str, int]
     graph: Callable[[], bytes] = field(compare=False, repr=False)  # raises BundleError or ModelError
+    joint: Joint | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +188,7 @@ def _from_bundle(name: str, version: int, folder: Path, settings: ModelSettings 
 
 
 def _from_opened(name: str, version: int, bundle: Bundle, settings: ModelSettings, build: int) -> ServedVersion:
-    tails = tuple(_tail(bundle, entry) for entry in bundle.remote_segments())
+    tails = tuple(tail_of(bundle, entry) for entry in bundle.remote_segments())
     if not tails:
         raise BundleError(f"{bundle.root} has no work for a gateway", "build one with a cut or full-cloud placement")
     model = bundle.manifest.model
@@ -192,13 +205,14 @@ def _from_opened(name: str, version: int, bundle: Bundle, settings: ModelSetting
     )
 
 
-def _tail(bundle: Bundle, entry: PlacementEntry) -> Tail:
+def tail_of(bundle: Bundle, entry: PlacementEntry) -> Tail:
+    """What a gateway runs of one placement. Raises BundleError if the manifest does not list it."""
     remedy = "rebuild the bundle"
     if entry.tail is None or entry.segment is None:
         raise BundleError(f"{bundle.root}: placement {entry.id} has a segment but no tail", remedy)
     if entry.tail not in bundle.manifest.files:
         raise BundleError(f"{bundle.root}: the tail {entry.tail!r} of placement {entry.id} is not listed", remedy)
-    return Tail(
+    tail = Tail(
         key=bundle.manifest.files[entry.tail].sha256,
         label=f"{entry.id}/tail",
         placement=entry.id,
@@ -210,6 +224,21 @@ def _tail(bundle: Bundle, entry: PlacementEntry) -> Tail:
         output_axes=entry.batch.output_axes if entry.batch else {},
         graph=functools.partial(bundle.graph, entry.tail),
     )
+    return replace(tail, joint=_joint(bundle, entry, tail))
+
+
+def _joint(bundle: Bundle, entry: PlacementEntry, tail: Tail) -> Joint | None:
+    suffix = bundle.manifest.suffix
+    if suffix is None or entry.bridge is None:
+        return None
+
+    def part(file: str, label: str) -> Tail:
+        if file not in bundle.manifest.files:
+            raise BundleError(f"{bundle.root}: the graph {file!r} of {label} is not listed", "rebuild the bundle")
+        key, graph = bundle.manifest.files[file].sha256, functools.partial(bundle.graph, file)
+        return replace(tail, key=key, label=label, graph=graph, output_axes=suffix.output_axes)
+
+    return Joint(part(entry.bridge, f"{entry.id}/bridge"), part(suffix.file, "suffix"), suffix.batch_axes)
 
 
 def _read(folder: Path, file: str) -> bytes:

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from cloud_gateway.desk import Desk
-from cloud_gateway.models.lanes import Lane
+from cloud_gateway.models.joining import bridged, check_rows
+from cloud_gateway.models.lanes import Bridge, Lane
 from cloud_gateway.models.rows import BatchRows, Source
 from cloud_gateway.scheduling.scheduler import Dispatch
 from cloud_gateway.seeing.figures import OWN, Scope
@@ -65,6 +67,14 @@ class Worker:
             self._crashed(error)
 
 
+class _Group(NamedTuple):
+    """The requests of a batch that come through one bridge, or all of them where the lane has none."""
+
+    bridge: Bridge | None
+    tensors: Mapping[str, Array]
+    items: list[Item]
+
+
 class Runner:
     """Runs dispatches, one at a time, and keeps the arrays that they are gathered in. Not thread-safe."""
 
@@ -102,23 +112,26 @@ class Runner:
         self, lane: Lane, items: list[Item], outcomes: list[Outcome], began: float, predicted_s: float = 0.0
     ) -> int:
         """Decode, compute and encode; returns the rows of the batch, 0 if it did not run as one."""
-        tensors, items = self._decode(lane, items, outcomes)
+        groups = [self._decode(lane, bridge, mine, outcomes) for bridge, mine in _by_bridge(items)]
+        groups = [group for group in groups if group.items]
+        items = [item for group in groups for item in group.items]
         if not items:
             return 0
         rows = sum(item.rows for item in items)
         run = lane.padded(rows)
-        if run > rows:
-            tensors = {name: _pad(array, lane.batch_axes[name], run) for name, array in tensors.items()}
         start = time.monotonic()
         try:
+            tensors = bridged(lane, [(g.bridge, g.tensors, sum(item.rows for item in g.items)) for g in groups])
+            if run > rows:
+                tensors = {name: _pad(array, lane.batch_axes[name], run) for name, array in tensors.items()}
             outputs = lane.engine.infer(tensors)
             if len(items) > 1 or run > rows:
-                _check_rows(lane, outputs, run)
+                check_rows(outputs, lane.output_axes, run)
         except EngineError as error:
             self._rows.forget()
-            if len(items) > 1:  # one request's values may fail them all: each on its own then
-                for item in items:
-                    self._run(lane, [item], outcomes, time.monotonic())
+            if len(items) > 1:  # one request's values may fail them all: each bridge's, then each on its own
+                for some in [group.items for group in groups] if len(groups) > 1 else [[item] for item in items]:
+                    self._run(lane, some, outcomes, time.monotonic())
                 return 0
             outcomes.append(NotComputed(items[0], RejectCode.INTERNAL, str(error)[:900]))
             return 0
@@ -163,8 +176,9 @@ class Runner:
                 )
         return whole
 
-    def _decode(self, lane: Lane, items: list[Item], outcomes: list[Outcome]) -> tuple[Mapping[str, Array], list[Item]]:
-        """The batch's tensors, and the requests that are in it."""
+    def _decode(self, lane: Lane, bridge: Bridge | None, items: list[Item], outcomes: list[Outcome]) -> _Group:
+        """What came for one bridge as tensors, and the requests that are in them."""
+        key, axes = (lane.key, lane.batch_axes) if bridge is None else (bridge.key, bridge.batch_axes)
         kept: list[Item] = []
         sources: list[list[Source]] = []
         for item in items:
@@ -180,11 +194,11 @@ class Runner:
             sources.append(mine)
         tensors: dict[str, Array] = {}
         for index, header in enumerate(kept[0].headers if kept else ()):
-            axis = lane.batch_axes[header.name]
+            axis = axes[header.name]
             if axis is None and len(kept) > 1:
                 raise InvariantViolation(f"tensor {header.name!r} has no batch axis but was batched")
-            tensors[header.name] = self._rows.join(lane.key, header, [mine[index] for mine in sources], axis)
-        return tensors, kept
+            tensors[header.name] = self._rows.join(key, header, [mine[index] for mine in sources], axis)
+        return _Group(bridge, tensors, kept)
 
     def _sources(self, lane: Lane, item: Item, *, alone: bool) -> list[Source]:
         """One request's tensors: decoded, or as they were received where that is all that decoding would do."""
@@ -239,6 +253,13 @@ def _scope_of(items: Sequence[Item]) -> Scope:
     return next((item.segment.scope for item in items if item.segment.scope is not OWN), OWN)
 
 
+def _by_bridge(items: list[Item]) -> Iterable[tuple[Bridge | None, list[Item]]]:
+    groups: dict[Bridge | None, list[Item]] = {}
+    for item in items:
+        groups.setdefault(item.segment.bridge, []).append(item)
+    return groups.items()
+
+
 def _pad(array: Array, axis: int | None, rows: int) -> Array:
     """With zeros behind, up to `rows` rows: an engine with profiles runs no other size. Their outputs are dropped."""
     if axis is None:
@@ -246,14 +267,6 @@ def _pad(array: Array, axis: int | None, rows: int) -> Array:
     shape = list(array.shape)
     shape[axis] = rows - shape[axis]
     return np.concatenate((array, np.zeros(shape, array.dtype)), axis)
-
-
-def _check_rows(lane: Lane, outputs: Mapping[str, Array], rows: int) -> None:
-    """A tail that returns fewer rows than it was given would hand one caller another's answer."""
-    for name, array in outputs.items():
-        axis = lane.output_axes[name]
-        if array.ndim <= axis or array.shape[axis] % rows:
-            raise EngineError(f"output {name!r} has shape {list(array.shape)} for {rows} rows", "serve it at batch 1")
 
 
 def _split(lane: Lane, outputs: dict[str, Array], items: Sequence[Item], rows: int) -> list[dict[str, Array]]:

@@ -26,6 +26,9 @@ SUITES: dict[str, Suite] = {
     "merging": Suite(
         "benchmarks.merging", "run", "cuts of one model as lanes of their own or merged, simulated (~3 min)"
     ),
+    "merging-live": Suite(
+        "benchmarks.merging_live", "run", "cuts of one model in one lane or in their own, with real engines (~5 min)"
+    ),
     "link": Suite("benchmarks.link_accuracy", "run", "how truly the link emulator keeps rate and round trip (~50 s)"),
     "gateway": Suite(
         "benchmarks.gateway_cost", "run", "server cost per request against bare ZeroMQ + ONNX Runtime (~2 min)"

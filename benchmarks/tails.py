@@ -20,7 +20,7 @@ NAMES = ("tail_light", "tail_fc", "tail_r18")
 CUTS = {"tail_light": "mean", "tail_fc": "active", "tail_r18": "mean"}
 
 
-class _Graph:
+class Graph:
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
@@ -60,7 +60,7 @@ class _Graph:
 
 def build(name: str, folder: Path) -> Path:
     """Write `name`.onnx into `folder`: input `x` float32 [N, 256, 14, 14], output `logits` float32 [N, classes]."""
-    graph = _Graph()
+    graph = Graph()
     classes = 100 if name == "tail_light" else 1000
     if name == "tail_r18":
         blocks = graph.residual(graph.residual("x", "block_1", 256, 512), "block_2", 512, 512)

@@ -37,6 +37,11 @@ class Mailbox(Generic[T]):
             with contextlib.suppress(OSError):  # closed by the owner in this very moment
                 os.eventfd_write(self._fd, 1)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing waits; a hint, without a system call."""
+        return not self._items
+
     def drain(self) -> list[T]:
         """Everything posted so far, oldest first. Clears the wake-up first, so that no later post can be missed."""
         if not self._closed:

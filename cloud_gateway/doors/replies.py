@@ -49,7 +49,7 @@ class Replies:
             self._stats["batched_rows"] += item.rows
         self._ledger.answered(
             segment.scope, queue_s=done.queue_s, residence_s=now - item.arrived, budget_s=infer.budget_us / 1e6,
-            late=now > item.deadline, now=now,
+            late=now - item.arrived > infer.budget_us / 1e6, now=now,
         )  # fmt: skip
         self.send_answer(route, attempt, answer)
         if infer.sampled and self._tracing is not None and (traced := traced_of(done, infer, now=now)) is not None:

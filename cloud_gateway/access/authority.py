@@ -109,7 +109,7 @@ class Authority:
         try:
             looked_at = time.monotonic()
             while not self._stop.is_set():
-                if sock.poll(50):
+                if sock.poll(250):
                     self._answer(sock)
                 if time.monotonic() - looked_at >= LOOK_IVL_S:
                     looked_at = time.monotonic()

@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+from collections.abc import Iterator
+
+from cloud_gateway.cache_redis import RedisShelf
 
 
 class TinyRedis:
@@ -47,3 +50,15 @@ class TinyRedis:
                 self.values[words[1]] = words[2]
                 self.left_ms = int(words[words.index(b"PX") + 1])
         return b"+OK\r\n"
+
+
+@contextlib.contextmanager
+def shelf_at(server: TinyRedis) -> Iterator[RedisShelf]:
+    """A shelf of answers that runs; its thread must not have ended by a bug."""
+    crashed: list[BaseException] = []
+    shelf = RedisShelf(f"redis://127.0.0.1:{server.port}/0", timeout_s=2.0, crashed=crashed.append)
+    shelf.start()
+    yield shelf
+    shelf.stop()
+    shelf.stop()  # no error
+    assert not crashed

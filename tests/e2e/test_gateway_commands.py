@@ -23,6 +23,7 @@ from protocol.bundle import Bundle
 from protocol.messages import Reject, Result
 from tests import models
 from tests.processes import Process, finished, running
+from tests.waiting import until
 from tests.wire_client import WireClient, placement
 
 FAST = ("--set", "models.warm_up_s=0.02")
@@ -258,9 +259,8 @@ def test_sigterm_under_load_answers_or_refuses_every_request(
         for thread in threads:
             thread.start()
         begun.wait(20)
-        while seen["http answered"] < 20 or seen["zmq Result"] < 50:
-            assert not failures, failures
-            time.sleep(0.01)
+        until(lambda: failures or (seen["http answered"] >= 20 and seen["zmq Result"] >= 50), "no load came about")
+        assert not failures, failures
         process.popen.send_signal(signal.SIGTERM)
         for thread in threads:
             thread.join(30)
@@ -283,10 +283,7 @@ def _caught(target: Any, failures: list[BaseException]) -> None:
 
 
 def _until_logged(process: Process, *words: str) -> None:
-    deadline = time.monotonic() + 20
-    while not any(word in line for line in list(process.errors) for word in words):
-        assert time.monotonic() < deadline, process.errors
-        time.sleep(0.02)
+    until(lambda: any(word in line for line in list(process.errors) for word in words), f"none of {words} was logged")
 
 
 def _refused(done: Any, code: int, *words: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import itertools
 import time
@@ -32,6 +33,7 @@ from protocol.keys import KeyPair
 from protocol.mailbox import Mailbox
 from protocol.sockets import CurveClient, Endpoint
 from tests.gateways import gateway_of
+from tests.waiting import until
 from tests.wire_client import WireClient, placement
 
 ANY_PORT = Endpoint("127.0.0.1", 0)
@@ -322,12 +324,14 @@ def test_a_server_key_is_rotated_while_agents_stay_connected(
 
 def _listen(door: Door) -> None:
     """The port may take a moment to be free."""
-    for _ in range(50):
-        try:
-            return door.listen()
-        except sockets.NetworkError:
-            time.sleep(0.02)
-    raise TimeoutError("the port is not free")
+
+    def is_free() -> bool:
+        with contextlib.suppress(sockets.NetworkError):
+            door.listen()
+            return True
+        return False
+
+    until(is_free, "the port is not free")
 
 
 def test_an_agent_whose_key_is_not_known_says_so_and_comes_in_once_it_is(

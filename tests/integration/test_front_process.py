@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -41,20 +41,13 @@ from protocol.keys import KeyPair
 from protocol.sockets import CurveClient, Endpoint
 from tests.gateways import gateway_of
 from tests.processes import ROOT, running
+from tests.waiting import until
 from tests.wire_client import PATIENCE_S, WireClient, placement
 
 Array = npt.NDArray[Any]
 MIB = 1 << 20
 SMALL_NBYTES = 384 * MIB  # enough for a front, and soon too little for one that is flooded
 QUICK = Policy(pause_s=0.0)
-
-
-def eventually(true: Callable[[], bool], what: str) -> None:
-    until = time.monotonic() + PATIENCE_S
-    while not true():
-        if time.monotonic() > until:
-            raise AssertionError(f"not within {PATIENCE_S} s: {what}")
-        threading.Event().wait(0.005)
 
 
 # ---- a whole gateway ------------------------------------------------------------------------------------------------
@@ -80,7 +73,7 @@ def kill(front: FrontProcess, sign: signal.Signals = signal.SIGKILL) -> None:
     pid, restarts = front.pid, front.stats()["restarts"]
     assert pid is not None
     os.kill(pid, sign)
-    eventually(lambda: front.stats()["restarts"] > restarts and front.serving, "the next front serves")
+    until(lambda: front.stats()["restarts"] > restarts and front.serving, "the next front serves")
 
 
 def test_it_serves_like_a_thread_and_drains_what_it_holds_when_the_gateway_ends(
@@ -95,7 +88,7 @@ def test_it_serves_like_a_thread_and_drains_what_it_holds_when_the_gateway_ends(
         assert isinstance(client.receive(), m.Result)
         with gateway.desk.paused():
             client.send(*client.infer(entry, {"x": toy_samples[:1]}, 2))
-            eventually(lambda: gateway.stats().get("requests") == 2, "the request is held")
+            until(lambda: gateway.stats().get("requests") == 2, "the request is held")
             ending = threading.Thread(target=gateway.close)
             ending.start()
             assert isinstance(client.receive(), m.Drain)
@@ -121,7 +114,7 @@ def test_a_front_that_is_killed_mid_traffic_loses_nothing_and_nothing_runs_twice
             assert agent.wait_ready(PATIENCE_S)
             with gateway.desk.paused():  # once while all of them are held ...
                 futures = [agent.submit(sample, deadline_s=30.0) for _ in range(burst)]
-                eventually(lambda: gateway.stats().get("requests") == burst, "all requests are held")
+                until(lambda: gateway.stats().get("requests") == burst, "all requests are held")
                 kill(front)
             for answered in (0, burst // 2):  # ... and twice in the middle of things
                 futures += [agent.submit(sample, deadline_s=30.0) for _ in range(burst)]
@@ -143,11 +136,11 @@ def test_answers_that_died_with_the_front_are_given_again_to_who_asks_again(
         with gateway.desk.paused():
             for number in (1, 2):
                 client.send(*client.infer(entry, {"x": toy_samples[:1]}, number))
-            eventually(lambda: gateway.stats().get("requests") == 2, "both requests are held")
+            until(lambda: gateway.stats().get("requests") == 2, "both requests are held")
             kill(front_of(gateway))
             client.greet()
             client.send(*client.infer(entry, {"x": toy_samples[:1]}, 1, attempt=2))  # while it waits: attached
-            eventually(lambda: gateway.stats().get("duplicates_attached") == 1, "the repetition has come")
+            until(lambda: gateway.stats().get("duplicates_attached") == 1, "the repetition has come")
         first = client.receive()
         client.send(*client.infer(entry, {"x": toy_samples[:1]}, 2, attempt=2))  # when it is done: answered
         second = client.receive()
@@ -194,7 +187,7 @@ class Stage:
         raise TimeoutError("nothing has come through the front")
 
     def counted(self, name: str, least: int = 1) -> None:
-        eventually(lambda: self.front.stats().get(name, 0) >= least, f"{name} reaches {least}: {self.front.stats()}")
+        until(lambda: self.front.stats().get(name, 0) >= least, f"{name} reaches {least}: {self.front.stats()}")
 
     def close(self) -> None:
         self.hub.close(0)
@@ -355,17 +348,19 @@ def test_a_front_that_cannot_come_up_says_why() -> None:
 def test_a_front_that_ends_too_often_is_given_up_where_that_is_wanted() -> None:
     with stage(policy=Policy(pause_s=0.0, max_restarts=0)) as it:
         os.kill(it.front.pid or 0, signal.SIGKILL)
-        eventually(lambda: bool(it.gave_up), "it is given up")
+        until(lambda: bool(it.gave_up), "it is given up")
         assert "ended 1 times within 60 s" in str(it.gave_up[0])
 
 
 def test_a_front_never_outlives_its_gateway() -> None:
     program = (
-        "import sys, time\n"
+        "import sys\n"
         "from tests.integration.test_front_process import Stage\n"
-        "it = Stage(); it.front.start(); print(it.front.pid, it.front.hub, flush=True); time.sleep(60)\n"
+        "it = Stage(); it.front.start(); print(it.front.pid, it.front.hub, flush=True); sys.stdin.read()\n"
     )
-    with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True) as gateway:
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as gateway:
         assert gateway.stdout is not None
         pid, hub = gateway.stdout.readline().split()
         gateway.kill()
@@ -444,7 +439,7 @@ def test_who_is_revoked_is_told_so_through_the_front(
             client.send(*client.infer(entry, {"x": toy_samples[:1]}, next(numbers)))
             return isinstance(client.receive(), m.Reject)
 
-        eventually(refused, "the key holds no longer")
+        until(refused, "the key holds no longer")
         assert gateway.stats()["rejected_FORBIDDEN"] == 1
 
 

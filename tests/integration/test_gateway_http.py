@@ -8,7 +8,7 @@ import http.client
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from protocol.oip.app import OipApp
 from protocol.oip.grpc_server import GrpcDoor, GrpcListen
 from protocol.oip.http_server import Listen, OipServer
 from protocol.oip.service import OpenGuard
+from tests.waiting import until
 from tests.wire_client import WireClient, placement
 
 Array = npt.NDArray[Any]
@@ -76,13 +77,6 @@ def inputs(module: Any, samples: Array) -> list[Any]:
     given = module.InferInput("x", list(samples.shape), "FP32")
     given.set_data_from_numpy(samples)
     return [given]
-
-
-def until(true: Callable[[], Any], within_s: float = 10.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not true():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.005)
 
 
 def test_http_and_grpc_give_the_models_own_answers(

@@ -11,7 +11,7 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,13 @@ from cloud_gateway.access.audit import AuditLog
 from cloud_gateway.access.folder import KeyFolder
 from cloud_gateway.access.roster import ApiKeyEntry, ApiRole, add_api_key
 from cloud_gateway.gateway import Gateway
+from cloud_gateway.seeing.metrics import metrics_text
 from protocol import messages as m
 from protocol.bundle import Bundle
 from protocol.engines.ort import OrtEngine
 from tests import models
 from tests.gateways import gateway_of
+from tests.waiting import until
 from tests.wire_client import WireClient, placement
 
 Array = npt.NDArray[Any]
@@ -114,9 +116,8 @@ class House:
         return response.status, json.loads(raw) if is_json and raw else raw, dict(response.headers)
 
     def refused(self) -> Counter[str]:
-        """By code, as /metrics says."""
-        time.sleep(0.3)  # a look is kept for a quarter of a second
-        _, text, _ = self.call("GET", "/metrics")
+        """By code, as /metrics says when it looks anew: over HTTP a look may be a quarter of a second old."""
+        text = metrics_text(self.gateway.observer.scene()).decode()
         counts: Counter[str] = Counter()
         for code, count in re.findall(r'^isthmus_refused_requests_total\{.*code="(\w+)"\} (\S+)$', text, re.MULTILINE):
             counts[code] += int(float(count))
@@ -124,13 +125,6 @@ class House:
 
     def counters(self) -> Any:
         return self.gateway.ledger.snapshot(now=time.monotonic()).total.counters
-
-
-def until(true: Callable[[], Any], within_s: float = PATIENCE_S) -> None:
-    deadline = time.monotonic() + within_s
-    while not true():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.005)
 
 
 def house_of(root: Path, **settings: object) -> Gateway:

@@ -7,10 +7,8 @@ import gzip
 import json
 import socket
 import struct
-import time
 import zlib
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -20,6 +18,7 @@ from protocol.oip.http_protocol import Patience
 from protocol.oip.http_server import Listen, OipServer
 from protocol.oip.service import AccessDenied, OpenGuard, Role
 from tests.oip import ToyService
+from tests.waiting import until
 
 IMPATIENT = Patience(
     header_s=0.3,
@@ -114,13 +113,6 @@ def infer(body: bytes, *fields: str, length: int | None = None, close: bool = Tr
 
 
 GOOD = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [2], "data": [1, 2]}]}).encode()
-
-
-def until(true: Callable[[], Any], within_s: float = 5.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not true():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.005)
 
 
 # ---- malformed ------------------------------------------------------------------------------------------------------
@@ -252,14 +244,15 @@ def test_all_bodies_together_are_bounded(server: OipServer) -> None:
 def test_a_head_that_never_ends_is_cut_off_in_time(server: OipServer) -> None:
     with connect(server) as peer:
         peer.sendall(b"GET /v2 HTTP/1.1\r\n")
-        for _ in range(200):
-            time.sleep(0.02)
+
+        def is_cut_off() -> bool:
             try:
                 peer.sendall(b"x")
             except OSError:
-                break
-        else:
-            pytest.fail("it was let go on for 4 s")
+                return True
+            return False
+
+        until(is_cut_off, "it was let go on", within_s=4.0)
         reply = Reply(read_all(peer))
     assert reply.status in (0, 408)  # a reset may overtake the answer
     assert server.connections.refused["slow head"] == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from pathlib import Path
 
 from cloud_gateway.config import MIB, GatewaySettings, load_settings
@@ -11,6 +10,7 @@ from cloud_gateway.gateway import Gateway
 from cloud_gateway.steering import Steering
 from protocol.settings import documented
 from tests.processes import running
+from tests.waiting import until
 
 START = '[zmq]\nbind = "tcp://127.0.0.1:0"\n[http]\nbind = "127.0.0.1:0"\n[cache]\nenabled = true\n'
 # Every reloadable field with a value that is not its default; a new one belongs here, and below where its effect shows.
@@ -52,10 +52,9 @@ def test_sighup_with_a_wrong_file_keeps_serving_as_before_and_says_why(toy_bundl
 
         def heard(*words: str) -> None:
             """Wait until the log has a line with all of these."""
-            ends = time.monotonic() + 20
-            while not any(all(word in line for word in words) for line in list(process.errors)):
-                assert time.monotonic() < ends, "".join(process.errors)
-                time.sleep(0.02)
+            until(
+                lambda: any(all(word in line for word in words) for line in list(process.errors)), f"not told {words}"
+            )
 
         file.write_text(START + "[limits]\npendng_requests = 7\n")
         process.popen.send_signal(signal.SIGHUP)

@@ -16,7 +16,7 @@ from cloud_gateway.cache import ENTRY_NBYTES, LARGEST_SHARE, Kept, Shelf, key_of
 from cloud_gateway.cache_redis import PREFIX, RedisShelf
 from protocol.errors import InputError, InvariantViolation
 from protocol.tensors import TensorHeader
-from tests.redis_server import TinyRedis
+from tests.redis_server import TinyRedis, shelf_at
 
 HEADER = TensorHeader("x", "float32", (1, 4), "raw", 16)
 WORK = ("digest", "bundle", "int8", "cut-1")
@@ -170,13 +170,8 @@ def server() -> Iterator[TinyRedis]:
 
 @pytest.fixture
 def far(server: TinyRedis) -> Iterator[RedisShelf]:
-    crashed: list[BaseException] = []
-    shelf = RedisShelf(f"redis://127.0.0.1:{server.port}/0", timeout_s=2.0, crashed=crashed.append)
-    shelf.start()
-    yield shelf
-    shelf.stop()
-    shelf.stop()
-    assert not crashed
+    with shelf_at(server) as shelf:
+        yield shelf
 
 
 def found(far: RedisShelf, key: bytes) -> tuple[Kept | None, float] | None:

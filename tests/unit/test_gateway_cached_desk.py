@@ -21,7 +21,7 @@ from protocol.bundle import BoundaryTensor
 from protocol.engines.fake import FakeEngine
 from protocol.messages import RejectCode
 from protocol.tensors import TensorSpec
-from tests.redis_server import TinyRedis
+from tests.redis_server import TinyRedis, shelf_at
 
 X = BoundaryTensor(TensorSpec("x", "float32", ("N", 3)), "raw", 0)
 
@@ -164,12 +164,8 @@ def server() -> Iterator[TinyRedis]:
 
 @pytest.fixture
 def far(server: TinyRedis) -> Iterator[RedisShelf]:
-    crashed: list[BaseException] = []
-    shelf = RedisShelf(f"redis://127.0.0.1:{server.port}", timeout_s=2.0, crashed=crashed.append)
-    shelf.start()
-    yield shelf
-    shelf.stop()
-    assert not crashed
+    with shelf_at(server) as shelf:
+        yield shelf
 
 
 def test_what_one_gateway_computed_another_finds_in_redis_and_then_on_its_own_shelf(far: RedisShelf) -> None:

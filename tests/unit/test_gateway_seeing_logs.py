@@ -150,13 +150,13 @@ def test_a_traceback_stays_in_its_event() -> None:
 
 def test_what_libraries_log_comes_to_the_same_stream() -> None:
     logs, stream, _ = make()
-    library = logging.getLogger("a.library")
+    library = logging.getLogger("some.package")
     library.addHandler(logs.bridge())
     library.propagate = False
     library.warning("lost %s of %d", "one", 3)
     library.info("chatter")
     (event,) = lines(logs, stream)
-    assert (event["library"], event["message"]) == ("a.library", "lost one of 3")
+    assert (event["library"], event["message"]) == ("some.package", "lost one of 3")
 
 
 class Stuck(io.StringIO):

@@ -166,8 +166,16 @@ def test_a_bundle_a_plain_graph_and_a_triton_folder_are_served_side_by_side(
 
 def test_a_models_own_timeout_holds_for_requests_that_state_none(house: House, toy_samples: Array) -> None:
     house.ask("hasty", toy_samples[:1], timeout=5_000_000)
-    with pytest.raises(InferenceServerException, match=r"\[504\]"):
-        house.ask("hasty", toy_samples[:1])
+
+    def is_refused() -> bool:
+        try:
+            house.ask("hasty", toy_samples[:1])
+        except InferenceServerException as error:
+            assert "[504]" in str(error)
+            return True
+        return False  # on an idle lane one such request a second is let in, to measure again
+
+    until(is_refused, "nobody was refused")
 
 
 # ---- what operators see ---------------------------------------------------------------------------------------------

@@ -171,8 +171,7 @@ def test_a_models_own_timeout_holds_for_requests_that_state_none(house: House, t
         try:
             house.ask("hasty", toy_samples[:1])
         except InferenceServerException as error:
-            assert "[504]" in str(error)
-            return True
+            return "[504]" in str(error)
         return False  # on an idle lane one such request a second is let in, to measure again
 
     until(is_refused, "nobody was refused")

@@ -11,7 +11,7 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -166,15 +166,7 @@ def test_a_bundle_a_plain_graph_and_a_triton_folder_are_served_side_by_side(
 
 def test_a_models_own_timeout_holds_for_requests_that_state_none(house: House, toy_samples: Array) -> None:
     house.ask("hasty", toy_samples[:1], timeout=5_000_000)
-
-    def is_refused() -> bool:
-        try:
-            house.ask("hasty", toy_samples[:1])
-        except InferenceServerException as error:
-            return "[504]" in str(error)
-        return False  # on an idle lane one such request a second is let in, to measure again
-
-    until(is_refused, "nobody was refused")
+    assert "[504]" in str(_refused(lambda: house.ask("hasty", toy_samples[:1]))[0])
 
 
 # ---- what operators see ---------------------------------------------------------------------------------------------
@@ -186,7 +178,7 @@ def test_every_refusal_that_a_client_saw_is_counted_with_its_code_and_no_other(
     before, offered = house.refused(), house.counters().offered
     answered = house.counters().answered
     seen: Counter[str] = Counter()
-    asked = 0
+    asked = let_in = 0
     by_status = {"404": "UNKNOWN_SEGMENT", "400": "BAD_REQUEST", "504": "DEADLINE"}
     for model, samples, more in (
         ("absent", toy_samples[:1], {}),
@@ -194,10 +186,10 @@ def test_every_refusal_that_a_client_saw_is_counted_with_its_code_and_no_other(
         ("toy", toy_samples[:1], {"timeout": 1}),
         ("toy", toy_samples[:1], {"version": "9"}),
     ):
-        asked += 1
-        with pytest.raises(InferenceServerException) as caught:
-            house.ask(model, samples, **more)
-        seen[by_status[str(caught.value.status()).strip("[]")]] += 1
+        error, tries = _refused(lambda model=model, samples=samples, more=more: house.ask(model, samples, **more))
+        asked += tries
+        let_in += tries - 1
+        seen[by_status[str(error.status()).strip("[]")]] += 1
     entry = placement(Bundle.open(toy_bundle), "full-cloud")
     with WireClient(str(house.gateway.endpoint)) as agent:
         agent.greet()
@@ -222,7 +214,7 @@ def test_every_refusal_that_a_client_saw_is_counted_with_its_code_and_no_other(
     assert {"BUSY", "CANCELLED", "UNKNOWN_SEGMENT"} <= {str(r.code) for r in refusals}
     assert house.refused() - before == seen
     assert house.counters().offered - offered == asked
-    assert house.counters().answered - answered == len(replies) - len(refusals)
+    assert house.counters().answered - answered == len(replies) - len(refusals) + let_in
 
 
 def test_what_a_door_refuses_before_it_knows_for_which_model_is_counted_too(house: House, keyed: Keyed) -> None:
@@ -249,6 +241,16 @@ def test_what_a_door_refuses_before_it_knows_for_which_model_is_counted_too(hous
 
 def _asked(shape: list[int]) -> dict[str, Any]:
     return {"inputs": [{"name": "x", "datatype": "FP32", "shape": shape, "data": [0] * int(np.prod(shape))}]}
+
+
+def _refused(ask: Callable[[], object]) -> tuple[InferenceServerException, int]:
+    """The refusal, and the number of tries: an idle lane lets a late request in now and then, to measure again."""
+    for tries in range(1, 11):
+        try:
+            ask()
+        except InferenceServerException as error:
+            return error, tries
+    raise AssertionError("ten were let in, one right after the other")
 
 
 def _changed(message: m.Infer, **change: Any) -> m.Infer:

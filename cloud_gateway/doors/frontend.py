@@ -143,7 +143,6 @@ class Frontend:
             self._loop()
         except BaseException as error:  # the top of the thread
             self._refuse_everything(f"internal error: {error}")
-            time.sleep(SETTLE_S)  # or the last answers would go down with the connection
             self._crashed(error)
         finally:
             self._beats.end("frontend")
@@ -194,10 +193,11 @@ class Frontend:
     def _finished(self, now: float) -> bool:
         if self._end_by is None:
             return False
-        if len(self._replies.dedup) and now < self._end_by:
+        held = len(self._replies.dedup) > 0
+        if held and now < self._end_by:
             self._settle_by = now + SETTLE_S
             return False
-        if now < self._settle_by:
+        if not held and now < self._settle_by:
             return False
         self._refuse_everything("the gateway is shutting down")
         return True
@@ -230,9 +230,11 @@ class Frontend:
             self._listen_again_at = time.monotonic() + LISTEN_AGAIN_S
 
     def _refuse_everything(self, reason: str) -> None:
-        """The last act: whoever still waits is told, so that no request vanishes."""
+        """The last act: whoever still waits is told, and can read it, so that no request vanishes."""
         waiting = self._desk.withdraw(lambda item: item.door is self)
+        settle_s = SETTLE_S if len(self._replies.dedup) else 0.0
         self._replies.refuse_all(waiting, self._catalogue.segments, reason[:900])
+        time.sleep(settle_s)
 
     def _receive_burst(self) -> None:
         for number in range(RECEIVE_BURST):

@@ -364,7 +364,10 @@ class Ladder:
         flight.attempt_until = self._margins.attempt_until(flight, ahead_s, now=now)
         self._usable.gateway.passing(now=now)
         self._usable.tails[flight.placement].passing(now=now)
-        budget_s = max(flight.attempt_until - now - ahead_s - self._margins.travel_s(flight), 0.0)
+        # The timer tells a lost message. Where nothing but a repetition under the same id follows it, the gateway may
+        # work for as long as the caller waits: what it still holds then would only be asked for again.
+        until = flight.attempt_until if self._margins.local_can_follow(flight) else flight.deadline
+        budget_s = max(until - now - ahead_s - self._margins.travel_s(flight), 0.0)
         return Send(flight.seq, flight.placement, flight.attempt, budget_s)
 
     def _finish(self, flight: Flight) -> Finish:

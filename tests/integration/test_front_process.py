@@ -298,7 +298,8 @@ def test_what_the_gateway_does_not_read_is_bounded(it: Stage) -> None:
     with peer(it.front.endpoint) as eager:
         assert flood(eager, message, 4 * SMALL_NBYTES), "it was never told to stop"
     it.counted("hoarders", before + 1)
-    assert 0 < it.front.stats()["under_way_nbytes"] <= SMALL_NBYTES // 8 + 64 * 1024
+    it.counted("under_way_nbytes")  # figures come now and then: an older hoarder may have been the one that was counted
+    assert it.front.stats()["under_way_nbytes"] <= SMALL_NBYTES // 8 + 64 * 1024
     with WireClient(str(it.front.endpoint)) as client:  # and after its awakening everything goes on
         client.send(m.Ping(5))
         while len(header := it.receive()[1]) == 64 * 1024:

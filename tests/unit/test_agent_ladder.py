@@ -277,9 +277,7 @@ def test_without_edge_only_a_busy_gateway_is_asked_again_under_the_same_id_when_
     s = scene("cut", "cloud")
     s.send(1, budget_s=5.0)
     assert s.reject(RejectCode.BUSY, retry_after_s=0.5) == []
-    assert s.wake() == [
-        Send(1, "cut", 2, s.ladder.flights[1].attempt_until - s.now - 1.25 * (5_000 / 1e6 + LINK.rtt_s))
-    ]
+    assert s.wake() == [Send(1, "cut", 2, 4.5 - 1.25 * (5_000 / 1e6 + LINK.rtt_s))]
     assert s.now == pytest.approx(100.5)
     assert finish_of(s.answer(1, attempt=2)).attempts == 2
 
@@ -836,6 +834,15 @@ def test_a_gateway_that_says_twice_that_it_is_too_late_is_not_asked_a_third_time
     finish = finish_of(s.reject(RejectCode.DEADLINE, attempt=2, reason="91 ms do not fit 79 ms"))
     assert finish.code is RefusalCode.DEADLINE
     assert len(finish.degraded) == 1, "two reasons of one kind are one reason"
+
+
+def test_the_gateway_may_work_as_long_as_the_caller_waits_unless_the_device_takes_over_before() -> None:
+    travel_s = 1.25 * (5_000 / LINK.uplink_bytes_per_s + LINK.rtt_s)
+    alone, backed = scene("cut", "cloud"), scene("cut", "cloud", "edge")
+    whole, part = alone.send(1, budget_s=30.0), backed.send(1, budget_s=30.0)
+    assert whole.budget_s == pytest.approx(30.0 - travel_s)
+    assert part.budget_s == pytest.approx(backed.ladder.flights[1].attempt_until - backed.now - travel_s)
+    assert part.budget_s < 1.0
 
 
 def test_an_attempt_may_take_longer_while_others_are_being_uploaded() -> None:

@@ -48,10 +48,11 @@ def seconds_of(samples: Sequence[Sample]) -> list[float]:
     """Seconds on the clock that fits: this thread's own where it alone did the work, and without waiting.
 
     Then the two clocks agree on a machine that is left alone, and a neighbour's time slice spoils only the wall's.
+    Where the host takes the processor a run can seem to cost nothing (`protocol.timing.timed`): then the wall's counts.
     """
     busy = max(s.thread_s / s.wall_s for s in samples) > 0.9
     alone = statistics.median(s.process_s / max(s.thread_s, 1e-9) for s in samples) < 1.1
-    return [s.thread_s if busy and alone else s.wall_s for s in samples]
+    return [s.thread_s if busy and alone and s.thread_s > 0.0 else s.wall_s for s in samples]
 
 
 def _is_narrow(seconds: Sequence[float]) -> bool:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,16 @@ def test_one_cut_makes_a_bundle_and_tells_about_it(folder: Path) -> None:
     for text in ("full-cloud", "cut-1", "cut-2", "edge-only", "agreement"):
         assert text in result.stdout
     assert run("verify", folder / "bundle").exit_code == 0
+
+
+@pytest.mark.parametrize("wanted", [("--cut", "r3"), ("--auto", "--budget-s", "0")])
+def test_a_host_that_takes_the_processor_while_it_is_measured_ends_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, wanted: tuple[str, ...]
+) -> None:
+    for clock in ("thread_time", "process_time"):
+        monkeypatch.setattr(time, clock, lambda: 7.0)
+    result = split(folder, *wanted)
+    assert result.exit_code == 0, result.exception
 
 
 def test_json_is_one_document_on_stdout(folder: Path) -> None:

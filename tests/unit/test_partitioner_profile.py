@@ -259,6 +259,11 @@ def test_work_of_one_thread_is_timed_by_its_own_clock_which_a_neighbour_cannot_s
     assert seconds_of([undisturbed, preempted, preempted]) == [0.010] * 3
 
 
+def test_runs_that_seem_to_cost_nothing_since_the_host_took_the_processor_are_timed_by_the_wall() -> None:
+    usual, after_a_theft = Sample(0.010, 0.010, 0.010), Sample(0.011, 0.0, 0.0)
+    assert seconds_of([usual, after_a_theft, after_a_theft]) == [0.010, 0.011, 0.011]
+
+
 def test_work_of_several_threads_and_waiting_are_timed_by_the_wall() -> None:
     assert seconds_of([Sample(0.010, 0.010, 0.020)]) == [0.010]
     assert seconds_of([Sample(0.010, 0.006, 0.012)] * 3) == [0.010] * 3

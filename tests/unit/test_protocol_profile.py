@@ -206,6 +206,14 @@ def write(path: Path, value: object) -> Path:
     return path
 
 
+def test_a_clock_that_the_host_has_stopped_does_not_make_a_run_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("protocol.timing.clock_for", lambda threads: lambda: 7.0)
+    seen, paces = Ratios(), list[float]()
+    visit(lambda: sum(range(1000)), lambda: sum(range(1000)), seen, paces, threads=1)
+    assert min(*paces, *seen.seconds) > 0.0
+    assert 0.0 < seen.timing(1.0).median_s < 100.0
+
+
 def test_without_a_sensor_energy_is_none_and_not_zero(tmp_path: Path) -> None:
     assert sensors.energy_meter(tmp_path) is None
     write(tmp_path / "class/powercap/intel-rapl:0/max_energy_range_uj", 1000)  # no counter that can be read

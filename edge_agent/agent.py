@@ -23,9 +23,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from edge_agent.compute import Compute
+from edge_agent.compute import Compute, Rehearsal
 from edge_agent.errands import Ending, Stop, Submit
-from edge_agent.heads import Heads
+from edge_agent.heads import Heads, Prepared
 from edge_agent.outcomes import Answer, Outcome, Refusal, StageTimings
 from edge_agent.references import References
 from edge_agent.uplink import Uplink
@@ -148,6 +148,19 @@ class Agent:
             seq = next(self._numbers)
             self._pending[seq] = _Pending(future, now, now + deadline_s)
             self.uplink.post(Submit(seq, inputs, now + deadline_s))
+        return future
+
+    def rehearse(self, inputs: Tensors, *, placement: str) -> Future[Prepared]:
+        """Run the head of `placement` on these inputs, along the way of a request through both threads.
+
+        For known answers: a thread that hangs leaves the future pending, so wait with a timeout. It is no request:
+        nothing is sent, planned or counted. The future raises EngineError where the head fails. Raises InputError for
+        tensors that the model does not take.
+        """
+        check_inputs(self.bundle.manifest.model.inputs, inputs)
+        future: Future[Prepared] = Future()
+        future.set_running_or_notify_cancel()
+        self.uplink.post(Rehearsal(placement, inputs, future))
         return future
 
     @property

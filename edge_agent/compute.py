@@ -10,6 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 from edge_agent.heads import Heads, Prepared, ValuesError
@@ -45,6 +46,21 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """A known question for one head. It takes the way of a request through both threads, and is none."""
+
+    placement: str
+    inputs: Tensors
+    future: Future[Prepared]
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsed:
+    rehearsal: Rehearsal
+    made: Prepared | IsthmusError
+
+
+@dataclass(frozen=True, slots=True)
 class Crashed:
     """A bug on this thread; the uplink ends what is pending and the process."""
 
@@ -56,7 +72,7 @@ class Compute:
         self,
         heads: Heads,
         references: References,
-        post: Callable[[Done | Failed | Crashed], None],
+        post: Callable[[Done | Failed | Rehearsed | Crashed], None],
         wanted: Callable[[int, int], bool],
     ) -> None:
         self._heads = heads
@@ -65,13 +81,13 @@ class Compute:
         self._post = post
         self._stopping = False
         self._took: dict[str, float] = {}
-        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[Job | Rehearsal | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="isthmus-compute", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: Job | Rehearsal) -> None:
         self._jobs.put(job)
 
     def stop(self) -> None:
@@ -84,12 +100,21 @@ class Compute:
     def _run(self) -> None:
         try:
             while (job := self._jobs.get()) is not None:
+                if isinstance(job, Rehearsal):
+                    self._post(self._rehearse(job))
+                    continue
                 # Under overload requests expire while they wait; working for them would make the next ones late too.
                 wanted = not self._stopping and self._wanted(job.seq, job.generation)
                 if wanted and (made := self._do(job)) is not None:
                     self._post(made)
         except BaseException as error:  # the top of the thread
             self._post(Crashed(error))
+
+    def _rehearse(self, rehearsal: Rehearsal) -> Rehearsed:
+        try:
+            return Rehearsed(rehearsal, self._heads.prepare(rehearsal.placement, rehearsal.inputs))
+        except IsthmusError as error:
+            return Rehearsed(rehearsal, error)
 
     def _do(self, job: Job) -> Done | Failed | None:
         start = time.monotonic()

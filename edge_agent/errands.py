@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from edge_agent.compute import Crashed, Done, Failed
+from edge_agent.compute import Crashed, Done, Failed, Rehearsal, Rehearsed
 from edge_agent.heads import Prepared
 from protocol import messages as m
 from protocol.control.flights import Finish
@@ -25,7 +25,7 @@ class Stop:
     """Refuse what is pending and end."""
 
 
-Post = Submit | Done | Failed | Crashed | Stop
+Post = Submit | Done | Failed | Rehearsal | Rehearsed | Crashed | Stop
 
 
 @dataclass(frozen=True, slots=True)

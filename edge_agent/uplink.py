@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-from edge_agent.compute import Crashed, Done, Failed, Job
+from edge_agent.compute import Crashed, Done, Failed, Job, Rehearsal, Rehearsed
 from edge_agent.connection import Change, Connection
 from edge_agent.errands import Ending, Outstanding, Post, Remote, Stop, Submit, Work
 from edge_agent.references import References
@@ -24,7 +24,7 @@ from protocol.control.ladder import Ladder
 from protocol.control.link import LinkEstimator
 from protocol.control.pulse import Pulse, patience_s, wake_at
 from protocol.control.session import Event, State
-from protocol.errors import InvariantViolation, WireError
+from protocol.errors import InvariantViolation, IsthmusError, WireError
 from protocol.mailbox import Mailbox
 
 
@@ -40,7 +40,7 @@ class Uplink:
         segments: dict[str, bytes],
         outputs: frozenset[str],
         references: References,
-        submit_job: Callable[[Job], None],
+        submit_job: Callable[[Job | Rehearsal], None],
         ended: Callable[[Ending], None],
         crashed: Callable[[BaseException], None],
     ) -> None:
@@ -122,6 +122,13 @@ class Uplink:
             case Failed(seq, generation, reason, sound):
                 self.stats["head_failures"] += 1
                 self._carry_out(self._ladder.preparation_failed(seq, generation, reason, sound=sound, now=now))
+            case Rehearsal():
+                self._submit_job(item)
+            case Rehearsed(rehearsal, made):
+                if isinstance(made, IsthmusError):
+                    rehearsal.future.set_exception(made)
+                else:
+                    rehearsal.future.set_result(made)
             case Crashed(error):
                 raise InvariantViolation("the compute thread crashed") from error
             case Stop():

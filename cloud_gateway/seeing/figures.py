@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cloud_gateway.seeing.windows import Quantiles, Rates, Recent, SampleWindow, Seconds, quantiles
+from protocol.seeing.windows import Quantiles, Rates, Recent, SampleWindow, Seconds, quantiles
 
 LARGEST_BATCH = 128  # larger batches are counted as this one
 MOST_CODES = 24  # reasons for a refusal that one scope tells apart; the protocol has nine

@@ -22,9 +22,9 @@ from typing import Any, Literal, TextIO
 
 import structlog
 
-from cloud_gateway.seeing.flood import INTERVAL_S, Flood
 from protocol.errors import InputError
 from protocol.messages import RequestId
+from protocol.seeing.flood import INTERVAL_S, Flood
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 Style = Literal["json", "console"]

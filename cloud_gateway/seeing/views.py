@@ -9,10 +9,10 @@ import threading
 import time
 from collections.abc import Callable
 
-from cloud_gateway.seeing.exposition import CONTENT_TYPE
 from cloud_gateway.seeing.metrics import Scene, metrics_text
 from cloud_gateway.seeing.page import page_html
 from cloud_gateway.seeing.status import status_json
+from protocol.seeing.exposition import CONTENT_TYPE
 
 FRESH_S = 0.25
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from cloud_gateway.seeing import logs as room
-from cloud_gateway.seeing.flood import BURST
 from cloud_gateway.seeing.logs import MOST_CHARACTERS, Logs, Style
 from protocol.errors import InputError
 from protocol.messages import RequestId
+from protocol.seeing.flood import BURST
 
 REQUEST = RequestId(b"\xab" * 8, 7)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud_gateway.seeing.windows import MOST_SAMPLES, WINDOW_S, SampleWindow, Seconds, quantiles
+from protocol.seeing.windows import MOST_SAMPLES, WINDOW_S, SampleWindow, Seconds, quantiles
 
 durations = st.lists(st.floats(0.0, 10.0), min_size=1, max_size=300)
 

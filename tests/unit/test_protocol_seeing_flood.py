@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud_gateway.seeing.flood import BURST, INTERVAL_S, MOST_EVENTS, Flood
+from protocol.seeing.flood import BURST, INTERVAL_S, MOST_EVENTS, Flood
 
 
 def test_a_flood_is_written_at_its_beginning_and_then_once_an_interval_with_a_count() -> None:

@@ -28,7 +28,7 @@ from protocol.terminal import print_json
 
 if TYPE_CHECKING:
     from cloud_gateway.gateway import Gateway
-    from cloud_gateway.seeing.logs import Logs
+    from protocol.seeing.logs import Logs
 
 # Who logs by Python's own way.
 LIBRARIES = ("isthmus", "uvicorn", "watchfiles", "asyncio", "grpc", "opentelemetry")
@@ -79,8 +79,8 @@ def serve(
     loaded = read()
     watched = sources(file=config, env=os.environ, secrets_dir=secrets_dir)
     from cloud_gateway.gateway import Gateway  # the engine library is slow to import
-    from cloud_gateway.seeing.logs import Logs
     from cloud_gateway.steering import Steering
+    from protocol.seeing.logs import Logs
 
     wanted, starting = threading.Event(), threading.Event()
 

@@ -37,7 +37,6 @@ from cloud_gateway.models.worker import Worker
 from cloud_gateway.scheduling.admission import Limits
 from cloud_gateway.seeing.health import Beats, DeepCheck, known_input
 from cloud_gateway.seeing.ledger import Ledger
-from cloud_gateway.seeing.logs import Logs
 from cloud_gateway.seeing.observer import Observer
 from cloud_gateway.seeing.probe import Probe, remembered
 from cloud_gateway.seeing.tracing import Tracing
@@ -45,6 +44,7 @@ from cloud_gateway.work import Crashed, Item, NotComputed
 from protocol import sockets
 from protocol.errors import InputError
 from protocol.messages import RejectCode
+from protocol.seeing.logs import Logs
 
 if TYPE_CHECKING:
     from cloud_gateway.cache_redis import RedisShelf

@@ -46,7 +46,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "backports": ("protocol/frames.py",),
     "compression": ("protocol/frames.py",),
     "scipy": ("partitioner/solver/bounded.py", "partitioner/solver/mincut.py", "partitioner/solver/network.py"),
-    "structlog": ("cloud_gateway/seeing/logs.py",),
+    "structlog": ("protocol/seeing/logs.py",),
     "opentelemetry": ("cloud_gateway/seeing/tracing.py",),
     "PIL": ("protocol/images.py",),
     "watchfiles": ("cloud_gateway/models/watching.py",),

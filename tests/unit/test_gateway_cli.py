@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from cloud_gateway.cli import LIBRARIES, _bridge
-from cloud_gateway.seeing.logs import Logs
+from protocol.seeing.logs import Logs
 
 
 @pytest.fixture

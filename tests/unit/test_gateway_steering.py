@@ -10,8 +10,8 @@ import pytest
 
 from cloud_gateway.config import MIB, load_settings
 from cloud_gateway.gateway import Gateway
-from cloud_gateway.seeing.logs import Logs
 from cloud_gateway.steering import Steering
+from protocol.seeing.logs import Logs
 from tests import models
 
 START: dict[str, object] = {

@@ -1,4 +1,4 @@
-"""What the gateway writes down: one JSON object or one line for people per event, with the request's id, no payloads.
+"""What a daemon writes down: one JSON object or one line for people per event, with the request's id, no payloads.
 
     log event -> level -> flood -> redacted, shortened -> line -> spool -> writer's thread -> stream
 
@@ -38,7 +38,7 @@ Log = structlog.typing.FilteringBoundLogger
 
 
 class Logs:
-    """One for a gateway. `get(...)` gives a logger with bound fields; all of them follow the level at once."""
+    """One for a daemon. `get(...)` gives a logger with bound fields; all of them follow the level at once."""
 
     def __init__(
         self,
@@ -174,7 +174,7 @@ class Spool:
             try:
                 self._stream.write("\n".join(lines) + "\n")
                 self._stream.flush()
-            except (OSError, ValueError):  # a full disk, a closed pipe or file: the gateway goes on
+            except (OSError, ValueError):  # a full disk, a closed pipe or file: the daemon goes on
                 with self._wake:
                     self._lost += len(lines) + lost - bool(lost)
 

@@ -1,4 +1,4 @@
-"""The log: one event a line, never a payload or a key, never a gateway that waits for a log."""
+"""The log: one event a line, never a payload or a key, never a daemon that waits for a log."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cloud_gateway.seeing import logs as room
-from cloud_gateway.seeing.logs import MOST_CHARACTERS, Logs, Style
 from protocol.errors import InputError
 from protocol.messages import RequestId
+from protocol.seeing import logs as room
 from protocol.seeing.flood import BURST
+from protocol.seeing.logs import MOST_CHARACTERS, Logs, Style
 
 REQUEST = RequestId(b"\xab" * 8, 7)
 

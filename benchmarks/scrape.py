@@ -11,10 +11,10 @@ from collections.abc import Callable
 
 from benchmarks.results import Options, Result
 from cloud_gateway.seeing.ledger import MOST_SCOPES, Ledger, Scope
-from cloud_gateway.seeing.machine import Machine
 from cloud_gateway.seeing.metrics import Scene, metrics_text
 from cloud_gateway.seeing.standing import LaneState, ModelState, Standing
 from cloud_gateway.seeing.status import status_json
+from protocol.seeing.machine import Machine
 
 ANSWERS_PER_S = 2000
 MINUTE_S = 60

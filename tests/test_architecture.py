@@ -69,7 +69,7 @@ STDLIB_DOORS = {
         "cloud_gateway/doors/standard.py",
         "cloud_gateway/doors/turns.py",
     ),
-    "ctypes": ("protocol/sockets.py", "cloud_gateway/seeing/nvml.py", "cloud_gateway/doors/relay.py"),
+    "ctypes": ("protocol/sockets.py", "protocol/seeing/nvml.py", "cloud_gateway/doors/relay.py"),
 }
 
 # Not even above the product, except where named.

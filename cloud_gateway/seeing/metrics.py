@@ -12,10 +12,10 @@ from itertools import accumulate
 
 from cloud_gateway.seeing.figures import SLACK_BOUNDS_S, Counters, Figures, Scope
 from cloud_gateway.seeing.ledger import LedgerSnapshot
-from cloud_gateway.seeing.machine import MachineState
-from cloud_gateway.seeing.nvml import Gpu
 from cloud_gateway.seeing.standing import LaneState, Standing
 from protocol.seeing.exposition import Family, Series, Value, buckets, joined, labels, summary, text
+from protocol.seeing.machine import MachineState
+from protocol.seeing.nvml import Gpu
 from protocol.seeing.windows import Quantiles
 
 BATCH_BOUNDS = (1, 2, 4, 8, 16, 32, 64)

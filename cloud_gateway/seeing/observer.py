@@ -16,10 +16,10 @@ from cloud_gateway.models.keeper import Keeper
 from cloud_gateway.models.lanes import Lane, Segment
 from cloud_gateway.seeing.figures import Scope
 from cloud_gateway.seeing.ledger import Ledger
-from cloud_gateway.seeing.machine import Machine
 from cloud_gateway.seeing.metrics import Scene
 from cloud_gateway.seeing.standing import LaneState, ModelState, Standing
 from protocol import __version__
+from protocol.seeing.machine import Machine
 
 KEY_DIGITS = 12
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)

@@ -15,12 +15,12 @@ import pytest
 from PIL import Image
 
 from cloud_gateway.seeing.ledger import Ledger, Scope
-from cloud_gateway.seeing.machine import MachineState
 from cloud_gateway.seeing.metrics import Scene
-from cloud_gateway.seeing.nvml import Gpu
 from cloud_gateway.seeing.page import page_html
 from cloud_gateway.seeing.standing import LaneState, ModelState, Standing
 from cloud_gateway.seeing.status import status_json
+from protocol.seeing.machine import MachineState
+from protocol.seeing.nvml import Gpu
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None

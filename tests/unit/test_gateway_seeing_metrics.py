@@ -11,13 +11,13 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from cloud_gateway.seeing.ledger import Ledger, Scope
-from cloud_gateway.seeing.machine import MachineState
 from cloud_gateway.seeing.metrics import FAMILIES, OURS, TRITONS, Scene, metrics_text
-from cloud_gateway.seeing.nvml import Gpu
 from cloud_gateway.seeing.standing import LaneState, ModelState, Standing
 from cloud_gateway.seeing.status import status_json
 from cloud_gateway.seeing.views import FRESH_S, Views
 from protocol.seeing.exposition import buckets, labels
+from protocol.seeing.machine import MachineState
+from protocol.seeing.nvml import Gpu
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs" / "operations.md"

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from cloud_gateway.seeing.machine import Machine
-from cloud_gateway.seeing.nvml import Gpu, Nvml
+from protocol.seeing.machine import Machine
+from protocol.seeing.nvml import Gpu, Nvml
 
 STAT = "cpu  {busy} 0 0 {idle} 0 0 0 0 0 0\ncpu0 1 0 0 1 0 0 0 0 0 0\n"
 MEMINFO = "MemTotal:       1000 kB\nMemFree:         100 kB\nMemAvailable:    400 kB\nHugePages_Total:       0\n"

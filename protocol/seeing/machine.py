@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from cloud_gateway.seeing.nvml import Gpu, open_nvml
+from protocol.seeing.nvml import Gpu, open_nvml
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _PAGE_NBYTES = os.sysconf("SC_PAGE_SIZE")

@@ -12,6 +12,11 @@
 | Cancel    | agent -> gateway | I no longer want that answer |
 | Ping/Pong | both             | application liveness and round trip; a padded Ping is a bandwidth probe |
 | Drain     | gateway -> agent | I am going away: send nothing new, answers to what I hold still come |
+| AskOffers | agent -> gateway | which bundles of this model do you offer? |
+| Offers    | gateway -> agent | these, or none and why |
+| FetchPart | agent -> gateway | this stretch of that file, by its digest; may be sent before Hello |
+| FilePart  | gateway -> agent | here it is |
+| NoPart    | gateway -> agent | not that, why, and when to ask again |
 
 Times on the wire are integer microseconds and always *remaining* or *elapsed* time, never a date: clocks differ.
 Structs are MessagePack arrays. A later minor version may append fields, which older ones skip.
@@ -54,6 +59,13 @@ class RejectCode(enum.StrEnum):
     DRAINING = "DRAINING"  # shutting down: another gateway, or edge-only
     CANCELLED = "CANCELLED"
     INTERNAL = "INTERNAL"  # the engine failed
+
+
+class NoPartCode(enum.StrEnum):
+    UNKNOWN = "UNKNOWN"  # no bundle that is offered holds such a file, or no longer
+    BUSY = "BUSY"  # too much is asked for at once: the same again after `retry_after_us`
+    RANGE = "RANGE"  # the file does not reach that far
+    UNREADABLE = "UNREADABLE"  # the gateway cannot read its own file
 
 
 class RequestId(msgspec.Struct, frozen=True, array_like=True):
@@ -163,4 +175,70 @@ class Drain(msgspec.Struct, frozen=True, array_like=True):
     reason: ShortText
 
 
-Message = VersionMismatch | Hello | Welcome | NeedHello | Infer | Result | Reject | Cancel | Ping | Pong | Drain
+class AskOffers(msgspec.Struct, frozen=True, array_like=True):
+    model: ShortText = ""  # name of the model; empty asks for all
+
+
+class Offer(msgspec.Struct, frozen=True, array_like=True):
+    """One bundle that may be fetched. What counts is what its manifest and its signature say: this is to find them."""
+
+    model: ShortText
+    model_digest: Digest
+    bundle: Digest  # sha256 of manifest.json, which lists the other files by digest
+    manifest_nbytes: Count
+    nbytes: Count  # of all files that the manifest lists
+    files: Count
+    signature: Digest | None = None  # sha256 of signature.json; None for a bundle that is not signed
+    signature_nbytes: Count = 0
+    counter: Count = 0  # of the signature: devices that have seen a higher one refuse it
+
+
+class Offers(msgspec.Struct, frozen=True, array_like=True):
+    offers: Annotated[tuple[Offer, ...], msgspec.Meta(max_length=64)]
+    reason: Sentence = ""  # why there are none
+    revocations: Digest | None = None  # sha256 of the signed list of bundles that nobody may run
+    revocations_nbytes: Count = 0
+
+
+class FetchPart(msgspec.Struct, frozen=True, array_like=True):
+    file: Digest
+    offset: Count
+    nbytes: Annotated[int, msgspec.Meta(ge=1, le=131_072)]  # a part of payload
+
+
+class FilePart(msgspec.Struct, frozen=True, array_like=True):
+    """One payload part follows, of `nbytes`: as many as were asked for, fewer only at the end of the file."""
+
+    file: Digest
+    offset: Count
+    nbytes: Annotated[int, msgspec.Meta(ge=0, le=131_072)]
+    total_nbytes: Count  # of the whole file
+    checksum: Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]  # crc32 of this part
+
+
+class NoPart(msgspec.Struct, frozen=True, array_like=True):
+    file: Digest
+    offset: Count
+    code: NoPartCode
+    reason: Sentence
+    retry_after_us: Microseconds = 0
+
+
+Message = (
+    VersionMismatch
+    | Hello
+    | Welcome
+    | NeedHello
+    | Infer
+    | Result
+    | Reject
+    | Cancel
+    | Ping
+    | Pong
+    | Drain
+    | AskOffers
+    | Offers
+    | FetchPart
+    | FilePart
+    | NoPart
+)

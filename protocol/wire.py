@@ -28,7 +28,7 @@ MAX_PAYLOAD_NBYTES = 256 * 1024 * 1024
 
 Buffer = bytes | bytearray | memoryview
 
-# Numbers 12-15 are reserved (Credit, Chunk, FetchBundle, BundlePart). Number 0 and its format never change.
+# Number 0 and its format never change.
 TYPES: dict[int, type[Any]] = {
     0: m.VersionMismatch,
     1: m.Hello,
@@ -41,6 +41,11 @@ TYPES: dict[int, type[Any]] = {
     8: m.Ping,
     9: m.Pong,
     10: m.Drain,
+    11: m.AskOffers,
+    12: m.Offers,
+    13: m.FetchPart,
+    14: m.FilePart,
+    15: m.NoPart,
 }
 _NUMBERS = {struct: number for number, struct in TYPES.items()}
 _DECODERS = {number: msgspec.msgpack.Decoder(struct) for number, struct in TYPES.items()}

@@ -35,7 +35,7 @@ from cloud_gateway.models.settings import VersionPolicy
 from cloud_gateway.models.states import State
 from cloud_gateway.models.worker import Worker
 from cloud_gateway.scheduling.admission import Limits
-from cloud_gateway.seeing.health import Beats, DeepCheck, known_input
+from cloud_gateway.seeing.health import DeepCheck
 from cloud_gateway.seeing.ledger import Ledger
 from cloud_gateway.seeing.observer import Observer
 from cloud_gateway.seeing.probe import Probe, remembered
@@ -44,6 +44,7 @@ from cloud_gateway.work import Crashed, Item, NotComputed
 from protocol import sockets
 from protocol.errors import InputError
 from protocol.messages import RejectCode
+from protocol.seeing.health import Beats, known_input
 from protocol.seeing.logs import Logs
 
 if TYPE_CHECKING:

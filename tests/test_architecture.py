@@ -51,6 +51,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "PIL": ("protocol/images.py",),
     "watchfiles": ("cloud_gateway/models/watching.py",),
     "isal": ("protocol/wire.py",),
+    "cryptography": ("protocol/signers.py",),
     "grpc": ("protocol/oip/grpc_server.py",),
     "google": ("protocol/oip/contract.py", "protocol/oip/grpc_codec.py"),
     "uvicorn": ("protocol/oip/http_server.py", "protocol/oip/http_protocol.py"),
@@ -89,6 +90,7 @@ NOWHERE: dict[str, tuple[str, ...]] = {
 
 PURE_ROOMS = (
     "protocol/documents.py",
+    "protocol/dsse.py",
     "protocol/errors.py",
     "protocol/latency.py",
     "protocol/graphs.py",
@@ -105,6 +107,7 @@ PURE_ROOMS = (
     "protocol/profile.py",
     "protocol/seeing/exposition.py",
     "protocol/seeing/flood.py",
+    "protocol/seeing/health.py",
     "protocol/seeing/windows.py",
     "protocol/settings_fields.py",
     "protocol/settings_layers.py",

@@ -31,7 +31,6 @@ from cloud_gateway.doors.routes import is_front, user_id_of
 from cloud_gateway.models.catalogue import Catalogue
 from cloud_gateway.models.worker import Runner, post
 from cloud_gateway.scheduling.admission import Verdict
-from cloud_gateway.seeing.health import Beats
 from cloud_gateway.seeing.ledger import Ledger
 from cloud_gateway.seeing.tracing import Tracing
 from cloud_gateway.work import Computed, Crashed, Item, NotComputed, nbytes_of
@@ -40,6 +39,7 @@ from protocol import messages as m
 from protocol.control.session import Event
 from protocol.errors import NetworkError, WireError
 from protocol.mailbox import Mailbox
+from protocol.seeing.health import Beats
 from protocol.sockets import Endpoint
 from protocol.wire import Buffer
 

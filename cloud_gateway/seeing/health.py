@@ -9,31 +9,19 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from cloud_gateway.seeing.standing import Standing
-from protocol.tensors import Array, Tensors, TensorSpec
+from protocol.seeing.health import Verdict, differs
+from protocol.tensors import Tensors
 
-RELATIVE, ABSOLUTE = 1e-3, 1e-4  # batch-mates and a driver's choice of kernels move the last digits, damage does not
-SILENT_S = 5.0  # loops that beat come round at least once a second
 TIMEOUT_S = 5.0
 KEEP_S = 10.0
-_SEED = 20_261
 
 # The outputs of one request to the lane of this key, or None where the lane is too busy to take it.
 # Raises IsthmusError where it fails.
 Run = Callable[[str, Tensors], Tensors | None]
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """Of live or ready: whether, and why not."""
-
-    ok: bool
-    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,41 +42,11 @@ class DeepHealth:
     age_s: float
 
 
-class Beats:
-    """Loops that say they come round; one that stopped saying so is dead or stuck. A beat is one assignment."""
-
-    def __init__(self) -> None:
-        self._last: dict[str, float] = {}
-
-    def beat(self, loop: str, *, now: float) -> None:
-        self._last[loop] = now
-
-    def end(self, loop: str) -> None:
-        self._last.pop(loop, None)
-
-    def live(self, *, now: float) -> Verdict:
-        silent = [f"{loop} for {now - last:.0f} s" for loop, last in self._last.copy().items() if now - last > SILENT_S]
-        return Verdict(not silent, f"silent: {', '.join(silent)}" if silent else "")
-
-
 def ready(standing: Standing) -> Verdict:
     """May requests come?"""
     if standing.draining:
         return Verdict(False, "shutting down")
     return Verdict(standing.ready, standing.reason if standing.ready or standing.reason else "no model is available")
-
-
-def known_input(specs: Iterable[TensorSpec]) -> dict[str, Array]:
-    """One request's tensors, the same for the same specs; free dimensions are 1.
-
-    Floats are drawn from [0, 1); integers are 0 or 1, which is legal as index, mask and code.
-    """
-    random = np.random.default_rng(_SEED)
-    tensors: dict[str, Array] = {}
-    for spec in specs:
-        drawn = random.random([d if isinstance(d, int) else 1 for d in spec.shape])
-        tensors[spec.name] = (drawn if spec.numpy_dtype.kind == "f" else drawn < 0.5).astype(spec.numpy_dtype)
-    return tensors
 
 
 class DeepCheck:
@@ -161,17 +119,3 @@ class DeepCheck:
         except Exception as error:  # whatever an engine raises is what a health check is there to tell
             ok, reason = False, f"{type(error).__name__}: {error}"[:300]
         return LaneHealth(key, ok, reason, self._clock() - began)
-
-
-def differs(given: Tensors, wanted: Tensors) -> str:
-    """In words how the answer is not the known one; empty where it is."""
-    if set(given) != set(wanted):
-        return f"it answered {', '.join(sorted(given)) or 'nothing'} instead of {', '.join(sorted(wanted))}"
-    for name, known in wanted.items():
-        array = given[name]
-        if array.shape != known.shape or array.dtype != known.dtype:
-            return f"{name} is {array.dtype} {list(array.shape)} instead of {known.dtype} {list(known.shape)}"
-        if not np.allclose(array, known, rtol=RELATIVE, atol=ABSOLUTE, equal_nan=True):
-            worst = float(np.max(np.abs(array.astype(np.float64) - known.astype(np.float64))))
-            return f"{name} differs from the known answer by {worst:.3g}"
-    return ""

@@ -24,7 +24,9 @@ from cloud_gateway.access.guard import ApiGuard
 from cloud_gateway.config import MIB, GatewaySettings, GrpcSettings, HttpSettings
 from cloud_gateway.doors.http_service import HttpService
 from cloud_gateway.seeing.health import ready
-from cloud_gateway.seeing.views import Views
+from cloud_gateway.seeing.metrics import metrics_text
+from cloud_gateway.seeing.page import page_html
+from cloud_gateway.seeing.status import status_json
 from cloud_gateway.work import Crashed
 from protocol.oip.app import OipApp
 from protocol.oip.http_protocol import Patience
@@ -32,6 +34,7 @@ from protocol.oip.http_server import Companion, Listen, OipServer
 from protocol.oip.routes import Answer, Call, Route
 from protocol.oip.service import OipError, Refusal
 from protocol.oip.tls import Tls
+from protocol.seeing.views import Views
 from protocol.sockets import Endpoint
 
 if TYPE_CHECKING:
@@ -49,7 +52,7 @@ class StandardDoor:
     def __init__(self, gateway: Gateway) -> None:
         settings = gateway.settings
         self._gateway = gateway
-        self._views = Views(gateway.observer.scene)
+        self._views = Views(gateway.observer.scene, metrics=metrics_text, status=status_json, page=page_html)
         access, http = settings.access, settings.http
         self.guard = ApiGuard(
             lambda: gateway.authority.table,

@@ -12,12 +12,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cloud_gateway.seeing.ledger import Ledger, Scope
 from cloud_gateway.seeing.metrics import FAMILIES, OURS, TRITONS, Scene, metrics_text
+from cloud_gateway.seeing.page import page_html
 from cloud_gateway.seeing.standing import LaneState, ModelState, Standing
 from cloud_gateway.seeing.status import status_json
-from cloud_gateway.seeing.views import FRESH_S, Views
 from protocol.seeing.exposition import buckets, labels
 from protocol.seeing.machine import MachineState
 from protocol.seeing.nvml import Gpu
+from protocol.seeing.views import FRESH_S, Views
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs" / "operations.md"
@@ -175,7 +176,7 @@ def test_many_who_look_at_once_cost_one_look() -> None:
         looks.append(now[0])
         return scene()
 
-    views = Views(look, clock=lambda: now[0])
+    views = Views(look, metrics=metrics_text, status=status_json, page=page_html, clock=lambda: now[0])
     kind, page = views.metrics_text()
     assert (kind, page) == ("text/plain; version=0.0.4; charset=utf-8", metrics_text(scene()))
     assert views.status_json() == status_json(scene())

@@ -50,7 +50,7 @@ def test_the_wires_sampled_bit_decides() -> None:
 
 def test_nobody_loads_opentelemetry_before_tracing_is_switched_on() -> None:
     code = (
-        "import cloud_gateway.seeing.tracing, cloud_gateway.seeing.trace_context, cloud_gateway.seeing.views, sys\n"
+        "import cloud_gateway.seeing.tracing, cloud_gateway.seeing.trace_context, protocol.seeing.views, sys\n"
         "print([m for m in sys.modules if m.startswith('opentelemetry')])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)

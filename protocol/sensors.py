@@ -21,6 +21,7 @@ import numpy as np
 from protocol.engines.ort import version
 from protocol.graphs import external_of
 from protocol.profile import Machine
+from protocol.rails import Rail, input_rail
 from protocol.tensors import Tensors
 
 SYS = Path("/sys")
@@ -100,10 +101,10 @@ def _lay_out(folder: Path, model: bytes, feed: Tensors) -> None:
 class EnergyMeter:
     """Reads one sensor. `read` after every few milliseconds of work; `joules` is what came together since the first."""
 
-    def __init__(self, sensor: str, counters: list[tuple[Path, float]], powers: list[tuple[Path, Path | None]]) -> None:
+    def __init__(self, sensor: str, counters: list[tuple[Path, float]], powers: list[Rail]) -> None:
         self.sensor = sensor
         self._counters = counters  # (energy counter in microjoules, range at which it wraps)
-        self._powers = powers  # (microwatts, None) or (millivolts, milliamperes)
+        self._powers = powers
         self._last: list[float] = []
         self._at = 0.0
         self.joules = 0.0
@@ -129,7 +130,7 @@ class EnergyMeter:
     def _values(self) -> list[float]:
         if self._counters:
             return [float(path.read_text()) for path, _ in self._counters]
-        return [_watts(first, second) for first, second in self._powers]
+        return [rail.watts() for rail in self._powers]
 
 
 def energy_meter(sys_folder: Path = SYS) -> EnergyMeter | None:
@@ -158,26 +159,5 @@ def _rapl(sys_folder: Path) -> EnergyMeter | None:
 
 
 def _ina(sys_folder: Path) -> EnergyMeter | None:
-    """The board's input rail (VDD_IN) of an INA monitor, else its first channel."""
-    for chip in sorted((sys_folder / "class" / "hwmon").glob("hwmon*")):
-        if not _text(chip / "name").startswith("ina"):
-            continue
-        if (chip / "power1_input").exists():
-            return EnergyMeter("ina", [], [(chip / "power1_input", None)])
-        labels = {_text(path): path.name[2:-6] for path in sorted(chip.glob("in*_label"))}
-        channel = next((n for label, n in labels.items() if "VDD_IN" in label.upper()), "1")
-        if (chip / f"curr{channel}_input").exists():
-            return EnergyMeter("ina", [], [(chip / f"in{channel}_input", chip / f"curr{channel}_input")])
-    return None
-
-
-def _watts(first: Path, second: Path | None) -> float:
-    value = float(first.read_text())
-    return value * 1e-6 if second is None else value * float(second.read_text()) * 1e-6
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""
+    rail = input_rail(sys_folder)
+    return None if rail is None else EnergyMeter("ina", [], [rail])

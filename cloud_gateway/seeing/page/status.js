@@ -1,119 +1,13 @@
-"use strict";
-// Draws status.json. What comes from outside becomes text nodes and numbers only, so no name can become markup.
+// The gateway's page: what status.json says, in words and pictures.
 
-const EVERY_MS = 2000, PATIENCE_MS = 5000, MOST_POINTS = 150;
-const SVG = "http://www.w3.org/2000/svg";
+const WHO = "gateway";
 const GOOD = new Set(["AVAILABLE"]), BAD = new Set(["ERROR"]);
 const MEANING = {
   BUSY: "the queue was full", DEADLINE: "it could not finish in time", UNKNOWN_SEGMENT: "a model that is not held",
   UNKNOWN_REFERENCE: "a frame no longer kept", BAD_REQUEST: "tensors that do not fit", TOO_LARGE: "over a size limit",
   DRAINING: "shutting down", CANCELLED: "withdrawn by the caller", INTERNAL: "the engine failed",
 };
-const history = [];
-let before = null, heardAt = 0, key = "", timer = 0;
-
-const $ = (id) => document.getElementById(id);
-
-function el(name, attributes, ...children) {
-  const node = document.createElement(name);
-  for (const [k, v] of Object.entries(attributes || {})) node.setAttribute(k, v);
-  node.append(...children.filter((c) => c !== null && c !== undefined).map((c) => (c instanceof Node ? c : String(c))));
-  return node;
-}
-
-function draw(name, attributes, ...children) {
-  const node = document.createElementNS(SVG, name);
-  for (const [k, v] of Object.entries(attributes || {})) node.setAttribute(k, v);
-  node.append(...children);
-  return node;
-}
-
-// ---- numbers for people ----------------------------------------------------------------------------------------
-
-function digits(value, most = 3) {
-  if (value === null || value === undefined || !Number.isFinite(value)) return "–";
-  if (value !== 0 && Math.abs(value) < 0.001) return "<0.001";
-  const whole = Math.max(1, Math.ceil(Math.log10(Math.abs(value) + 1e-12)));
-  const places = Math.max(0, Math.min(most - whole, 3));
-  return value.toLocaleString("en", { minimumFractionDigits: 0, maximumFractionDigits: places });
-}
-
-function seconds(value) {
-  if (value === null || value === undefined) return "–";
-  if (value < 0.001) return `${digits(value * 1e6)} µs`;
-  return value < 1 ? `${digits(value * 1e3)} ms` : `${digits(value)} s`;
-}
-
-function span(value) {
-  if (value < 90) return `${Math.round(value)} s`;
-  if (value < 5400) return `${Math.round(value / 60)} min`;
-  return value < 129600 ? `${digits(value / 3600)} h` : `${digits(value / 86400)} days`;
-}
-
-function bytes(value) {
-  if (value === null || value === undefined) return "–";
-  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
-  let i = 0;
-  while (value >= 1024 && i < units.length - 1) { value /= 1024; i += 1; }
-  return `${digits(value)} ${units[i]}`;
-}
-
-const percent = (share) => (share === null || share === undefined || !Number.isFinite(share) ? "–" : `${digits(share * 100)} %`);
-const count = (value) => value.toLocaleString("en");
-const plural = (n, one) => `${count(n)} ${one}${n === 1 ? "" : "s"}`;
-const sum = (values) => values.reduce((a, b) => a + b, 0);
 const refusals = (figures) => sum(Object.values(figures.counters.refused));
-
-// ---- pictures ---------------------------------------------------------------------------------------------------
-
-function picture(width, height, says, ...children) {
-  return draw("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": says }, ...children);
-}
-
-function columns(values, says, unit) {
-  const width = 480, height = 130, top = 18, floor = height - 18, most = Math.max(...values, 1);
-  const step = width / values.length;
-  const bars = values.map((value, i) => {
-    const tall = (value / most) * (floor - top);
-    return draw("rect", { class: "full", x: i * step + 0.75, y: floor - tall, width: step - 1.5, height: tall, rx: 1 });
-  });
-  return picture(width, height, says, ...bars,
-    draw("line", { class: "base", x1: 0, x2: width, y1: floor + 0.5, y2: floor + 0.5 }),
-    draw("text", { x: 0, y: 11 }, `${digits(most)} ${unit}`),
-    draw("text", { x: 0, y: height - 3 }, "a minute ago"),
-    draw("text", { x: width, y: height - 3, "text-anchor": "end" }, "now"));
-}
-
-function lines(first, second, says) {
-  const width = 480, height = 130, top = 18, floor = height - 18;
-  const known = [...first, ...second].filter((v) => v !== null);
-  const most = Math.max(...known, 1e-6);
-  const path = (values) => {
-    let d = "", pen = false;
-    values.forEach((value, i) => {
-      if (value === null) { pen = false; return; }
-      const x = values.length < 2 ? width : (i / (values.length - 1)) * width;
-      d += `${pen ? "L" : "M"}${x.toFixed(1)} ${(floor - (value / most) * (floor - top)).toFixed(1)}`;
-      if (!pen && values.length < 2) d += "h0.1";
-      pen = true;
-    });
-    return d;
-  };
-  return picture(width, height, says,
-    draw("line", { class: "base", x1: 0, x2: width, y1: floor + 0.5, y2: floor + 0.5 }),
-    draw("path", { class: "line second", d: path(second) }), draw("path", { class: "line", d: path(first) }),
-    draw("text", { x: 0, y: 11 }, known.length ? seconds(most) : "nothing yet"),
-    draw("text", { x: 0, y: height - 3 }, first.length > 1 ? `${span((first.length - 1) * EVERY_MS / 1000)} ago` : ""),
-    draw("text", { x: width, y: height - 3, "text-anchor": "end" }, "now"));
-}
-
-function sparkline(values) {
-  const width = 110, height = 20, most = Math.max(...values, 1), step = width / values.length;
-  return picture(width, height, `answers in time each second, at most ${digits(most)}`,
-    ...values.map((v, i) => draw("rect",
-      { class: "full", x: i * step, y: height - (v / most) * height, width: step * 0.8, height: (v / most) * height })),
-    draw("line", { class: "base", x1: 0, x2: width, y1: height + 0.5, y2: height + 0.5 }));
-}
 
 function batches(sizes, bound) {
   const sorted = Object.entries(sizes).map(([k, v]) => [Number(k), v]).sort((a, b) => a[0] - b[0]);
@@ -138,29 +32,7 @@ function batches(sizes, bound) {
   return picture(width, height, `batch sizes: ${sorted.map(([s, n]) => `${s} rows ${n} times`).join(", ")}`, ...parts);
 }
 
-function shares(rows, says) {
-  const most = Math.max(...rows.map((r) => r.value), 1e-9), height = rows.length * 40;
-  return picture(480, height, says, ...rows.flatMap((row, i) => [
-    draw("text", { class: "strong", x: 0, y: i * 40 + 12 }, row.name),
-    draw("text", { x: 480, y: i * 40 + 12, "text-anchor": "end" }, row.tells),
-    draw("rect", { class: "pale", x: 0, y: i * 40 + 18, width: 480, height: 7, rx: 3.5, opacity: 0.35 }),
-    draw("rect", { class: row.loud ? "loud" : "full", x: 0, y: i * 40 + 18, height: 7, rx: 3.5,
-      width: Math.max((row.value / (row.of || most)) * 480, row.value ? 3 : 0) })]));
-}
-
 // ---- parts of the page ------------------------------------------------------------------------------------------
-
-const figure = (says, ...children) => el("figure", {}, el("figcaption", {}, says), ...children);
-
-function table(heads, rows) {
-  const head = el("tr", {}, ...heads.map(([name, kind]) => el("th", kind ? { class: kind } : {}, name)));
-  const body = rows.map((cells) => el("tr", {}, ...cells.map((cell, i) => el("td", heads[i][1] ? { class: heads[i][1] } : {}, cell))));
-  return el("div", { class: "wide" }, el("table", {}, el("thead", {}, head), el("tbody", {}, ...body)));
-}
-
-function pairs(entries, kind) {
-  return el("dl", kind ? { class: kind } : {}, ...entries.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
-}
 
 function headline(seen) {
   if (seen.draining) return "Shutting down: finishing what it holds";
@@ -280,7 +152,7 @@ function showEvents(seen) {
     ? pairs(events.map(([name, n]) => [name.replaceAll("_", " "), count(n)]), "list") : el("p", { class: "soft" }, "Nothing else happened."));
 }
 
-// ---- the loop ---------------------------------------------------------------------------------------------------
+// ---- everything at once ------------------------------------------------------------------------------------------
 
 function show(seen) {
   const rates = before && seen.uptime_s > before.uptime_s
@@ -300,32 +172,3 @@ function show(seen) {
   showFigures(seen, rates);
   $("body").hidden = false;
 }
-
-function say(words, stale) {
-  $("pulse").textContent = words;
-  $("pulse").classList.toggle("warn", stale);
-  document.documentElement.classList.toggle("stale", stale);
-}
-
-async function ask() {
-  const headers = key ? { Authorization: `Bearer ${key}` } : {};
-  try {
-    const answer = await fetch("status.json", { cache: "no-store", headers, signal: AbortSignal.timeout(PATIENCE_MS) });
-    $("door").hidden = answer.status !== 401 && answer.status !== 403;
-    if (!answer.ok) throw new Error(`it answered ${answer.status}`);
-    show(await answer.json());
-    heardAt = Date.now();
-    say("Live: asked every two seconds.", false);
-  } catch (error) {
-    const since = heardAt ? ` since ${new Date(heardAt).toLocaleTimeString()}; the numbers are from then` : "";
-    say(`No answer${since} (${error.message}). Asking again.`, true);
-    if (!heardAt) $("state").textContent = "The gateway does not answer";
-  }
-  clearTimeout(timer);
-  if (!document.hidden) timer = setTimeout(ask, EVERY_MS);
-}
-
-document.addEventListener("visibilitychange", () => { if (!document.hidden) ask(); });
-$("open").addEventListener("click", () => { key = $("key").value.trim(); ask(); });
-$("key").addEventListener("keydown", (event) => { if (event.key === "Enter") $("open").click(); });
-ask();

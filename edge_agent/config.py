@@ -1,0 +1,242 @@
+"""Everything that the daemon on a device can be told, as typed sections; each field says what it means.
+
+How files, the environment, secrets and the command line become these values stands in `protocol/settings.py`;
+docs/agent-configuration.md lists all fields, and a test compares it with this file. All that the daemon writes lies
+under `state_dir`; the rest of the file system may be read-only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+from protocol.settings import Loaded, Section, load, setting
+from protocol.sockets import parse_endpoint
+
+PREFIX = "ISTHMUS_AGENT"
+STATE_DIR = Path("/var/lib/isthmus")
+
+_GATEWAY = r"^(tcp://([^:/\s]+|\[[0-9a-fA-F:.]+\]):\d{1,5}|srv://[^:/\s]+)$"
+_HOST_PORT = r"^([^:/\s]+|\[[0-9a-fA-F:.]+\]):\d{1,5}$"
+
+GatewayUrl = Annotated[str, setting("", pattern=_GATEWAY)]
+
+
+class BundleSettings(Section, frozen=True):
+    """What is served."""
+
+    path: Annotated[
+        Path | None, setting("A bundle's folder; else the bundle that `edge-agent bundles` made the current one.")
+    ] = None
+    placements: Annotated[tuple[str, ...], setting("Use only these placements of it; none named allows all.")] = ()
+
+
+class GatewaysSettings(Section, frozen=True):
+    """Who finishes what the device begins. Without one, everything runs on the device."""
+
+    endpoints: Annotated[
+        tuple[GatewayUrl, ...], setting("Gateways to choose from.", wanted="a list, each tcp://HOST:PORT or srv://NAME")
+    ] = ()
+    insecure: Annotated[bool, setting("Connect to other machines in plain text.")] = False
+    name: Annotated[str, setting("What gateways call this device where no key names it.")] = "edge-agent"
+    wait_s: Annotated[
+        float, setting("At the start, wait this long for a gateway before saying what is served.", ge=0, le=600)
+    ] = 3.0
+
+
+class KeysSettings(Section, frozen=True):
+    """Who this device is, and whom it believes."""
+
+    dir: Annotated[Path | None, setting("Folder with agent.key and server.pub; with it, all traffic is encrypted.")] = (
+        None
+    )
+    server_key: Annotated[str, setting("A gateway's public key, or a file of such, instead of server.pub.")] = ""
+
+
+class HttpSettings(Section, frozen=True):
+    """The local API: the Open Inference Protocol, metrics and the status page."""
+
+    enabled: Annotated[bool, setting("Serve HTTP.")] = True
+    bind: Annotated[
+        str,
+        setting(
+            "Where to listen; port 0 picks one, off listens on the Unix socket alone.",
+            pattern=rf"{_HOST_PORT}|^off$",
+            wanted="HOST:PORT or off",
+        ),
+    ] = "127.0.0.1:7490"
+    unix_socket: Annotated[
+        Path | None, setting("The Unix socket (mode 0660); else run/agent.sock under state_dir.")
+    ] = None
+    insecure: Annotated[bool, setting("Let any machine in, in plain text.")] = False
+    tls_certificate: Annotated[Path | None, setting("PEM file of the certificate and its chain.")] = None
+    tls_key: Annotated[Path | None, setting("PEM file of the certificate's private key.")] = None
+    client_ca: Annotated[
+        Path | None, setting("PEM file of those who may sign the certificates of clients on other machines.")
+    ] = None
+    max_body_mib: Annotated[int, setting("Largest body, also after it is unpacked.", ge=1, le=4096)] = 64
+    max_connections: Annotated[int, setting("Connections at once.", ge=1, le=100_000)] = 128
+    header_timeout_s: Annotated[float, setting("A request's head must be here by then.", ge=0.1, le=3600)] = 10.0
+    body_timeout_s: Annotated[float, setting("A request's body must be here by then.", ge=0.1, le=3600)] = 30.0
+    keep_alive_s: Annotated[float, setting("An idle connection is closed after this.", ge=1, le=3600)] = 60.0
+
+
+class GrpcSettings(Section, frozen=True):
+    """The local API over gRPC (extra `grpc`), for applications on this device."""
+
+    enabled: Annotated[bool, setting("Serve gRPC.")] = False
+    bind: Annotated[str, setting("Where to listen, on this machine; port 0 picks one.", pattern=_HOST_PORT,
+                                 wanted="HOST:PORT")] = "127.0.0.1:7491"  # fmt: skip
+    max_message_mib: Annotated[int, setting("Largest message.", ge=1, le=2047)] = 64
+    max_concurrent: Annotated[int, setting("Calls at once.", ge=1, le=100_000)] = 64
+
+
+class RequestsSettings(Section, frozen=True):
+    """Applications' requests."""
+
+    deadline_ms: Annotated[
+        float, setting("The budget of a request that names none (parameter `timeout`).", ge=1, le=86_400_000)
+    ] = 1000.0
+    most_pending: Annotated[int, setting("More at once are refused as BUSY.", ge=1, le=100_000)] = 64
+
+
+class DeviceSettings(Section, frozen=True):
+    """What runs on the device."""
+
+    threads: Annotated[int, setting("Intra-op threads of the heads.", ge=1, le=1024)] = 1
+    slowdown: Annotated[float, setting("Drill: act as a device that is this many times slower.", ge=1, le=1e6)] = 1.0
+    fault_file: Annotated[Path | None, setting("Drill: while this file exists, the head of every cut fails.")] = None
+
+
+class HealthSettings(Section, frozen=True):
+    """A known question, asked along the way of a request; its answer feeds systemd's watchdog."""
+
+    every_s: Annotated[float, setting("Ask this often, or three times in WatchdogSec.", ge=0.1, le=3600)] = 10.0
+    timeout_s: Annotated[float, setting("No answer by then is a bad one.", ge=0.1, le=3600)] = 5.0
+
+
+class LogsSettings(Section, frozen=True):
+    """What is logged."""
+
+    level: Annotated[Literal["debug", "info", "warning", "error"], setting("Least level that is logged.")] = "info"
+    format: Annotated[Literal["console", "json"], setting("Lines for people, or one JSON object a line.")] = "console"
+    repeat_interval_s: Annotated[
+        float, setting("A repeated event is logged once in this time, with its count.", ge=0, le=3600)
+    ] = 10.0
+
+
+class DrainSettings(Section, frozen=True):
+    """Shutting down."""
+
+    grace_s: Annotated[float, setting("How long shutdown waits for what is in flight.", ge=0, le=86400)] = 5.0
+
+
+class AgentSettings(Section, frozen=True):
+    """All of it."""
+
+    state_dir: Annotated[Path, setting("All that the daemon writes lies under this folder.")] = STATE_DIR
+    bundle: Annotated[BundleSettings, setting("What is served.")] = BundleSettings()
+    gateways: Annotated[GatewaysSettings, setting("Who finishes what the device begins.")] = GatewaysSettings()
+    keys: Annotated[KeysSettings, setting("Who this device is, and whom it believes.")] = KeysSettings()
+    http: Annotated[HttpSettings, setting("The local API over HTTP.")] = HttpSettings()
+    grpc: Annotated[GrpcSettings, setting("The local API over gRPC.")] = GrpcSettings()
+    requests: Annotated[RequestsSettings, setting("Applications' requests.")] = RequestsSettings()
+    device: Annotated[DeviceSettings, setting("What runs on the device.")] = DeviceSettings()
+    health: Annotated[HealthSettings, setting("Known answers and the watchdog.")] = HealthSettings()
+    logs: Annotated[LogsSettings, setting("What is logged.")] = LogsSettings()
+    drain: Annotated[DrainSettings, setting("Shutting down.")] = DrainSettings()
+
+    def contradictions(self) -> Iterator[tuple[str, str, str]]:
+        http = self.http
+        if (http.tls_certificate is None) != (http.tls_key is None):
+            given, missing = ("tls_key", "tls_certificate") if http.tls_key else ("tls_certificate", "tls_key")
+            yield f"http.{given}", f"http.{given} is set without http.{missing}", "TLS needs both"
+        elif http.client_ca is not None and http.tls_certificate is None:
+            fact = "http.client_ca is set but http has no certificate of its own"
+            yield "http.client_ca", fact, "set http.tls_certificate and http.tls_key"
+        is_open = http.bind != "off" and not parse_endpoint(http.bind).is_loopback
+        if is_open and not http.insecure and http.client_ca is None:
+            fact = f"http.bind {http.bind} would let any machine use this device"
+            remedy = "set http.client_ca, http.tls_certificate and http.tls_key: who holds a certificate may ask"
+            yield "http.bind", fact, f"{remedy}; or listen on 127.0.0.1"
+        if not parse_endpoint(self.grpc.bind).is_loopback:
+            fact = f"grpc.bind {self.grpc.bind} is not on this machine"
+            yield "grpc.bind", fact, "gRPC serves this device alone: use 127.0.0.1"
+        if self.health.timeout_s > 6 * self.health.every_s:
+            fact = f"health.timeout_s {self.health.timeout_s:g} is more than six times health.every_s"
+            yield "health.timeout_s", fact, "a hang would be noticed late: ask less often or wait less long"
+
+
+class Sources(NamedTuple):
+    """Where settings are read from, besides the environment and the command line."""
+
+    file: Path | None
+    secrets_dir: Path | None
+
+
+def sources(*, file: Path | None, env: Mapping[str, str], secrets_dir: Path | None) -> Sources:
+    """`ISTHMUS_AGENT_CONFIG` and `ISTHMUS_AGENT_SECRETS_DIR` name what the arguments do not."""
+    named, folder = env.get(f"{PREFIX}_CONFIG"), env.get(f"{PREFIX}_SECRETS_DIR")
+    return Sources(file or (Path(named) if named else None), secrets_dir or (Path(folder) if folder else None))
+
+
+def load_settings(
+    *,
+    file: Path | None = None,
+    env: Mapping[str, str],
+    secrets_dir: Path | None = None,
+    overrides: Mapping[str, object] | None = None,
+) -> Loaded[AgentSettings]:
+    """The daemon's settings, from `sources`. Raises InputError with everything that is wrong, and where."""
+    found = sources(file=file, env=env, secrets_dir=secrets_dir)
+    return load(
+        AgentSettings, prefix=PREFIX, file=found.file, env=env, secrets_dir=found.secrets_dir, overrides=overrides
+    )
+
+
+def from_flags(
+    *,
+    bundle: Path | None = None,
+    gateways: Sequence[str] = (),
+    state_dir: Path | None = None,
+    http: str | None = None,
+    socket: Path | None = None,
+    grpc: str | None = None,
+    deadline_ms: float | None = None,
+    threads: int | None = None,
+    slowdown: float | None = None,
+    placements: str | None = None,
+    fault_file: Path | None = None,
+    keys: Path | None = None,
+    server_key: str | None = None,
+    insecure: bool | None = None,
+    wait_s: float | None = None,
+) -> dict[str, object]:
+    """Flags of `edge-agent run` as overrides for `load`; what is None (or no gateway) was not given.
+
+    `http` is HOST:PORT or `off`: the Unix socket alone. `grpc` is HOST:PORT.
+    """
+    wanted: dict[str, object] = {
+        "bundle.path": _text(bundle),
+        "bundle.placements": placements or None,
+        "gateways.endpoints": list(gateways) or None,
+        "gateways.insecure": insecure,
+        "gateways.wait_s": wait_s,
+        "keys.dir": _text(keys),
+        "keys.server_key": server_key,
+        "http.bind": http,
+        "http.unix_socket": _text(socket),
+        "grpc.enabled": None if grpc is None else True,
+        "grpc.bind": grpc,
+        "requests.deadline_ms": deadline_ms,
+        "device.threads": threads,
+        "device.slowdown": slowdown,
+        "device.fault_file": _text(fault_file),
+        "state_dir": _text(state_dir),
+    }
+    return {key: value for key, value in wanted.items() if value is not None}
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)

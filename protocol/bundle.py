@@ -2,7 +2,8 @@
 
     BUNDLE/
       manifest.json            what this module describes
-      manifest.json.sha256     detects damage to the manifest itself (authenticity comes with signatures)
+      manifest.json.sha256     detects damage to the manifest itself
+      signature.json           who vouches for the manifest, if anybody does (see protocol.signing)
       full.onnx                the whole model: the full-cloud placement's tail, and the reference for every proof
       edge.onnx                the whole model as the device runs it: the edge-only placement's head
       cut-1/head.onnx          head and tail of each kept cut
@@ -22,7 +23,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
@@ -36,9 +37,13 @@ from protocol.plan import PlanConditions
 from protocol.profile import Machine
 from protocol.tensors import TensorSpec
 
+if TYPE_CHECKING:
+    from protocol.signing import Statement, Trust
+
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 MANIFEST_DIGEST = "manifest.json.sha256"
+SIGNATURE = "signature.json"
 
 HexDigest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
@@ -241,16 +246,18 @@ def encode_manifest(manifest: Manifest) -> bytes:
 class Bundle:
     """An opened bundle: its manifest was checked on opening; a file is checked whenever it is read."""
 
-    def __init__(self, root: Path, manifest: Manifest, digest: str) -> None:
+    def __init__(self, root: Path, manifest: Manifest, digest: str, statement: Statement | None = None) -> None:
         self.root = root
         self.manifest = manifest
         self.digest = digest  # sha256 of manifest.json, which hashes everything else
+        self.statement = statement  # what was signed about it; None where nobody looked, or it may be unsigned
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Bundle:
+    def open(cls, path: str | os.PathLike[str], trust: Trust | None = None) -> Bundle:
         """Open the bundle at `path`. Parses nothing but the manifest, and that only after its digest held.
 
-        Raises BundleError when it is missing, damaged, of another schema or names unsafe paths.
+        With `trust` its signature must hold before that. Raises BundleError when it is missing, damaged, of another
+        schema or names unsafe paths, UntrustedError when `trust` refuses it.
         """
         root = Path(path)
         remedy = "build one with `partitioner split MODEL --auto -o BUNDLE`"
@@ -259,6 +266,7 @@ class Bundle:
         if not (root / MANIFEST).is_file():
             raise BundleError(f"{root} is not a bundle: it holds no {MANIFEST}", remedy)
         raw = read_regular(root, MANIFEST)
+        statement = trust.judge(root, raw) if trust is not None else None
         digest = sha256(raw)
         stated = read_regular(root, MANIFEST_DIGEST).decode("ascii", "replace").split()
         if stated[:1] != [digest]:
@@ -276,7 +284,9 @@ class Bundle:
         )
         for name in manifest.files:
             check_relative(root, name)
-        return cls(root, manifest, digest)
+        if statement is not None:
+            statement.require_describes(manifest.model)
+        return cls(root, manifest, digest, statement)
 
     def read(self, name: str) -> bytes:
         """The bytes of file `name`, hashed before they are handed out. Raises BundleError if they changed."""
@@ -330,8 +340,11 @@ def check_relative(root: Path, name: str, *, listed_in: str = MANIFEST) -> None:
         raise BundleError(f"{root / listed_in} lists the path {name!r}", "only plain paths inside the bundle are read")
 
 
-def read_regular(root: Path, name: str, *, limit: int | None = None) -> bytes:
-    """Read a regular file that is reached through no symbolic link and has no other hard link. Raises BundleError."""
+def read_regular(root: Path, name: str, *, limit: int | None = None, most_nbytes: int | None = None) -> bytes:
+    """Read a regular file that is reached through no symbolic link and has no other hard link. Raises BundleError.
+
+    It must hold `limit` bytes exactly; of more than `most_nbytes` one more is read, so that the caller sees it.
+    """
     path = root / name
     for part in (path, *path.parents):
         if part == root:
@@ -353,4 +366,4 @@ def read_regular(root: Path, name: str, *, limit: int | None = None) -> bytes:
                 f"{path} holds {status.st_size} bytes but the manifest says {limit}: it was changed or damaged",
                 "copy the bundle again or rebuild it",
             )
-        return file.read()
+        return file.read() if most_nbytes is None else file.read(most_nbytes + 1)

@@ -4,6 +4,7 @@
     |-- InputError                     3   a file, flag or tensor that a person handed in
     |   `-- ModelError                 3   the ONNX model itself, or a cut of it
     |-- BundleError                    4   a bundle that is damaged, foreign or incomplete
+    |   `-- UntrustedError             4   one that nobody we trust has signed, or that was taken back
     |-- AccuracyRefusedError           5   the answer would be worse than the bound that was asked for
     |-- NetworkError                   6   an endpoint that cannot be bound or reached
     |-- EngineError                    7   an inference engine that cannot be had, or that failed
@@ -47,6 +48,10 @@ class ModelError(InputError):
 
 class BundleError(IsthmusError):
     exit_code = 4
+
+
+class UntrustedError(BundleError):
+    pass
 
 
 class AccuracyRefusedError(IsthmusError):

@@ -30,7 +30,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _SECRET = "isthmus-curve-secret"  # noqa: S105 - the word that begins a line, not a password
 _PUBLIC = "isthmus-curve-public"
 _HEX = re.compile(f"[0-9A-Fa-f]{{{2 * KEY_NBYTES}}}")
-_MOST_NBYTES = 64 * 1024
+MOST_NBYTES = 64 * 1024
 # Nothing for others, and no writing for the group. A group may read: that is how orchestrators mount secrets.
 _TOO_OPEN = stat.S_IRWXO | stat.S_IWGRP | stat.S_IXGRP
 
@@ -102,7 +102,7 @@ def write_pair(path: Path, pair: KeyPair, *, overwrite: bool = False) -> None:
 
 def read_pair(path: Path) -> KeyPair:
     """Raises InputError for what is missing, too open or no secret key."""
-    lines = _lines(read_private(path), path)
+    lines = key_lines(read_private(path), path)
     words = lines[0].split() if len(lines) == 1 else []
     if len(words) != 3 or words[0] != _SECRET:
         raise InputError(f"{path} holds no secret key", f"it should hold one line `{_SECRET} HEX NAME`")
@@ -115,17 +115,17 @@ def read_pair(path: Path) -> KeyPair:
 
 def write_public(path: Path, keys: tuple[PublicKey, ...]) -> None:
     """Write public keys, one line each, mode 0644, in place of what was there. Raises InputError."""
-    _write(path, "".join(f"{key.line()}\n" for key in keys).encode(), mode=0o644, overwrite=True)
+    write_shared(path, "".join(f"{key.line()}\n" for key in keys).encode())
 
 
 def read_public(path: Path) -> tuple[PublicKey, ...]:
     """Every public key in the file, at least one. Raises InputError."""
     try:
         with path.open("rb") as file:
-            data = file.read(_MOST_NBYTES + 1)
+            data = file.read(MOST_NBYTES + 1)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})", "copy the gateway's server.pub there") from error
-    keys = tuple(parse_public(line) for line in _lines(data, path))
+    keys = tuple(parse_public(line) for line in key_lines(data, path))
     if not keys:
         raise InputError(f"{path} holds no public key", "copy the gateway's server.pub there")
     return keys
@@ -153,7 +153,7 @@ def read_private(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
-            data = file.read(_MOST_NBYTES + 1)
+            data = file.read(MOST_NBYTES + 1)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})", "make the key, or name its folder") from error
     if not stat.S_ISREG(status.st_mode):
@@ -170,6 +170,11 @@ def read_private(path: Path) -> bytes:
 def write_private(path: Path, data: bytes, *, overwrite: bool) -> None:
     """Write a file for its owner alone: it appears whole, with mode 0600 from the first byte on. Raises InputError."""
     _write(path, data, mode=0o600, overwrite=overwrite)
+
+
+def write_shared(path: Path, data: bytes) -> None:
+    """Write a file that everybody may read (0644), in place of what was there; it appears whole. Raises InputError."""
+    _write(path, data, mode=0o644, overwrite=True)
 
 
 def _write(path: Path, data: bytes, *, mode: int, overwrite: bool) -> None:
@@ -205,9 +210,10 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _lines(data: bytes, path: Path) -> list[str]:
-    if len(data) > _MOST_NBYTES:
-        raise InputError(f"{path} is larger than any file of keys", f"name a file of at most {_MOST_NBYTES} bytes")
+def key_lines(data: bytes, path: Path) -> list[str]:
+    """The lines of a file of keys, without remarks. Raises InputError for what is too large, or no plain text."""
+    if len(data) > MOST_NBYTES:
+        raise InputError(f"{path} is larger than any file of keys", f"name a file of at most {MOST_NBYTES} bytes")
     try:
         text = data.decode("ascii")
     except UnicodeDecodeError:

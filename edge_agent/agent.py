@@ -55,6 +55,7 @@ class AgentConfig:
     keys: Path | None = None  # folder with agent.key and server.pub; None speaks plain text
     server_key: str = ""  # the gateway's public key, or a file of such, instead of server.pub
     placements: tuple[str, ...] = ()  # only these placement ids may be used; empty allows all
+    providers: tuple[str, ...] = ("cpu",)  # what may run heads, the preferred first: tensorrt, cuda, cpu
 
 
 @dataclass(slots=True)
@@ -83,7 +84,11 @@ class Agent:
         if not 1.0 <= config.edge_slowdown < math.inf:
             raise InputError(f"edge slow-down {config.edge_slowdown}", "give a factor of 1 or more")
         self.heads = Heads(
-            self.bundle, threads=config.threads, slowdown=config.edge_slowdown, fault_file=config.fault_file
+            self.bundle,
+            threads=config.threads,
+            slowdown=config.edge_slowdown,
+            fault_file=config.fault_file,
+            order=config.providers,
         )
         self._boot = os.urandom(8)
         self._numbers = itertools.count(1)

@@ -1,5 +1,7 @@
 """The device's share of every placement: run a head, encode what crosses. All heads of the bundle are held ready.
 
+What runs a head (an accelerator, the processor) is the first of an order of preference that can: see
+`edge_agent.device.providers`.
 A head that cannot be loaded, or that fails, costs the placements that share it and no other; a codec that this device
 cannot write (Pillow is missing, say) costs its own. The declared slow-down (for demos and drills:
 "a device 8 times slower than this machine") stretches every preparation by sleeping, so that the processor time it does
@@ -10,18 +12,21 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from edge_agent.device import providers
+from edge_agent.device.providers import Started
 from protocol import drift
 from protocol.bundle import Bundle, PlacementEntry
 from protocol.codecs import encode
 from protocol.delta import DeltaCodec, Reference
 from protocol.engines.base import Engine
-from protocol.engines.ort import OrtEngine
+from protocol.engines.ort import OrtEngine, available
 from protocol.errors import EngineError, WireError
 from protocol.messages import PlacementKind
 from protocol.tensors import Array, TensorHeader, Tensors, TensorSpec
@@ -55,9 +60,18 @@ class Heads:
     """Every head of a bundle. `prepare` is called by one thread."""
 
     def __init__(
-        self, bundle: Bundle, *, threads: int = 1, slowdown: float = 1.0, fault_file: Path | None = None
+        self,
+        bundle: Bundle,
+        *,
+        threads: int = 1,
+        slowdown: float = 1.0,
+        fault_file: Path | None = None,
+        order: Sequence[str] = providers.DEFAULT,
     ) -> None:
+        """`order` names what may run heads, the preferred first. Raises InputError for an unknown name."""
         self.failed: dict[str, str] = {}
+        self.started: dict[str, Started] = {}  # by file: what runs it, and why nothing better does
+        self._attempts = providers.attempts(order, available())
         self._bundle = bundle
         self._threads = threads
         self._slowdown = slowdown
@@ -69,24 +83,35 @@ class Heads:
         """Load every head; `failed` lists what could not be loaded, and why. Raises BundleError for a damaged file."""
         broken: dict[str, str] = {}
         for file in dict.fromkeys(e.head for e in self._entries.values() if e.head is not None):
-            engine = OrtEngine(self._bundle.graph(file), label=file, threads=self._threads)
+            graph = self._bundle.graph(file)
             try:
-                engine.activate()
-                _warm_up(engine)
+                started = providers.first_that_runs(self._attempts, partial(self._start, file, graph))
             except EngineError as error:
-                if not _free_to_vary(engine):
-                    broken[file] = str(error)
-                    continue
-            self._engines[file] = engine
+                broken[file] = str(error)
+                continue
+            self.started[file] = started
+            self._engines[file] = started.engine
         self.failed = {e.id: broken[e.head] for e in self._entries.values() if e.head in broken}
         for entry in self._entries.values():
             if entry.id not in self.failed and (why := _cannot_encode(entry)):
                 self.failed[entry.id] = why
 
+    def _start(self, file: str, graph: bytes, wanted: tuple[str, ...]) -> Engine:
+        """An engine that has run once. Raises EngineError."""
+        engine = OrtEngine(graph, label=file, providers=wanted, threads=self._threads)
+        try:
+            engine.activate()
+            _warm_up(engine)
+        except EngineError:
+            if not _free_to_vary(engine):
+                raise
+        return engine
+
     def deactivate(self) -> None:
         for engine in self._engines.values():
             engine.deactivate()
         self._engines.clear()
+        self.started.clear()
 
     def prepare(self, placement: str, inputs: Tensors, before: Mapping[str, Reference] | None = None) -> Prepared:
         """Do the device's share of one request; `before` are tensors of an answered one, for differences.

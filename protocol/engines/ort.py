@@ -58,6 +58,11 @@ def version() -> str:
     return str(ort.__version__)
 
 
+def available() -> tuple[str, ...]:
+    """The execution providers that this build brings. Whether their libraries load shows only when one is asked for."""
+    return tuple(ort.get_available_providers())
+
+
 class OrtEngine(ActivationScope):
     """One ONNX Runtime session.
 

@@ -1,0 +1,82 @@
+"""What runs the heads, in an explicit order of preference: TensorRT, CUDA, the processor. Nothing falls back silently.
+
+    attempts(("tensorrt", "cuda", "cpu"), available)
+      tensorrt   TensorRT, and CUDA for the nodes that TensorRT leaves
+      cuda       CUDA alone
+      cpu        the processor
+
+An accelerator runs a head whole or not at all: nodes that it leaves may go to another one that the order names later,
+never to the processor, since every such node costs two copies. The first attempt that loads the head and runs it once
+is taken; why the earlier ones were not stands beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from protocol.engines.base import Engine
+from protocol.errors import EngineError, InputError
+
+CPU = "cpu"
+PROVIDERS = {
+    "tensorrt": "TensorrtExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    CPU: "CPUExecutionProvider",
+}
+DEFAULT = (CPU,)
+
+
+class Attempt(NamedTuple):
+    """`providers` are ONNX Runtime's names in order; empty when the first of them is not in this build."""
+
+    name: str
+    providers: tuple[str, ...]
+
+
+class Started(NamedTuple):
+    """`engine` runs on `name`; `passed_over` are what was preferred, each with why it does not run this."""
+
+    engine: Engine
+    name: str
+    passed_over: tuple[tuple[str, str], ...] = ()
+
+
+def checked(order: Sequence[str]) -> tuple[str, ...]:
+    """The order itself. Raises InputError for a name that is unknown or stands twice, and for none at all."""
+    known = ", ".join(PROVIDERS)
+    for name in order:
+        if name not in PROVIDERS:
+            raise InputError(f"there is no execution provider {name!r}", f"known are {known}")
+    if not order or len(set(order)) != len(order):
+        raise InputError("an order of execution providers names each at most once, and one at least", f"use {known}")
+    return tuple(order)
+
+
+def attempts(order: Sequence[str], available: Sequence[str]) -> tuple[Attempt, ...]:
+    """What to try one after another. `available` are the providers that this build of ONNX Runtime brings."""
+    return tuple(Attempt(name, _providers(order[at:], available)) for at, name in enumerate(checked(order)))
+
+
+def _providers(order: Sequence[str], available: Sequence[str]) -> tuple[str, ...]:
+    if PROVIDERS[order[0]] not in available:
+        return ()
+    together = order[:1] if order[0] == CPU else [name for name in order if name != CPU]
+    return tuple(PROVIDERS[name] for name in together if PROVIDERS[name] in available)
+
+
+def first_that_runs(tried: Sequence[Attempt], start: Callable[[tuple[str, ...]], Engine]) -> Started:
+    """The first attempt that `start` makes an engine of. Raises EngineError with the reasons of all when none does."""
+    passed_over: list[tuple[str, str]] = []
+    for attempt in tried:
+        if not attempt.providers:
+            passed_over.append((attempt.name, f"this onnxruntime was built without {PROVIDERS[attempt.name]}"))
+            continue
+        try:
+            return Started(start(attempt.providers), attempt.name, tuple(passed_over))
+        except EngineError as error:
+            if len(tried) == 1:
+                raise
+            passed_over.append((attempt.name, str(error)))
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in passed_over)
+    raise EngineError(f"nothing runs it: {reasons}", "install the provider, or name another one (cpu runs everything)")

@@ -244,6 +244,17 @@ class SuperviseSettings(Section, frozen=True):
     pause_s: Annotated[float, setting("Wait this long before a restart.", ge=0, le=600)] = 0.2
 
 
+class UpdatesSettings(Section, frozen=True):
+    """Bundles that devices may fetch from here (docs/updates.md)."""
+
+    offer: Annotated[
+        tuple[str, ...], setting("Models whose served bundle is offered; * stands for all.", reloadable=True)
+    ] = ()
+    mib_per_s: Annotated[
+        float, setting("Files leave this fast, for all devices together.", ge=0.001, le=100_000, reloadable=True)
+    ] = 4.0
+
+
 class GatewaySettings(Section, frozen=True):
     """All of it."""
 
@@ -261,6 +272,7 @@ class GatewaySettings(Section, frozen=True):
     metrics: Annotated[MetricsSettings, setting("What is measured.")] = MetricsSettings()
     tracing: Annotated[TracingSettings, setting("Spans of sampled requests.")] = TracingSettings()
     supervise: Annotated[SuperviseSettings, setting("When the front's process ends.")] = SuperviseSettings()
+    updates: Annotated[UpdatesSettings, setting("Bundles that devices may fetch.")] = UpdatesSettings()
 
     def contradictions(self) -> Iterator[tuple[str, str, str]]:
         for name, door in (("http", self.http), ("grpc", self.grpc)):

@@ -34,6 +34,7 @@ from cloud_gateway.models.repository import Repository
 from cloud_gateway.models.settings import VersionPolicy
 from cloud_gateway.models.states import State
 from cloud_gateway.models.worker import Worker
+from cloud_gateway.offers.offering import Offering
 from cloud_gateway.scheduling.admission import Limits
 from cloud_gateway.seeing.health import DeepCheck
 from cloud_gateway.seeing.ledger import Ledger
@@ -103,6 +104,12 @@ class Gateway:
         self.observer = Observer(
             self.desk, self.catalogue, self.keeper, self.ledger, agents=lambda: self.frontend.agents, events=self.stats
         )
+        updates = settings.updates
+        self.offering = Offering(
+            lambda: [published.version for published in self.catalogue.published()],
+            lambda brought: self.frontend.post_all([brought]),
+            offer=updates.offer, rate=updates.mib_per_s * MIB, told=self.told, crashed=self.crash,
+        )  # fmt: skip
         self.cache, self._far = self._make_cache()
         self.tracing = _make_tracing(settings)
         self._workers = [
@@ -141,8 +148,8 @@ class Gateway:
             socket, self.endpoint = self._bind()
             self.frontend = Frontend(
                 socket, self.endpoint, self.catalogue, self.desk, self.ledger,
-                authority=self.authority, cache=self.cache, tracing=self.tracing, beats=self.beats, told=self.told,
-                crashed=self._crashed, relayed=self.front is not None,
+                authority=self.authority, cache=self.cache, tracing=self.tracing, offering=self.offering,
+                beats=self.beats, told=self.told, crashed=self._crashed, relayed=self.front is not None,
             )  # fmt: skip
             try:
                 self.standard = self._standard_door()
@@ -167,6 +174,7 @@ class Gateway:
         for worker in self._workers:
             worker.start()
         self.frontend.start()
+        self.offering.start()
         self._started = True
         if self.front is not None:
             try:
@@ -180,6 +188,7 @@ class Gateway:
         counts = dict(self.frontend.stats) | {f"access_{k}": n for k, n in self.authority.stats.items()}
         if self.standard is not None:
             counts |= self.standard.stats()
+        counts |= {f"offers_{what}": n for what, n in self.offering.stats.items()}
         if self.cache is not None:
             counts |= {f"cache_{what}": n for what, n in self.cache.counts.items()}
         if self.front is not None:
@@ -194,6 +203,7 @@ class Gateway:
             return
         self._closed = True
         grace_s = self.drain_s
+        self.offering.stop()
         self.desk.drain()
         self.frontend.post_all([Shutdown(grace_s)])
         # First, or who waits for a load or unload would hold the door open. False: a load is still under way, and would

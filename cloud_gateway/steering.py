@@ -30,6 +30,7 @@ class Steering:
         subscribe("cache", self._cache)
         subscribe("access", self._access)
         subscribe("logs", self._logs)
+        subscribe("updates", self._updates)
         self._watch = Watch(self.reloader, watched, told=self._told, crashed=gateway.crash)
 
     def start(self) -> None:
@@ -76,3 +77,7 @@ class Steering:
     def _logs(self, settings: GatewaySettings) -> None:
         self._gateway.logs.level = settings.logs.level
         self._gateway.logs.repeat_interval_s = settings.logs.repeat_interval_s
+
+    def _updates(self, settings: GatewaySettings) -> None:
+        updates = settings.updates
+        self._gateway.offering.retune(offer=updates.offer, rate=updates.mib_per_s * MIB)

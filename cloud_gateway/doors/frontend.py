@@ -30,6 +30,7 @@ from cloud_gateway.doors.replies import Replies
 from cloud_gateway.doors.routes import is_front, user_id_of
 from cloud_gateway.models.catalogue import Catalogue
 from cloud_gateway.models.worker import Runner, post
+from cloud_gateway.offers.offering import Brought, Offering
 from cloud_gateway.scheduling.admission import Verdict
 from cloud_gateway.seeing.ledger import Ledger
 from cloud_gateway.seeing.tracing import Tracing
@@ -69,7 +70,7 @@ class Moved:
     """The server's keys have changed."""
 
 
-Post = Computed | NotComputed | Crashed | Shutdown | Moved
+Post = Computed | NotComputed | Crashed | Shutdown | Moved | Brought
 
 
 class Frontend:
@@ -86,6 +87,7 @@ class Frontend:
         authority: Authority,
         cache: CachedDesk | None,
         tracing: Tracing | None,
+        offering: Offering,
         beats: Beats,
         told: Callable[[str, str], None],
         crashed: Callable[[BaseException], None],
@@ -103,6 +105,7 @@ class Frontend:
         self._listen_again_at: float | None = None
         self._submit = desk_submit(desk) if cache is None else cache.submit
         self._beats = beats
+        self._offering = offering
         self._told = told
         self._catalogue = catalogue
         self._desk = desk
@@ -212,6 +215,8 @@ class Frontend:
                 raise error
             case Moved():
                 self._listen_anew()
+            case Brought(route, message, payload):
+                self._replies.send(route, message, payload)
             case Shutdown(grace_s):
                 self._draining = True
                 self._end_by = time.monotonic() + grace_s
@@ -287,6 +292,9 @@ class Frontend:
             case m.Cancel(request):
                 self._require_own(peer, request)
                 self._cancel(peer, request)
+            case m.AskOffers() | m.FetchPart():
+                if (reply := self._offering.ask(route, message)) is not None:
+                    self._replies.send(route, reply)
             case m.Ping(number):
                 self._replies.send(route, m.Pong(number, int(self._desk.wait_s(now=now) * 1e6)))
                 if not peer.is_greeted:

@@ -10,20 +10,14 @@ longer, the quantiles, is computed on the copy, when nobody waits.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import numpy as np
-
-from protocol.seeing.windows import Quantiles, Rates, Recent, SampleWindow, Seconds, quantiles
+from protocol.seeing.sums import Refusals
+from protocol.seeing.windows import Quantiles, Rates, Recent, SampleWindow, Seconds, joined, quantiles, summed
 
 LARGEST_BATCH = 128  # larger batches are counted as this one
-MOST_CODES = 24  # reasons for a refusal that one scope tells apart; the protocol has nine
-OTHER = "other"
-# Upper bounds of the slack that a refusal leaves, in seconds: from "too late to do anything" to "plenty".
-SLACK_BOUNDS_S = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 
 
 class Scope(NamedTuple):
@@ -38,13 +32,12 @@ OWN = Scope("", "", "")  # the gateway's own questions: they are counted under n
 
 
 @dataclass(slots=True)
-class Counters:
+class Counters(Refusals):
     """Sums since the start; they only grow. Times are seconds."""
 
     offered: int = 0
     answered: int = 0  # late ones among them
     late: int = 0
-    refused: dict[str, int] = field(default_factory=dict)  # by code
     executed: int = 0  # requests that an engine has run
     rows: int = 0  # inferences: a request of three rows counts three
     executions: int = 0  # engine runs
@@ -58,29 +51,6 @@ class Counters:
     predicted_s: float = 0.0  # what the cost curve had said for the same runs
     budget_used: float = 0.0  # sum over answers of residence / budget, where there was a budget
     budgeted: int = 0  # how many answers that are
-    slack: list[int] = field(default_factory=lambda: [0] * (len(SLACK_BOUNDS_S) + 1))  # refusals per bound, then more
-    slack_s: float = 0.0  # the three are of refusals that had a budget
-    slack_share: float = 0.0  # sum of slack / budget
-    slack_budgeted: int = 0  # how many refusals that are
-
-    @property
-    def refusals(self) -> int:
-        return sum(self.refused.values())
-
-    def copy(self) -> Counters:
-        return replace(self, refused=dict(self.refused), batch_sizes=dict(self.batch_sizes), slack=list(self.slack))
-
-    def absorb(self, other: Counters) -> None:
-        """Add another's."""
-        for each in fields(self):
-            mine, its = getattr(self, each.name), getattr(other, each.name)
-            if isinstance(mine, dict):
-                for key, count in its.items():
-                    mine[key] = mine.get(key, 0) + count
-            elif isinstance(mine, list):
-                mine[:] = [a + b for a, b in zip(mine, its, strict=True)]
-            else:
-                setattr(self, each.name, mine + its)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,16 +86,7 @@ class Row:
         self._runs = SampleWindow()  # compute, predicted
 
     def refuse(self, code: str, slack_s: float, budget_s: float) -> None:
-        counters = self.counters
-        if code not in counters.refused and len(counters.refused) >= MOST_CODES:
-            code = OTHER
-        counters.refused[code] = counters.refused.get(code, 0) + 1
-        if 0.0 < budget_s < math.inf:
-            slack_s = max(slack_s, 0.0)
-            counters.slack[bisect_left(SLACK_BOUNDS_S, slack_s)] += 1
-            counters.slack_s += slack_s
-            counters.slack_share += slack_s / budget_s
-            counters.slack_budgeted += 1
+        self.counters.refuse(code, slack_s, budget_s)
 
     def execute(
         self,
@@ -208,16 +169,5 @@ def together(moments: Sequence[Moment], scope: Scope) -> Moment:
     counters = Counters()
     for moment in moments:
         counters.absorb(moment.counters)
-    rates = Rates(
-        span_s=max(m.rates.span_s for m in moments),
-        kinds=tuple(
-            tuple(map(sum, zip(*seconds, strict=True)))
-            for seconds in zip(*(m.rates.kinds for m in moments), strict=True)
-        ),
-    )
-    return Moment(scope, "", counters, rates, _joined([m.answers for m in moments]), _joined([m.runs for m in moments]))
-
-
-def _joined(recent: Sequence[Recent]) -> Recent:
-    kinds = tuple(np.concatenate(each) for each in zip(*(r.kinds for r in recent), strict=True))
-    return Recent(min(r.window_s for r in recent), kinds)
+    rates = summed([m.rates for m in moments])
+    return Moment(scope, "", counters, rates, joined([m.answers for m in moments]), joined([m.runs for m in moments]))

@@ -11,7 +11,8 @@ import threading
 from dataclasses import dataclass
 from functools import cached_property
 
-from cloud_gateway.seeing.figures import OTHER, OWN, Figures, Moment, Row, Scope, together
+from cloud_gateway.seeing.figures import OWN, Figures, Moment, Row, Scope, together
+from protocol.seeing.sums import OTHER
 
 MOST_SCOPES = 64
 MOST_EVENTS = 256

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-from cloud_gateway.seeing.figures import SLACK_BOUNDS_S, Counters, Figures, Scope
+from cloud_gateway.seeing.figures import Counters, Figures, Scope
 from cloud_gateway.seeing.ledger import LedgerSnapshot
 from cloud_gateway.seeing.standing import LaneState, Standing
 from protocol.seeing.exposition import Family, Series, Value, buckets, joined, labels, summary, text
 from protocol.seeing.machine import MachineState
 from protocol.seeing.nvml import Gpu
+from protocol.seeing.sums import SLACK_BOUNDS_S
 from protocol.seeing.windows import Quantiles
 
 BATCH_BOUNDS = (1, 2, 4, 8, 16, 32, 64)

@@ -9,8 +9,9 @@ from typing import Any
 
 import msgspec
 
-from cloud_gateway.seeing.figures import SLACK_BOUNDS_S, Figures
+from cloud_gateway.seeing.figures import Figures
 from cloud_gateway.seeing.metrics import Scene
+from protocol.seeing.sums import SLACK_BOUNDS_S
 
 SCHEMA = 1
 

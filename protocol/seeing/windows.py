@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from array import array
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -133,3 +134,18 @@ class Rates(NamedTuple):
 
     span_s: float
     kinds: tuple[tuple[int, ...], ...]
+
+
+def joined(recent: Sequence[Recent]) -> Recent:
+    """The samples of at least one as one. Where their windows differ, the shortest is told."""
+    kinds = tuple(np.concatenate(each) for each in zip(*(r.kinds for r in recent), strict=True))
+    return Recent(min(r.window_s for r in recent), kinds)
+
+
+def summed(rates: Sequence[Rates]) -> Rates:
+    """The counts of at least one as one, over the longest span."""
+    kinds = zip(*(r.kinds for r in rates), strict=True)
+    return Rates(
+        span_s=max(r.span_s for r in rates),
+        kinds=tuple(tuple(map(sum, zip(*seconds, strict=True))) for seconds in kinds),
+    )

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud_gateway.seeing.figures import LARGEST_BATCH, MOST_CODES, SLACK_BOUNDS_S, Figures
+from cloud_gateway.seeing.figures import LARGEST_BATCH, Figures
 from cloud_gateway.seeing.ledger import FOLDED, MOST_EVENTS, MOST_SCOPES, UNKNOWN, Ledger, LedgerSnapshot, Scope
+from protocol.seeing.sums import MOST_CODES, SLACK_BOUNDS_S
 
 CUT = Scope("digits", "1", "cut-1")
 WHOLE = Scope("digits", "1", "full-cloud")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
@@ -18,14 +18,12 @@ from protocol.errors import InputError
 from protocol.latency import LinkState, PlacementCost, latency_s
 from protocol.messages import PlacementKind
 from protocol.plan import PlanConditions, PlanTable, Row, plan_table, under
+from protocol.stages import Condition, Flip, Stage, Stages, stages_of
 
 LEAST_MBIT, MOST_MBIT = 0.05, 10_000.0  # where "anywhere" ends: below a modem, beyond what a device is attached to
 FARTHEST = 100.0  # a flip that takes a machine so many times slower or faster is no advice
 LONGEST_RTT_S = 5.0
 ENDED_EARLY = "stopped before it was stable"  # as the note of a search says (`planning/choose.py`)
-
-Stage = Literal["device", "encoding", "upload", "round trip", "cloud", "download"]
-Condition = Literal["uplink_mbit", "rtt_s", "edge_factor", "cloud_factor"]
 
 
 class Question(NamedTuple):
@@ -38,31 +36,6 @@ class Question(NamedTuple):
     edge_slowdown: float | None = None
     cloud_load: float = 0.0
     quantile: float = 0.5
-
-
-class Stages(msgspec.Struct, frozen=True):
-    """Where one request's time goes, in seconds."""
-
-    device_s: float
-    encoding_s: float
-    upload_s: float
-    round_trip_s: float
-    cloud_s: float
-    download_s: float
-
-    @property
-    def total_s(self) -> float:
-        return sum(self.named().values())
-
-    def named(self) -> dict[Stage, float]:
-        return {
-            "device": self.device_s,
-            "encoding": self.encoding_s,
-            "upload": self.upload_s,
-            "round trip": self.round_trip_s,
-            "cloud": self.cloud_s,
-            "download": self.download_s,
-        }
 
 
 class Ranked(msgspec.Struct, frozen=True):
@@ -85,15 +58,6 @@ class Stretch(msgspec.Struct, frozen=True):
     id: str
     from_mbit: float | None
     to_mbit: float | None
-
-
-class Flip(msgspec.Struct, frozen=True):
-    """`id` wins once `condition` passes `at` in the direction `when`: Mbit/s, seconds, or times slower than now."""
-
-    condition: Condition
-    when: Literal["above", "below"]
-    at: float
-    id: str
 
 
 class NoSplit(msgspec.Struct, frozen=True):
@@ -188,20 +152,6 @@ def table_of(manifest: Manifest, question: Question) -> PlanTable:
 def family_of(id_: str) -> str:
     """What placements that differ only in their codec share: the part of the id before the first dot."""
     return id_.partition(".")[0]
-
-
-def stages_of(cost: PlacementCost, link: LinkState) -> Stages:
-    """The terms of `protocol.latency.latency_s`, one by one."""
-    if not cost.crosses:
-        return Stages(cost.edge_s, cost.encode_s, 0.0, 0.0, 0.0, 0.0)
-    return Stages(
-        device_s=cost.edge_s,
-        encoding_s=cost.encode_s,
-        upload_s=cost.up_nbytes / link.uplink_bytes_per_s,
-        round_trip_s=link.rtt_s,
-        cloud_s=cost.decode_s + link.queue_s + cost.tail_s,
-        download_s=cost.down_nbytes / link.downlink_bytes_per_s,
-    )
 
 
 def link_of(mbit: float, rtt_s: float) -> LinkState:

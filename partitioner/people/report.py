@@ -14,10 +14,10 @@ from rich.text import Text
 from partitioner.people.eight_bits import Grid, grids
 from partitioner.people.explain import family_of
 from partitioner.people.inspection import Inspection
-from partitioner.people.sentences import number
 from partitioner.planning.build import Built
 from partitioner.planning.recheck import Verified
 from protocol.bundle import Manifest, Measured, PlacementEntry
+from protocol.phrases import number
 from protocol.tensors import describe
 
 

@@ -2,21 +2,9 @@
 
 from __future__ import annotations
 
-from partitioner.people.explain import Explanation, Flip, NoSplit, Ranked, Stage
+from partitioner.people.explain import Explanation, NoSplit, Ranked
 from protocol.messages import PlacementKind
-
-# A difference below this share of the winner's latency is no reason worth naming.
-WORTH_NAMING = 0.05
-SAYS_LITTLE = 0.005
-
-_SPENDS: dict[Stage, str] = {
-    "device": "on the device",
-    "encoding": "encoding",
-    "upload": "sending",
-    "round trip": "on the round trip",
-    "cloud": "in the cloud",
-    "download": "receiving",
-}
+from protocol.phrases import SAYS_LITTLE, SPENDS, capital, flip_if, ms, number, one_of, sum_of, times, trade
 
 
 def sentences(seen: Explanation) -> list[str]:
@@ -56,20 +44,7 @@ def _device(seen: Explanation) -> str:
 
 
 def _headline(seen: Explanation) -> str:
-    return f"At {seen.mbit:g} Mbit/s ({conditions(seen)}) {name(seen.best)} is best: {_sum(seen.best)}."
-
-
-def _sum(ranked: Ranked) -> str:
-    """`20.6 ms = device 20.6`, leaving out what is hardly there."""
-    parts = [
-        f"{stage} {number(seconds * 1e3)}"
-        for stage, seconds in ranked.stages.named().items()
-        if seconds > SAYS_LITTLE * ranked.total_s
-    ]
-    if len(parts) > 1:
-        return f"{ms(ranked.total_s)} = {' + '.join(parts)}"
-    longest = max(ranked.stages.named().items(), key=lambda stage: stage[1])[0]
-    return f"{ms(ranked.total_s)}, all of it {_SPENDS[longest]}"
+    return f"At {seen.mbit:g} Mbit/s ({conditions(seen)}) {name(seen.best)} is best: {sum_of(seen.best.stages)}."
 
 
 def _why(seen: Explanation) -> str:
@@ -77,23 +52,12 @@ def _why(seen: Explanation) -> str:
     if second is None:
         return "There is no other placement in this bundle."
     if second.ratio < 1 + SAYS_LITTLE:
-        return f"{_capital(name(second))} is as good ({ms(second.total_s)})."
+        return f"{capital(name(second))} is as good ({ms(second.total_s)})."
     behind_s = second.total_s - seen.best.total_s
     return (
         f"The next best, {name(second)}, is {ms(behind_s)} slower ({times(second.ratio)} as long), because it "
-        f"{_trade(seen.best, second)}."
+        f"{trade(seen.best.stages, second.stages)}."
     )
-
-
-def _trade(best: Ranked, other: Ranked) -> str:
-    """`spends 12 ms more sending and saves 3 ms in the cloud`."""
-    mine, theirs = best.stages.named(), other.stages.named()
-    more = [(theirs[s] - mine[s], s) for s in mine]
-    least_s = WORTH_NAMING * best.total_s
-    spent = [f"{ms(d)} more {_SPENDS[s]}" for d, s in sorted(more, reverse=True) if d > least_s]
-    saved = [f"{ms(-d)} {_SPENDS[s]}" for d, s in sorted(more) if -d > least_s]
-    text = f"spends {_and(spent or ['a little more everywhere'])}"
-    return f"{text}, and saves only {_and(saved)}" if saved else text
 
 
 def _no_split(seen: Explanation) -> str | None:
@@ -129,7 +93,7 @@ def _named(found: NoSplit) -> str:
 def _blamed(found: NoSplit) -> str:
     if found.blame is None or found.lost_s <= 0:
         return "it is slower throughout"
-    return f"it spends {ms(found.lost_s)} more {_SPENDS[found.blame]} and is {ms(found.behind_s)} behind in all"
+    return f"it spends {ms(found.lost_s)} more {SPENDS[found.blame]} and is {ms(found.behind_s)} behind in all"
 
 
 def _shrunk(found: NoSplit) -> str:
@@ -141,23 +105,7 @@ def _shrunk(found: NoSplit) -> str:
 def _flips(seen: Explanation) -> str:
     if not seen.flips:
         return "Nothing that a link or a machine could do changes that."
-    return f"Another would be best {_or([_flip(flip) for flip in seen.flips])}."
-
-
-def _flip(flip: Flip) -> str:
-    if flip.condition == "uplink_mbit":
-        return f"{flip.when} {number(flip.at)} Mbit/s ({flip.id})"
-    if flip.condition == "rtt_s":
-        verb = "rose above" if flip.when == "above" else "fell below"
-        return f"if the round trip {verb} {number(flip.at * 1e3)} ms ({flip.id})"
-    machine = "device" if flip.condition == "edge_factor" else "cloud"
-    if flip.when == "above":
-        return f"if the {machine} were {_factor(flip.at)} slower than assumed ({flip.id})"
-    return f"if the {machine} were {_factor(1 / flip.at)} faster than assumed ({flip.id})"
-
-
-def _factor(factor: float) -> str:
-    return "a little" if factor < 1.005 else times(factor)
+    return f"Another would be best {one_of([flip_if(flip) for flip in seen.flips])}."
 
 
 def _map(seen: Explanation) -> str:
@@ -180,7 +128,7 @@ def _proof(seen: Explanation) -> str | None:
         return None
     inputs = f"{proof.samples} {'random inputs' if proof.random_inputs else 'samples held out of calibration'}"
     compared = f"(whole model {proof.reference:.4f}, at least {proof.bound:.4f} was asked for)"
-    return f"{_capital(seen.best.id)} answers with {proof.metric} {proof.achieved:.4f} {compared} on {inputs}."
+    return f"{capital(seen.best.id)} answers with {proof.metric} {proof.achieved:.4f} {compared} on {inputs}."
 
 
 def name(ranked: Ranked) -> str:
@@ -188,28 +136,3 @@ def name(ranked: Ranked) -> str:
     if ranked.kind is PlacementKind.CUT:
         return f"{ranked.id} ({', '.join(ranked.crossing)})"
     return ranked.id
-
-
-def ms(seconds: float) -> str:
-    return f"{number(seconds * 1e3)} ms"
-
-
-def number(value: float) -> str:
-    """Three significant digits, at most two decimals, no exponent."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{round(float(f'{value:.3g}'), 2):g}"
-
-
-def times(ratio: float) -> str:
-    return f"{ratio:.2f} times" if ratio < 10 else f"{ratio:.0f} times"
-
-
-def _and(parts: list[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-
-
-def _or(parts: list[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])}, or {parts[-1]}"
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

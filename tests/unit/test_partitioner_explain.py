@@ -15,19 +15,19 @@ from partitioner.people.explain import (
     LEAST_MBIT,
     MOST_MBIT,
     Explanation,
-    Flip,
     Question,
     explain,
     family_of,
     link_of,
-    stages_of,
 )
-from partitioner.people.sentences import headline, number, sentences
+from partitioner.people.sentences import headline, sentences
 from partitioner.planning.choose import summary
 from protocol.bundle import Manifest, Measured
 from protocol.errors import InputError
 from protocol.latency import PlacementCost, adjusted, latency_s
 from protocol.messages import PlacementKind
+from protocol.phrases import number
+from protocol.stages import Flip, stages_of
 from tests import manifests
 from tests.manifests import manifest, without
 

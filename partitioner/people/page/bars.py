@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from partitioner.people.explain import Explanation, Ranked, Stage
+from partitioner.people.explain import Explanation, Ranked
 from partitioner.people.page.markup import Markup, el
 from partitioner.people.page.scales import Linear, ms, round_ticks
+from protocol.stages import Stage
 
 WIDTH = 360.0
 ROW = 34.0

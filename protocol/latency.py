@@ -18,6 +18,16 @@ what was measured; between and beyond, the normal distribution says how much of 
 the sum of the quantiles, which is exact when all stages are slow together (comonotone) and errs on the safe side for
 the usual independent ones; x must be the same quantile of 1/uplink. A gateway that is busy for the share `load` of the
 time serves each request at the speed that is left, so 1 / (1 - load) times as long (processor sharing).
+
+All of this is one request alone. Where requests follow each other each stage is a queue in front of one server, and at
+a utilisation rho = rate * service of 1 it grows without end. Below that the mean wait is (`wait_s`)
+
+    W = rho / (1 - rho) * (ca2 + cs2) / 2 * service * g       ca2, cs2: squared coefficients of variation
+
+of the gaps between arrivals and of the service times: Allen and Cunneen's form of Kingman's bound, with the correction
+g of Kraemer and Langenbach-Belz (1976). It is exact for Poisson arrivals (ca2 = 1, g = 1: Pollaczek and Khinchine) and
+0 for frames of a camera that take equally long (ca2 = cs2 = 0), for which the rule of 1 / (1 - rho) would be far off.
+What leaves one queue arrives at the next with rho^2 * cs2 + (1 - rho^2) * ca2 (Marshall; Whitt's network analyser).
 """
 
 from __future__ import annotations
@@ -64,12 +74,18 @@ class PlacementCost(msgspec.Struct, frozen=True):
 
 
 class LinkState(msgspec.Struct, frozen=True):
-    """The link and what waits behind it. Bandwidths in bytes/s, times in seconds."""
+    """The link and what waits behind it. Bandwidths in bytes/s, times in seconds.
+
+    `spread` is the relative standard deviation of 1/uplink from one message to the next, `doubt` that of the estimate
+    itself; None: nobody knows.
+    """
 
     uplink_bytes_per_s: float
     rtt_s: float
     downlink_bytes_per_s: float = math.inf
     queue_s: float = 0.0
+    spread: float = 0.0
+    doubt: float | None = None
 
 
 class Line(NamedTuple):
@@ -140,6 +156,27 @@ def bottleneck_s(cost: PlacementCost, link: LinkState) -> float:
     up_s = cost.up_nbytes / link.uplink_bytes_per_s
     down_s = cost.down_nbytes / link.downlink_bytes_per_s
     return max(cost.edge_s + cost.encode_s, up_s, cost.decode_s + cost.tail_s, down_s)
+
+
+def wait_s(utilisation: float, service_s: float, arrivals_scv: float, service_scv: float) -> float:
+    """Mean seconds in the queue of one server; infinite from a utilisation of 1 on. `_scv`: squared coefficient of
+    variation. The formula and its sources stand above."""
+    variability = arrivals_scv + service_scv
+    if utilisation >= 1.0:
+        return math.inf
+    if utilisation <= 0.0 or variability <= 0.0:
+        return 0.0
+    if arrivals_scv <= 1.0:
+        bend = -2 * (1 - utilisation) * (1 - arrivals_scv) ** 2 / (3 * utilisation * variability)
+    else:
+        bend = -(1 - utilisation) * (arrivals_scv - 1) / (arrivals_scv + 4 * service_scv)
+    return utilisation / (1 - utilisation) * variability / 2 * service_s * math.exp(bend)
+
+
+def leaving_scv(utilisation: float, arrivals_scv: float, service_scv: float) -> float:
+    """How much the gaps between what leaves a server vary."""
+    share = min(utilisation, 1.0) ** 2
+    return share * service_scv + (1 - share) * arrivals_scv
 
 
 class Stretch(NamedTuple):

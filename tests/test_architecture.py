@@ -40,6 +40,7 @@ DOORS: dict[str, tuple[str, ...]] = {
         "cloud_gateway/doors/standard.py",
         "cloud_gateway/remote.py",
         "cloud_gateway/seeing/status.py",
+        "edge_agent/store/payloads.py",
     ),
     "typer": (
         "*/cli.py",
@@ -71,9 +72,19 @@ STDLIB_DOORS = {
         "edge_agent/client.py",
         "cloud_gateway/doors/administration.py",
         "protocol/oip/*.py",
+        "protocol/seeing/routes.py",
         "cloud_gateway/doors/http_service.py",
         "cloud_gateway/doors/standard.py",
         "cloud_gateway/doors/turns.py",
+    ),
+    "sqlite3": (
+        "edge_agent/store/database.py",
+        "edge_agent/store/commits.py",
+        "edge_agent/store/tables.py",
+        "edge_agent/store/journal.py",
+        "edge_agent/store/reading.py",
+        "edge_agent/store/entering.py",
+        "edge_agent/store/endings.py",
     ),
     "ctypes": ("protocol/sockets.py", "protocol/seeing/nvml.py", "cloud_gateway/doors/relay.py"),
 }

@@ -34,16 +34,13 @@ from protocol.oip.http_server import Companion, Listen, OipServer
 from protocol.oip.routes import Answer, Call, Route
 from protocol.oip.service import OipError, Refusal
 from protocol.oip.tls import Tls
+from protocol.seeing.routes import ViewRoutes
 from protocol.seeing.views import Views
 from protocol.sockets import Endpoint
 
 if TYPE_CHECKING:
     from cloud_gateway.gateway import Gateway
     from protocol.oip.grpc_server import GrpcDoor
-
-HTML = "text/html; charset=utf-8"
-# A page cannot forbid in itself that others frame it.
-NO_FRAMES = ((b"content-security-policy", b"frame-ancestors 'none'"), (b"x-content-type-options", b"nosniff"))
 
 
 class StandardDoor:
@@ -139,26 +136,8 @@ class StandardDoor:
 
     def _routes(self, settings: GatewaySettings) -> list[Route]:
         routes = [Route("GET", "/v2/health/deep", "metrics", "A known answer from every engine", self._deep)]
-        if settings.metrics.enabled:
-            routes.append(Route("GET", "/metrics", "metrics", "Metrics for Prometheus", self._metrics))
-        if settings.http.status_page:
-            routes.append(Route("GET", "/status", "open", "The status page", self._page))
-            routes.append(Route("GET", "/status.json", "metrics", "Everything the page shows", self._status))
+        routes += ViewRoutes(self._views).routes(metrics=settings.metrics.enabled, page=settings.http.status_page)
         return routes
-
-    async def _metrics(self, _: Call) -> Answer:
-        content_type, text = await asyncio.to_thread(self._views.metrics_text)
-        return Answer(text, content_type)
-
-    async def _status(self, _: Call) -> Answer:
-        return Answer(await asyncio.to_thread(self._views.status_json))
-
-    async def _page(self, call: Call) -> Answer:
-        html, etag = self._views.page()
-        tag = (b"etag", etag.encode())
-        if call.headers.get(b"if-none-match") == etag.encode():
-            return Answer(status=304, headers=(tag,))
-        return Answer(html, HTML, headers=(tag, (b"cache-control", b"no-cache"), *NO_FRAMES))
 
     async def _deep(self, _: Call) -> Answer:
         verdict = ready(self._gateway.observer.standing())

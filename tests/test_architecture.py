@@ -37,6 +37,7 @@ DOORS: dict[str, tuple[str, ...]] = {
         "cloud_gateway/models/*.py",
         "cloud_gateway/access/*.py",
         "cloud_gateway/cache_redis.py",
+        "edge_agent/trust/store.py",
         "cloud_gateway/doors/standard.py",
         "cloud_gateway/remote.py",
         "cloud_gateway/seeing/status.py",
@@ -45,6 +46,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "typer": (
         "*/cli.py",
         "cloud_gateway/*_cli.py",
+        "partitioner/*_cli.py",
         "partitioner/options.py",
         "protocol/settings_cli.py",
     ),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from protocol.errors import InvariantViolation
 from protocol.messages import PlacementKind
 
 
@@ -32,8 +34,11 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Prepare:
+    """Do the device's share. `gateway` is where it will probably be sent: frames refer to what that one knows."""
+
     seq: int
     placement: str
+    gateway: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +47,21 @@ class Send:
     placement: str
     attempt: int
     budget_s: float  # what is left for the gateway once upload and return are subtracted
+    gateway: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class CancelRemote:
     seq: int
+    gateway: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """The request is over: answered with the placement's result, or refused when `code` is set."""
+    """The request is over: answered with the placement's result, or refused when `code` is set.
+
+    `gateway` did the remote share of the answer; "" for one made on the device. `hedged`: both were at work.
+    """
 
     seq: int
     placement: str
@@ -59,6 +69,8 @@ class Finish:
     degraded: tuple[str, ...]
     code: RefusalCode | None = None
     reason: str = ""
+    gateway: str = ""
+    hedged: bool = False
 
 
 Instruction = Prepare | Send | CancelRemote | Finish
@@ -76,22 +88,57 @@ class Flight:
 
     seq: int
     deadline: float
+    priority: int = 4  # 0 first
     nbytes: int = 0
     placement: str = ""
+    gateway: str = ""  # where it is, or will probably be sent
     phase: Phase = Phase.PREPARING
     attempt: int = 0
     not_before: float = 0.0
     attempt_until: float = float("inf")
     generation: int = 0  # counts preparations, so that a late one is told from the current one
     sent_as: list[str] = field(default_factory=list)  # placement of each attempt
+    sent_to: list[str] = field(default_factory=list)  # gateway of each attempt
+    hedge_at: float = float("inf")  # when edge-only is started beside the current attempt
+    hedge: int = 0  # generation of the edge-only preparation that runs beside the current attempt
+    hedged: bool = False
     refusals: int = 0  # how often the gateway has said that it cannot be in time
     encoded_anew: bool = False  # since the gateway had forgotten the frame before
     local_hopeless: bool = False  # edge-only had to start but could not
     degraded: list[str] = field(default_factory=list)
-    avoided: dict[str, str] = field(default_factory=dict)
+    avoided: dict[str, str] = field(default_factory=dict)  # placements, wherever
+    avoided_at: dict[str, dict[str, str]] = field(default_factory=dict)  # placements, by gateway
+    left: set[str] = field(default_factory=set)  # gateways that were not in time: others are tried first
+
+    def avoid(self, placements: Iterable[str], why: str, *, at: str) -> None:
+        """Not these again for this request at the gateway `at`."""
+        self.avoided_at.setdefault(at, {}).update(dict.fromkeys(placements, why))
+
+    def avoided_with(self, gateway: str) -> dict[str, str]:
+        """What this request shall not be done as, with that gateway, and why."""
+        return self.avoided | self.avoided_at.get(gateway, {})
 
     def note(self, why: str) -> None:
         """Reasons hold figures that differ each time: one of a kind is enough."""
         kind = why.split(":")[0]
         if all(noted.split(":")[0] != kind for noted in self.degraded):
             self.degraded.append(why)
+
+    def finish(self, gateway: str) -> Finish:
+        """Answered, with the remote share done by `gateway`; "" for none."""
+        degraded = tuple(self.degraded)
+        return Finish(self.seq, self.placement, self.attempt, degraded, gateway=gateway, hedged=self.hedged)
+
+    def refusal(self, code: RefusalCode, reason: str) -> Finish:
+        """Not answered."""
+        degraded = tuple(self.degraded)
+        return Finish(self.seq, self.placement, self.attempt, degraded, code, reason, hedged=self.hedged)
+
+    def validate(self) -> None:
+        """Raise InvariantViolation if it is in a state that cannot be."""
+        if self.phase is Phase.SENT and not self.attempt_until <= self.deadline:
+            raise InvariantViolation(f"flight {self.seq} may wait beyond its deadline")
+        if self.hedge and self.phase is not Phase.SENT:
+            raise InvariantViolation(f"flight {self.seq} has a hedge beside nothing")
+        if not len(self.sent_as) == len(self.sent_to) == self.attempt:
+            raise InvariantViolation(f"flight {self.seq} lost count of its attempts")

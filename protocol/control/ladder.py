@@ -10,187 +10,273 @@ One request's life, whatever its placement (fallback is a placement, not a branc
 When a step fails, its *cause* decides the next placement:
 
     head failed                 -> full-cloud, else edge-only     (its breaker opens)
-    gateway busy or draining    -> edge-only, else wait           (full-cloud would add load)
-    segment unknown there       -> full-cloud if it holds the model, else edge-only
+    gateway busy or draining    -> another gateway, else edge-only, else wait    (full-cloud would add load)
+    engine failed there         -> another gateway, else edge-only, else another placement
+    segment unknown there       -> another gateway that holds it, else full-cloud if the model is held, else edge-only
     frame before forgotten      -> the same placement at once, encoded anew without it
-    attempt timed out           -> edge-only, else again under the same id (the gateway suppresses duplicates)
-    link lost                   -> edge-only, else keep and send again under the same id when it is back
+    attempt timed out           -> another gateway, else edge-only, else again under the same id (the gateway suppresses
+                                   duplicates)
+    link lost                   -> another gateway, else edge-only, else keep and send again under the same id
     budget used up              -> refusal
 
-The caller's deadline bounds everything: an attempt may only take what leaves enough time for edge-only after it.
+A request that goes to another gateway keeps its id and is cancelled at the first; what is prepared is sent as it is.
+The caller's deadline bounds everything: an attempt may only take what leaves enough time for edge-only after it. With
+`hedge`, edge-only is started beside an attempt when the budget gets tight, and whichever is first answers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from protocol.control.availability import Availability
-from protocol.control.flights import CancelRemote, Finish, Flight, Instruction, Phase, Prepare, RefusalCode, Row, Send
+from protocol.control.availability import Device, Remote
+from protocol.control.fleet import Chance, Fleet
+from protocol.control.flights import CancelRemote, Finish, Flight, Instruction, Phase, Prepare, RefusalCode, Row
 from protocol.control.margins import Margins
+from protocol.control.outbox import SHORTEST_PAUSE_S, Outbox
 from protocol.control.planner import Planner
+from protocol.control.ways_out import WaysOut
 from protocol.errors import InvariantViolation
 from protocol.latency import LinkState
 from protocol.messages import PlacementKind, RejectCode
 
 LONGEST_PAUSE_S = 30.0  # whatever a gateway asks for
-SHORTEST_PAUSE_S = 0.01  # between two attempts of one request, whatever the gateway says
 MOST_PENDING = 256
 CODEC_REFUSED = f"gateway {RejectCode.BAD_REQUEST}:"
+ONLY = ("",)  # the name of the gateway where there is but one
 
 
 class Ladder:
-    """Feed it events; carry out the instructions it returns. Times are monotonic seconds, `now` always given."""
+    """Feed it events; carry out the instructions it returns. Times are monotonic seconds, `now` always given.
 
-    def __init__(self, rows: list[Row], planner: Planner, *, expects_gateway: bool = True) -> None:
+    Events that concern a gateway say which: "" is the only one, where there is but one.
+    """
+
+    def __init__(
+        self,
+        rows: list[Row],
+        planner: Planner,
+        *,
+        expects_gateway: bool = True,
+        gateways: Iterable[str] = ONLY,
+        chance: Chance | None = None,
+        hedge: bool = False,
+    ) -> None:
+        """`chance` draws among several gateways: a seeded `random.Random`."""
         self.flights: dict[int, Flight] = {}
         self.planner = planner
-        self._usable = Availability(rows)
-        self._rows = self._usable.rows
-        self._local = self._usable.local
+        self.device = Device(rows)
+        self.fleet = Fleet(self.device, gateways, chance)
+        self._rows = self.device.rows
+        self._local = self.device.local
         self._expects_gateway = expects_gateway
-        self._credit_requests = 0
-        self._credit_nbytes = 0
-        self._margins = Margins(planner, self._usable)
+        self._margins = Margins(planner, self.device)
+        self._ways = WaysOut(self.flights, self.fleet, self.device, self._margins, planner)
+        self._outbox = Outbox(self.flights, self.fleet, self._ways, self._margins, hedge=hedge)
 
-    # ---- events -----------------------------------------------------------------------------------------------------
+    # ---- events of requests -----------------------------------------------------------------------------------------
 
-    def submitted(self, seq: int, deadline: float, *, now: float) -> list[Instruction]:
-        """A caller wants an answer by `deadline`."""
+    def submitted(self, seq: int, deadline: float, *, priority: int = 4, now: float) -> list[Instruction]:
+        """A caller wants an answer by `deadline`; of those that wait for credit the lowest `priority` goes first."""
         if seq in self.flights:
             raise InvariantViolation(f"request {seq} was submitted twice")
-        flight = self.flights[seq] = Flight(seq, deadline)
+        flight = self.flights[seq] = Flight(seq, deadline, priority)
         if len(self.flights) > MOST_PENDING:
             return [self._refuse(flight, RefusalCode.BUSY, f"{MOST_PENDING} requests are already waiting")]
         return self._place(flight, now=now)
 
     def prepared(self, seq: int, generation: int, nbytes: int, edge_s: float, *, now: float) -> list[Instruction]:
         """The device's share of the work is done; `nbytes` encoded bytes are ready to cross (0 for edge-only)."""
-        flight = self.flights.get(seq)
-        if flight is None or flight.phase is not Phase.PREPARING or flight.generation != generation:
+        flight = self._preparing(seq, generation)
+        if flight is None:
             return []
-        row = self._rows[flight.placement]
-        self._usable.device[row.id].succeeded()
+        row = self._rows[self._local if flight.hedge and self._local else flight.placement]
+        self.device.breakers[row.id].succeeded()
         self.planner.observe_edge(row.id, edge_s)
         self.planner.observe_nbytes(row.id, nbytes)
         if now >= flight.deadline:
             return self._expire(flight, now=now)
         if row.kind is PlacementKind.EDGE_ONLY:
-            return [self._finish(flight)]
+            cancel = self._leave(flight)
+            flight.placement = row.id
+            return [*cancel, self._finish(flight), *(self._outbox.send_ready(now=now) if cancel else ())]
         flight.phase, flight.nbytes = Phase.READY, nbytes
-        if self._usable.link_reason is not None:  # lost while the device was at work
-            return self._step_down(flight, self._usable.link_reason, now=now)
-        return self._send_ready(now=now)
+        if (lost := self._ways.of(flight).link_reason) is not None:  # while the device was at work
+            down = self._step_down(flight, lost, another=self._ways.another(flight, now=now), now=now)
+            return down + self._outbox.send_ready(now=now)
+        return self._outbox.send_ready(now=now)
 
     def preparation_failed(
         self, seq: int, generation: int, reason: str, *, sound: bool = False, now: float
     ) -> list[Instruction]:
         """The head (or the whole model on the device) failed; `sound` if only on this request's own values."""
-        flight = self.flights.get(seq)
-        if flight is None or flight.phase is not Phase.PREPARING or flight.generation != generation:
+        flight = self._preparing(seq, generation)
+        if flight is None:
             return []
+        failed = self._local if flight.hedge and self._local else flight.placement
         if sound:
-            self._usable.device[flight.placement].released()
+            self.device.breakers[failed].released()
         else:
-            self._usable.device[flight.placement].failed(reason, now=now)
-        flight.avoided |= dict.fromkeys(self._usable.sharing(flight.placement, head=True), reason)
-        prefer = (
-            self._best_full_cloud(flight, now=now) if self._rows[flight.placement].kind is PlacementKind.CUT else None
-        )
-        return self._step_down(flight, f"{flight.placement}: {reason}", prefer=prefer, now=now)
+            self.device.breakers[failed].failed(reason, now=now)
+        flight.avoided |= dict.fromkeys({failed, *self.device.sharing(failed, head=True)}, reason)
+        if flight.hedge:
+            flight.hedge, flight.local_hopeless = 0, True
+            flight.note(f"{failed}: {reason}")
+            return []  # the attempt beside it goes on
+        prefer = self._ways.best_full_cloud(flight, now=now) if self._rows[failed].kind is PlacementKind.CUT else None
+        return self._step_down(flight, f"{failed}: {reason}", prefer=prefer, now=now)
 
-    def answered(self, seq: int, attempt: int, compute_s: float, *, now: float) -> list[Instruction]:
-        """A result came. One of an earlier attempt is as good as any, and welcome even after a step down."""
-        self._usable.gateway.succeeded()  # late, but it answers
+    def _preparing(self, seq: int, generation: int) -> Flight | None:
+        """The request, if it still waits for this preparation."""
         flight = self.flights.get(seq)
-        if flight is None or not 1 <= attempt <= len(flight.sent_as):
+        if flight is None or flight.generation != generation:
+            return None
+        return flight if flight.phase is Phase.PREPARING or flight.hedge == generation else None
+
+    def answered(self, seq: int, attempt: int, compute_s: float, *, gateway: str = "", now: float) -> list[Instruction]:
+        """A result came. One of an earlier attempt is as good as any, and welcome even after a step down."""
+        remote = self.fleet.of(gateway)
+        remote.breaker.succeeded()  # late, but it answers
+        flight = self.flights.get(seq)
+        if flight is None or not self._was_sent(flight, attempt, gateway):
             return []  # answered late or twice; the request has ended already
-        flight.placement = flight.sent_as[attempt - 1]
-        self._usable.tails[flight.placement].succeeded()
+        elsewhere = flight.phase is Phase.SENT and flight.gateway != gateway
+        cancel = self._leave(flight) if elsewhere else []
+        flight.placement, flight.gateway = flight.sent_as[attempt - 1], gateway
+        remote.tails[flight.placement].succeeded()
+        remote.served(compute_s)
         # What one codec of the same work was refused for and another was not is that gateway's want of the codec.
-        same = self._usable.sharing(flight.placement)
-        self._usable.broken |= {i: why for i, why in flight.avoided.items() if i in same and CODEC_REFUSED in why}
+        same = self.device.sharing(flight.placement)
+        remote.broken |= {i: why for i, why in flight.avoided.items() if i in same and CODEC_REFUSED in why}
         self.planner.observe_tail(flight.placement, compute_s)
         if now >= flight.deadline:
-            return [self._late(flight), *self._send_ready(now=now)]
-        return [self._finish(flight), *self._send_ready(now=now)]
+            return [*cancel, self._late(flight), *self._outbox.send_ready(now=now)]
+        return [*cancel, self._finish(flight, gateway), *self._outbox.send_ready(now=now)]
 
     def rejected(
-        self, seq: int, attempt: int, code: RejectCode, reason: str, retry_after_s: float, *, now: float
+        self,
+        seq: int,
+        attempt: int,
+        code: RejectCode,
+        reason: str,
+        retry_after_s: float,
+        *,
+        credit: int | None = None,
+        gateway: str = "",
+        now: float,
     ) -> list[Instruction]:
-        """The gateway did not do it, and said why. Expected trouble, each with its own next step."""
+        """The gateway did not do it, and said why. Expected trouble, each with its own next step.
+
+        `credit` is how many requests it takes beyond those that it has; None where it did not say.
+        """
         flight = self.flights.get(seq)
-        if flight is None or flight.phase is not Phase.SENT or attempt != flight.attempt:
+        if flight is None or flight.phase is not Phase.SENT or attempt != flight.attempt or gateway != flight.gateway:
             return []
         why = f"gateway {code}: {reason}"
-        placement = flight.placement
+        remote, placement = self._ways.of(flight), flight.placement
         prefer = None
         again = code in (RejectCode.BUSY, RejectCode.DRAINING, RejectCode.DEADLINE)
-        self._usable.gateway.succeeded()  # whatever it says, it answers
-        flight.refusals += code is RejectCode.DEADLINE
-        if code is RejectCode.UNKNOWN_REFERENCE and not flight.encoded_anew:
+        elsewhere = code not in (RejectCode.BAD_REQUEST, RejectCode.TOO_LARGE)
+        pause_s = max(min(retry_after_s, LONGEST_PAUSE_S), SHORTEST_PAUSE_S)
+        remote.breaker.succeeded()  # whatever it says, it answers
+        if credit is not None:
+            others = self.fleet.loads(self.flights.values())[gateway].requests - 1
+            remote.granted(others, credit, pause_s, now=now)
+        if code is RejectCode.UNKNOWN_REFERENCE and not flight.encoded_anew and not flight.hedge:
             flight.encoded_anew = True
-            self._usable.tails[placement].released()
-            return self._prepare(flight, placement, now=now) + self._send_ready(now=now)
+            remote.tails[placement].released()
+            return self._prepare(flight, placement, remote, now=now) + self._outbox.send_ready(now=now)
         if code is RejectCode.UNKNOWN_SEGMENT:
             unknown = self._rows[placement].segment
-            self._usable.broken |= {row.id: why for row in self._rows.values() if row.segment == unknown}
-            prefer = self._best_full_cloud(flight, now=now)
+            remote.broken |= {row.id: why for row in remote.rows.values() if row.segment == unknown}
+            prefer = self._ways.best_full_cloud(flight, now=now)
         elif code is RejectCode.INTERNAL:
-            flight.avoided |= dict.fromkeys(self._usable.sharing(placement), why)
-            self._usable.tails[placement].failed(why, now=now)
+            flight.avoid({placement, *self.device.sharing(placement)}, why, at=gateway)
+            remote.tails[placement].failed(why, now=now)
         elif code in (RejectCode.BUSY, RejectCode.DRAINING, RejectCode.FORBIDDEN):
             # Full-cloud would add load: everything behind this gateway has to wait as long as it asked.
-            pause_s = max(min(retry_after_s, LONGEST_PAUSE_S), SHORTEST_PAUSE_S)
-            self._usable.gateway.hold_off(why, pause_s, now=now)
-        elif code is RejectCode.BAD_REQUEST and self._rows[placement].kind is PlacementKind.FULL_CLOUD:
-            flight.avoided[placement] = why  # perhaps it only lacks the codec
-            prefer = self._best_full_cloud(flight, now=now)
-        if code in (RejectCode.BAD_REQUEST, RejectCode.TOO_LARGE) and prefer is None and self._local is None:
-            return [self._refuse(flight, RefusalCode.BAD_REQUEST, reason), *self._send_ready(now=now)]
-        if code is RejectCode.DEADLINE and flight.refusals > 1 and not self._margins.local_can_follow(flight):
+            remote.breaker.hold_off(why, pause_s, now=now)
+        elif code is RejectCode.DEADLINE:
+            flight.refusals += 1
+            flight.left.add(gateway)
+        elif not elsewhere:
+            flight.avoided[placement] = why
+            if code is RejectCode.BAD_REQUEST and self._rows[placement].kind is PlacementKind.FULL_CLOUD:
+                prefer = self._ways.best_full_cloud(flight, now=now)  # perhaps it only lacks the codec
+        if not elsewhere and prefer is None and self._local is None:
+            return [self._refuse(flight, RefusalCode.BAD_REQUEST, reason), *self._outbox.send_ready(now=now)]
+        another = self._ways.another(flight, now=now) if elsewhere else None
+        backed = bool(flight.hedge) or another is not None or self._margins.local_can_follow(flight)
+        if code is RejectCode.DEADLINE and flight.refusals > 1 and not backed:
             # Asking again would upload everything again, and the gateway has said twice that it cannot be in time.
-            return [self._refuse(flight, RefusalCode.DEADLINE, why), *self._send_ready(now=now)]
-        flight.not_before = now + max(min(retry_after_s, LONGEST_PAUSE_S), SHORTEST_PAUSE_S)
-        return self._step_down(flight, why, prefer=prefer, again=again, now=now) + self._send_ready(now=now)
-
-    def link_up(
-        self, *, held: frozenset[bytes], credit_requests: int, credit_nbytes: int, now: float
-    ) -> list[Instruction]:
-        """A gateway welcomed us; `held` are the digests of the segments and models it can work on."""
-        self._usable.welcomed(held)
-        self._credit_requests, self._credit_nbytes = credit_requests, credit_nbytes
-        return self._send_ready(now=now)
-
-    def link_lost(self, reason: str, *, now: float) -> list[Instruction]:
-        """The gateway is gone or no longer takes requests. What was in flight goes local, or waits for its return."""
-        self._usable.link_reason = reason
-        return self._all_step_down((Phase.SENT, Phase.READY), reason, now=now)
-
-    def draining(self, reason: str, *, now: float) -> list[Instruction]:
-        """The gateway takes nothing new; what it holds it still answers."""
-        self._usable.link_reason = reason
-        return self._all_step_down((Phase.READY,), reason, now=now)
-
-    def _all_step_down(self, phases: tuple[Phase, ...], why: str, *, now: float) -> list[Instruction]:
-        flights = [f for f in self.flights.values() if f.phase in phases]
-        return [instruction for f in flights for instruction in self._step_down(f, why, now=now)]
-
-    def disable(self, id_: str, reason: str) -> None:
-        """This placement's head could not be loaded: it is never used."""
-        self._usable.disabled[id_] = reason
+            return [self._refuse(flight, RefusalCode.DEADLINE, why), *self._outbox.send_ready(now=now)]
+        flight.not_before = now + pause_s
+        down = self._step_down(flight, why, prefer=prefer, again=again, another=another, now=now)
+        return down + self._outbox.send_ready(now=now)
 
     def unsent(self, seq: int, *, now: float) -> None:
         """A Send could not be carried out (no connection at this moment): it is ready again."""
-        flight = self.flights.get(seq)
-        if flight is not None and flight.phase is Phase.SENT:
-            flight.phase, flight.not_before = Phase.READY, now + SHORTEST_PAUSE_S
-            flight.attempt -= 1
-            flight.sent_as.pop()
-            self._usable.gateway.released()
-            self._usable.tails[flight.placement].released()
+        self._outbox.unsent(seq, now=now)
 
-    def link_measured(self, link: LinkState | None) -> None:
-        self._margins.link = link
+    def disable(self, id_: str, reason: str) -> None:
+        """This placement's head could not be loaded: it is never used."""
+        self.device.disabled[id_] = reason
+
+    def close(self) -> list[Instruction]:
+        return [self._refuse(f, RefusalCode.CLOSED, "the agent was shut down") for f in list(self.flights.values())]
+
+    # ---- events of gateways -----------------------------------------------------------------------------------------
+
+    def gateway_found(self, name: str, *, rank: int = 0) -> None:
+        """A gateway that may be there; it is used once it has welcomed us, those of a higher rank only without it."""
+        self.fleet.add(name).rank = rank
+
+    def gateway_gone(self, name: str, reason: str, *, now: float) -> list[Instruction]:
+        """It is to be used no more, nor waited for."""
+        out = self.link_lost(reason, gateway=name, now=now)
+        self.fleet.remove(name)
+        return out
+
+    def link_up(
+        self,
+        *,
+        held: frozenset[bytes],
+        credit_requests: int,
+        credit_nbytes: int,
+        gateway: str = "",
+        anew: bool = True,
+        now: float,
+    ) -> list[Instruction]:
+        """A gateway welcomed us; `held` are the digests of the segments and models it can work on.
+
+        `anew` is False where it only answers another greeting on a connection that never broke.
+        """
+        remote = self.fleet.of(gateway)
+        if anew or remote.link_reason is not None:
+            remote.welcomed(held, credit_requests, credit_nbytes)
+        else:
+            remote.refreshed(held, credit_requests, credit_nbytes)
+        return self._outbox.send_ready(now=now)
+
+    def link_lost(self, reason: str, *, gateway: str = "", now: float) -> list[Instruction]:
+        """The gateway is gone or no longer takes requests. What was in flight goes elsewhere, or waits."""
+        self.fleet.of(gateway).link_reason = reason
+        return self._all_step_down(gateway, (Phase.SENT, Phase.READY), reason, now=now)
+
+    def draining(self, reason: str, *, gateway: str = "", now: float) -> list[Instruction]:
+        """The gateway takes nothing new; what it holds it still answers."""
+        self.fleet.of(gateway).link_reason = reason
+        return self._all_step_down(gateway, (Phase.READY,), reason, now=now)
+
+    def _all_step_down(self, gateway: str, phases: tuple[Phase, ...], why: str, *, now: float) -> list[Instruction]:
+        out: list[Instruction] = []
+        for flight in [f for f in self.flights.values() if f.gateway == gateway and f.phase in phases]:
+            out += self._step_down(flight, why, another=self._ways.another(flight, now=now), now=now)
+        return out + self._outbox.send_ready(now=now)
+
+    def link_measured(self, link: LinkState | None, *, gateway: str = "") -> None:
+        self.fleet.of(gateway).link = link
+
+    # ---- time -------------------------------------------------------------------------------------------------------
 
     def tick(self, *, now: float) -> list[Instruction]:
         """Time has passed: expire, time out, retry."""
@@ -200,22 +286,40 @@ class Ladder:
                 flight.not_before = 0.0
             if now >= flight.deadline:
                 out += self._expire(flight, now=now)
-            elif flight.phase is Phase.SENT and now >= flight.attempt_until:
-                self._usable.gateway.failed("the gateway does not answer", now=now)
-                out += self._step_down(flight, "the gateway did not answer in time", now=now)
-            elif flight.phase is Phase.READY and now >= self._margins.remote_too_late_at(flight):
+                continue
+            if flight.phase is Phase.SENT and now >= flight.hedge_at:
+                out += self._begin_hedge(flight, now=now)
+            if flight.phase is Phase.SENT and now >= flight.attempt_until:
+                out += self._time_out(flight, now=now)
+            elif flight.phase is Phase.READY and now >= self._ways.too_late_at(flight):
                 out += self._step_down(flight, "no time left to wait for the gateway", now=now)
                 flight.local_hopeless = flight.phase is Phase.READY
-        return out + self._send_ready(now=now)
+        return out + self._outbox.send_ready(now=now)
+
+    def _begin_hedge(self, flight: Flight, *, now: float) -> list[Instruction]:
+        """Edge-only, beside the attempt that is out."""
+        flight.hedge_at = float("inf")
+        local = self._local
+        if local is None or local in flight.avoided or self.device.reason(self._rows[local], now=now) is not None:
+            return []
+        flight.generation += 1
+        flight.hedge, flight.hedged = flight.generation, True
+        self.device.breakers[local].passing(now=now)
+        return [Prepare(flight.seq, local)]
+
+    def _time_out(self, flight: Flight, *, now: float) -> list[Instruction]:
+        self._ways.of(flight).breaker.failed("the gateway does not answer", now=now)
+        flight.left.add(flight.gateway)
+        if flight.hedge:
+            flight.attempt_until = flight.deadline  # edge-only is at work already; the answer may still be first
+            return []
+        another = self._ways.another(flight, now=now)
+        return self._step_down(flight, "the gateway did not answer in time", another=another, now=now)
 
     def _expire(self, flight: Flight, *, now: float) -> list[Instruction]:
-        out: list[Instruction] = []
         if flight.phase is Phase.SENT:
-            out.append(CancelRemote(flight.seq))
-            self._usable.tails[flight.placement].released()
-            self._usable.gateway.failed("the gateway does not answer", now=now)
-        out.append(self._late(flight))
-        return out
+            self._ways.of(flight).breaker.failed("the gateway does not answer", now=now)
+        return [*self._leave(flight), self._late(flight)]
 
     def _late(self, flight: Flight) -> Finish:
         doing = {Phase.PREPARING: "the device was at work", Phase.READY: "waiting for the gateway"}
@@ -223,157 +327,123 @@ class Ladder:
             flight, RefusalCode.DEADLINE, f"the budget ran out: {doing.get(flight.phase, 'on its way')}"
         )
 
-    def close(self) -> list[Instruction]:
-        return [self._refuse(f, RefusalCode.CLOSED, "the agent was shut down") for f in list(self.flights.values())]
-
     # ---- answers to the shell ---------------------------------------------------------------------------------------
 
     def next_deadline(self) -> float | None:
         """When `tick` wants to be called at the latest."""
-        times = []
-        for flight in self.flights.values():
-            times.append(flight.deadline)
-            if flight.phase is Phase.SENT:
-                times.append(flight.attempt_until)
-            elif flight.phase is Phase.READY:
-                times.append(self._margins.remote_too_late_at(flight))
-                if flight.not_before:
-                    times.append(flight.not_before)
-        return min(times, default=None)
+        return min((at for flight in self.flights.values() for at in self._ways.alarms(flight)), default=None)
 
     def sent_as(self, seq: int, attempt: int) -> str | None:
         """The placement with which this attempt was sent."""
         flight = self.flights.get(seq)
         return flight.sent_as[attempt - 1] if flight and 1 <= attempt <= len(flight.sent_as) else None
 
-    def in_flight(self) -> list[Flight]:
-        return [f for f in self.flights.values() if f.phase is Phase.SENT]
+    def in_flight(self, gateway: str | None = None) -> list[Flight]:
+        """What is unanswered, at one gateway or at all."""
+        return [f for f in self.flights.values() if f.phase is Phase.SENT and gateway in (None, f.gateway)]
 
-    def unavailable(self, *, now: float) -> dict[str, str]:
-        """For every placement that cannot be used now, why."""
-        return self._usable.reasons(now=now)
+    def unavailable(self, *, now: float, gateway: str | None = None) -> dict[str, str]:
+        """For every placement that cannot be used now, with this gateway or the one in use, why."""
+        return self._ways.reasons(self.fleet.current if gateway is None else self.fleet.of(gateway), now=now)
 
     def validate(self) -> None:
         """Raise InvariantViolation if a promise of this room is broken (called after every test)."""
         for seq, flight in self.flights.items():
             if flight.seq != seq or flight.placement not in self._rows:
                 raise InvariantViolation(f"flight {seq} is {flight}")
-            if flight.phase is Phase.SENT and not flight.attempt_until <= flight.deadline:
-                raise InvariantViolation(f"flight {seq} may wait beyond its deadline")
+            flight.validate()
 
     # ---- decisions --------------------------------------------------------------------------------------------------
 
-    def _best_full_cloud(self, flight: Flight, *, now: float) -> str | None:
-        """The codec of the whole model's input that is predicted best now, if the gateway can be used at all."""
-        rows = [r for r in self._rows.values() if r.kind is PlacementKind.FULL_CLOUD]
-        usable = [r.id for r in rows if r.id not in flight.avoided and self._usable.reason(r, now=now) is None]
-        predicted = self.planner.predict(self._margins.link) if len(usable) > 1 else {}
-        return min(usable, key=lambda id_: predicted.get(id_, 0.0), default=None)
+    @staticmethod
+    def _was_sent(flight: Flight, attempt: int, gateway: str) -> bool:
+        return 1 <= attempt <= len(flight.sent_to) and flight.sent_to[attempt - 1] == gateway
 
     def _place(self, flight: Flight, *, now: float) -> list[Instruction]:
-        """Choose a placement for a request that has none (or lost it)."""
-        unavailable = self._usable.reasons(now=now) | flight.avoided
-        decision = self.planner.decide(self._margins.link, unavailable)
+        """Choose gateway and placement for a request that has none (or lost it)."""
+        remote = self.fleet.for_any_work(flight, self.flights.values(), now=now)
+        unavailable = self._ways.reasons(remote, now=now) | flight.avoided_with(remote.name)
+        decision = self.planner.decide(remote.link, unavailable)
         if decision is None:
             return self._wait_or_refuse(flight, unavailable, now=now)
-        if self._expects_gateway and self._margins.link is None and self._usable.link_reason is not None:
-            flight.note(self._usable.link_reason)  # without a link the plan is a guess, but this much is known
+        if self._expects_gateway and remote.link is None and remote.link_reason is not None:
+            flight.note(remote.link_reason)  # without a link the plan is a guess, but this much is known
         elif decision.because_of is not None:
             wanted, why = decision.because_of
             flight.note(why if wanted in why else f"{wanted}: {why}")
-        return self._prepare(flight, decision.id, now=now)
+        return self._prepare(flight, decision.id, remote, now=now)
+
+    def _leave(self, flight: Flight) -> list[Instruction]:
+        """If an attempt is out, nobody waits for it any more."""
+        if flight.phase is not Phase.SENT:
+            return []
+        self._ways.of(flight).tails[flight.placement].released()
+        return [CancelRemote(flight.seq, flight.gateway)]
 
     def _step_down(
-        self, flight: Flight, why: str, *, prefer: str | None = None, again: bool = True, now: float
+        self,
+        flight: Flight,
+        why: str,
+        *,
+        prefer: tuple[str, Remote] | None = None,
+        again: bool = True,
+        another: Remote | None = None,
+        now: float,
     ) -> list[Instruction]:
-        """The current placement failed this request; take the next-best one. `again`: the same one may work later."""
+        """The current placement failed this request; take the next-best one: `another` gateway, what is preferred,
+        edge-only. `again`: the same one may work later. Whoever calls lets `send_ready` follow."""
         flight.note(why)
-        was_sent = flight.phase is Phase.SENT
-        if was_sent:
-            self._usable.tails[flight.placement].released()
         again = again and flight.phase is not Phase.PREPARING
-        if not again:
+        if flight.phase is Phase.PREPARING:
             flight.avoided[flight.placement] = why
-        unavailable = self._usable.reasons(now=now) | flight.avoided
-        for candidate in (prefer, self._local):
-            if candidate is not None and candidate != flight.placement and candidate not in unavailable:
-                cancel: list[Instruction] = [CancelRemote(flight.seq)] if was_sent else []
-                return cancel + self._prepare(flight, candidate, now=now)
+        elif not again:
+            flight.avoid((flight.placement,), why, at=flight.gateway)
+        cancel = self._leave(flight)
+        if flight.hedge and self._local is not None:
+            flight.hedge, flight.placement, flight.phase = 0, self._local, Phase.PREPARING  # it is at work already
+            flight.gateway = ""
+            return cancel
+        if another is not None:
+            flight.gateway, flight.phase, flight.not_before = another.name, Phase.READY, 0.0
+            return cancel
+        if prefer is not None and prefer[0] != flight.placement:
+            return cancel + self._prepare(flight, *prefer, now=now)
+        local = self._local
+        able = local is not None and self.device.reason(self._rows[local], now=now) is None
+        if local is not None and able and local != flight.placement and local not in flight.avoided:
+            return cancel + self._prepare(flight, local, None, now=now)
         if again:
             # Nothing on the device can take over. What is prepared stays so and goes out again under the same id,
-            # which is why nothing was cancelled: the gateway attaches the new attempt to the work it may still do.
+            # which is why nothing is cancelled: the gateway attaches the new attempt to the work it may still do.
             flight.phase = Phase.READY
             return []
         return self._place(flight, now=now)
 
     def _wait_or_refuse(self, flight: Flight, unavailable: Mapping[str, str], *, now: float) -> list[Instruction]:
         """No placement can be used now. If only link or gateway need a moment the request waits, else it is refused."""
-        waiting = [
-            row.id
-            for row in self._rows.values()
-            if row.id not in flight.avoided and self._usable.waits_for_gateway(row, now=now)
-        ]
-        if waiting and (self._usable.link_reason is not None or self._usable.gateway.refuses(now=now)):
-            predicted = self.planner.predict(self._margins.link)
-            for why in dict.fromkeys(unavailable[id_] for id_ in waiting):
+        waiting = self._ways.worth_waiting_for(flight, now=now)
+        if waiting is not None:
+            placement, remote, reasons = waiting
+            for why in reasons:
                 flight.note(why)
-            return self._prepare(flight, min(waiting, key=lambda id_: predicted[id_]), now=now)
+            return self._prepare(flight, placement, remote, now=now)
         reason = "; ".join(dict.fromkeys(unavailable.values())) or "the bundle has no placement"
         return [self._refuse(flight, RefusalCode.NO_PLACEMENT, reason)]
 
-    def _prepare(self, flight: Flight, placement: str, *, now: float) -> list[Instruction]:
+    def _prepare(self, flight: Flight, placement: str, remote: Remote | None, *, now: float) -> list[Instruction]:
         flight.placement, flight.phase = placement, Phase.PREPARING
+        crosses = remote is not None and self._rows[placement].kind is not PlacementKind.EDGE_ONLY
+        flight.gateway = remote.name if remote is not None and crosses else ""
         flight.generation += 1
+        flight.hedge = 0
         flight.attempt_until = flight.deadline
-        self._usable.device[placement].passing(now=now)
-        return [Prepare(flight.seq, placement)]
+        self.device.breakers[placement].passing(now=now)
+        return [Prepare(flight.seq, placement, flight.gateway)]
 
-    def _send_ready(self, *, now: float) -> list[Instruction]:
-        """Send what is prepared, oldest first, while link and credit allow."""
-        if self._usable.link_reason is not None:
-            return []
-        out: list[Instruction] = []
-        sent = self.in_flight()
-        requests, nbytes = len(sent), sum(f.nbytes for f in sent)
-        for flight in [f for f in self.flights.values() if f.phase is Phase.READY]:
-            if (
-                flight.not_before > now
-                or self._usable.gateway.refuses(now=now)
-                or now >= self._margins.remote_too_late_at(flight)
-            ):
-                continue
-            # A request larger than the whole credit may go alone; the gateway refuses it in its own words if it must.
-            too_large = requests > 0 and nbytes + flight.nbytes > self._credit_nbytes
-            if requests >= self._credit_requests or too_large:
-                break
-            left_s = flight.deadline - now
-            travel_s = self._margins.ahead_s(self.in_flight()) + self._margins.travel_s(flight)
-            if left_s <= travel_s and not self._margins.local_can_follow(flight):
-                why = f"{flight.nbytes} bytes need {travel_s:.3f} s to travel and {left_s:.3f} s are left"
-                out.append(self._refuse(flight, RefusalCode.DEADLINE, why))
-                continue
-            out.append(self._send(flight, now=now))
-            requests, nbytes = requests + 1, nbytes + flight.nbytes
-        return out
-
-    def _send(self, flight: Flight, *, now: float) -> Send:
-        ahead_s = self._margins.ahead_s(self.in_flight())
-        flight.phase = Phase.SENT
-        flight.attempt += 1
-        flight.sent_as.append(flight.placement)
-        flight.attempt_until = self._margins.attempt_until(flight, ahead_s, now=now)
-        self._usable.gateway.passing(now=now)
-        self._usable.tails[flight.placement].passing(now=now)
-        # The timer tells a lost message. Where nothing but a repetition under the same id follows it, the gateway may
-        # work for as long as the caller waits: what it still holds then would only be asked for again.
-        until = flight.attempt_until if self._margins.local_can_follow(flight) else flight.deadline
-        budget_s = max(until - now - ahead_s - self._margins.travel_s(flight), 0.0)
-        return Send(flight.seq, flight.placement, flight.attempt, budget_s)
-
-    def _finish(self, flight: Flight) -> Finish:
+    def _finish(self, flight: Flight, gateway: str = "") -> Finish:
         del self.flights[flight.seq]
-        return Finish(flight.seq, flight.placement, flight.attempt, tuple(flight.degraded))
+        return flight.finish(gateway)
 
     def _refuse(self, flight: Flight, code: RefusalCode, reason: str) -> Finish:
         del self.flights[flight.seq]
-        return Finish(flight.seq, flight.placement, flight.attempt, tuple(flight.degraded), code, reason)
+        return flight.refusal(code, reason)

@@ -1,0 +1,117 @@
+"""Which of several gateways a request goes to: the better of two by predicted wait. Pure.
+
+    wait = round trip + the queue that it reports + what we have on the way to it and in it
+
+One of the two is the gateway in use, the other is drawn: with that memory fewer choices balance better than two fresh
+draws do (Mitzenmacher, Prabhakar, Shah: Load balancing with memory, 2002), a device stays where frames of its stream
+are known, and a fleet of devices does not run to whichever gateway was idle a moment ago.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from protocol.control.availability import Device, Remote
+from protocol.control.flights import Flight, Phase, Row
+
+WORTH_LEAVING = 0.2  # a gateway is left for one that promises at least this share less wait ...
+WORTH_LEAVING_S = 0.001  # ... and this much: below it, the difference is jitter
+
+
+class Chance(Protocol):
+    """What is needed of a seeded `random.Random`."""
+
+    def randrange(self, stop: int, /) -> int: ...
+
+
+class AlwaysFirst:
+    """For one gateway, where there is nothing to draw."""
+
+    def randrange(self, _stop: int, /) -> int:
+        return 0
+
+
+class Load(NamedTuple):
+    """What is unanswered at one gateway."""
+
+    requests: int = 0
+    nbytes: int = 0
+
+
+class Fleet:
+    """All gateways that are known, by name. Times are monotonic seconds, `now` always given."""
+
+    def __init__(self, device: Device, names: Iterable[str], chance: Chance | None = None) -> None:
+        self.remotes: dict[str, Remote] = {}
+        self.in_use = ""  # the gateway that was chosen last
+        self._chance = chance or AlwaysFirst()
+        self.rows = device.rows
+        self._nobody = Remote("", self.rows.values())  # stands where no gateway is known
+        for name in names:
+            self.add(name)
+
+    def add(self, name: str, *, rank: int = 0) -> Remote:
+        """A gateway that may be there; it is used once it has welcomed us."""
+        return self.remotes.setdefault(name, Remote(name, self.rows.values(), rank=rank))
+
+    def remove(self, name: str) -> None:
+        self.remotes.pop(name, None)
+
+    def of(self, name: str) -> Remote:
+        """The gateway of that name; one that is never there if it is not known (any more)."""
+        return self.remotes.get(name, self._nobody)
+
+    @property
+    def current(self) -> Remote:
+        """The gateway in use, or any while there is none."""
+        return self.remotes.get(self.in_use) or next(iter(self.remotes.values()), self._nobody)
+
+    @staticmethod
+    def loads(flights: Iterable[Flight]) -> dict[str, Load]:
+        """What is unanswered, by gateway."""
+        found: dict[str, Load] = {}
+        for flight in flights:
+            if flight.phase is Phase.SENT:
+                requests, nbytes = found.get(flight.gateway, (0, 0))
+                found[flight.gateway] = Load(requests + 1, nbytes + flight.nbytes)
+        return found
+
+    def for_any_work(self, flight: Flight, flights: Iterable[Flight], *, now: float) -> Remote:
+        """The gateway to plan with: of those that can do most of the placements the better of two."""
+        if len(self.remotes) <= 1:
+            return self.current
+        able = {name: self._able(remote, flight, now=now) for name, remote in self.remotes.items()}
+        most = max(able.values())
+        if most == 0:
+            return self.current
+        return self.choose([self.remotes[n] for n, count in able.items() if count == most], self.loads(flights))
+
+    def for_row(
+        self, row: Row, flights: Iterable[Flight], *, without: Collection[str] = (), now: float
+    ) -> Remote | None:
+        """A gateway that can do its share of this placement now, if there is one."""
+        able = [r for r in self.remotes.values() if r.name not in without and r.reason(row, now=now) is None]
+        return self.choose(able, self.loads(flights)) if able else None
+
+    def choose(self, among: Sequence[Remote], loads: Mapping[str, Load]) -> Remote:
+        """The gateway in use against another one; without one in use, two that are drawn. The choice is remembered."""
+        lowest = min(r.rank for r in among)
+        left = [r for r in among if r.rank == lowest]
+        first = next((r for r in left if r.name == self.in_use), None)
+        if first is None:
+            first = left[self._chance.randrange(len(left))]
+        others = [r for r in left if r is not first]
+        if others:
+            other = others[self._chance.randrange(len(others))]
+            here, there = (r.wait_s(*loads.get(r.name, Load())) for r in (first, other))
+            if there < (1 - WORTH_LEAVING) * here and there < here - WORTH_LEAVING_S:
+                first = other
+        self.in_use = first.name
+        return first
+
+    @staticmethod
+    def _able(remote: Remote, flight: Flight, *, now: float) -> int:
+        """How many placements this gateway could do its share of for this request."""
+        avoided = flight.avoided_with(remote.name)
+        return sum(r.id not in avoided and remote.reason(r, now=now) is None for r in remote.rows.values())

@@ -26,6 +26,7 @@ from partitioner.options import (
     Role,
     with_plan_flags,
 )
+from partitioner.people import sign_cli
 from protocol.outputs import check_output
 from protocol.terminal import guarded, print_json
 
@@ -36,6 +37,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+app.add_typer(sign_cli.keys_app, name="keys")
 
 
 def _traces(incomplete: str) -> list[str]:
@@ -216,18 +218,26 @@ def verify(
     data: Annotated[
         Path | None, typer.Option(metavar="DATA", help="Judge on this .npz or image folder instead of random inputs.")
     ] = None,
+    trusted: sign_cli.Trusted = None,
     as_json: Json = False,
 ) -> None:
-    """Hash every file of BUNDLE again and compare every placement's answers with the full model's."""
+    """Check BUNDLE's signature, hash every file again and compare every placement's answers with the full model's."""
     with guarded():
         from partitioner.people.report import print_verified
         from partitioner.planning.recheck import recheck
+        from protocol import signers
 
-        verified = recheck(bundle, data)
+        verified = recheck(
+            bundle, data, tuple(key for text in trusted or () for key in signers.given_verify_keys(text))
+        )
         if as_json:
             print_json(verified)
         else:
             print_verified(verified, _console())
+
+
+app.command()(sign_cli.sign)
+app.command()(sign_cli.revoke)
 
 
 @app.command()

@@ -194,6 +194,7 @@ def print_verified(verified: Verified, console: Console) -> None:
     kind = "random inputs, so nothing is judged but equality" if verified.random_inputs else "the data given"
     said = f"{verified.bundle}: {verified.files} files match their digests; answers on {kind}"
     console.print(said, highlight=False, markup=False)
+    console.print(f"signature: {verified.signature.sentence}", highlight=False, markup=False)
     table = Table()
     for heading in ("placement", "metric", "reference", "achieved", "bound", "samples", "max |difference|"):
         table.add_column(heading)

@@ -13,11 +13,13 @@ from partitioner.crossing.boundary import decodes_first
 from partitioner.crossing.codings import Way, received
 from partitioner.judging import data, verify
 from partitioner.planning.entries import FULL
+from partitioner.planning.sign import SignatureState, state_of
 from protocol import images
 from protocol.bundle import Bundle, Manifest, PlacementEntry
 from protocol.engines.ort import OrtEngine
 from protocol.errors import AccuracyRefusedError, BundleError
 from protocol.messages import PlacementKind
+from protocol.signers import VerifyKey
 
 
 class Recheck(msgspec.Struct, frozen=True):
@@ -39,14 +41,17 @@ class Verified(msgspec.Struct, frozen=True):
     files: int
     random_inputs: bool
     placements: tuple[Recheck, ...]
+    signature: SignatureState
 
 
-def recheck(path: Path, data_path: Path | None) -> Verified:
+def recheck(path: Path, data_path: Path | None, known: tuple[VerifyKey, ...] = ()) -> Verified:
     """Hash every file, check that heads and tails fit each other, and compare their answers with the model's.
 
     With `data_path` the recorded tolerance must be met on that data; without, inputs are random and only equality of
-    placements that claim no loss is demanded. Raises BundleError, InputError or AccuracyRefusedError.
+    placements that claim no loss is demanded. With `known` keys one of them must have signed the bundle. Raises
+    BundleError, InputError or AccuracyRefusedError.
     """
+    signature = state_of(path, known)
     opened = Bundle.open(path)
     count = opened.verify()
     manifest = opened.manifest
@@ -61,7 +66,7 @@ def recheck(path: Path, data_path: Path | None) -> Verified:
         if entry.kind != PlacementKind.FULL_CLOUD or _is_lossy(entry)
     )
     _recheck_suffix(opened, samples)
-    return Verified(str(path), count, data_path is None, results)
+    return Verified(str(path), count, data_path is None, results, signature)
 
 
 def _recheck_suffix(opened: Bundle, samples: data.Samples) -> None:

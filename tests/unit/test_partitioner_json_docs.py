@@ -14,7 +14,9 @@ from partitioner.people.inspection import Inspection
 from partitioner.people.replay import Simulated
 from partitioner.planning.plans import PlanDocument
 from partitioner.planning.recheck import Verified
+from partitioner.planning.sign import Signed
 from protocol.bundle import Conditions, Measured
+from protocol.signing import Revocations
 
 DOCS = Path(__file__).parents[2] / "docs" / "json.md"
 OF_THE_MANIFEST = (Conditions, Measured)
@@ -36,5 +38,5 @@ def test_every_key_is_documented() -> None:
         name: tuple(re.findall(r"`(\w+)`", keys))
         for name, keys in re.findall(r"^\| `([A-Z]\w+)` \| (.*?) \|", DOCS.read_text("utf-8"), re.MULTILINE)
     }
-    roots = (Inspection, PlanDocument, Verified, Explanation, Simulated)
+    roots = (Inspection, PlanDocument, Verified, Explanation, Simulated, Signed, Revocations)
     assert written == {s.__name__: s.__struct_fields__ for root in roots for s in structs(root)}

@@ -16,6 +16,7 @@ from partitioner.people.report import MOST_MEASURED, Bar, Silent, print_built, p
 from partitioner.people.tables import compared, print_explained, print_simulated
 from partitioner.planning.build import Built
 from partitioner.planning.recheck import Recheck, Verified
+from partitioner.planning.sign import SignatureState
 from protocol.bundle import Manifest, Measured
 from protocol.latency import PlacementCost
 from tests.manifests import LAYERS, PROOF, RECIPES, cut, edge_only, full_cloud, manifest
@@ -121,7 +122,9 @@ def test_brackets_in_names_are_text_and_no_style() -> None:
 def test_verified_placements_are_listed() -> None:
     screen, out = console(125)
     seen = Recheck("cut-1", "accuracy", 0.98, 0.97, 0.96, 200, 0.01)
-    print_verified(Verified("[b]", 5, False, (seen, msgspec.structs.replace(seen, id="edge-only", bound=None))), screen)
+    both = (seen, msgspec.structs.replace(seen, id="edge-only", bound=None))
+    print_verified(Verified("[b]", 5, False, both, SignatureState(signed=False, checked=False)), screen)
+    assert "signature: not signed" in out.getvalue()
     assert "[b]: 5 files match" in out.getvalue()
     assert "0.9600" in out.getvalue()
 

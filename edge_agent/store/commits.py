@@ -38,17 +38,21 @@ class _Errand:
 
 
 class Commits:
-    """`submit` from any thread. `committed` is called by the thread after each group, `crashed` if it has a bug."""
+    """`submit` from any thread. `changed` is called by the thread after a group that changed something.
+
+    `crashed` is called when the thread has a bug and ends; what waits then is told so.
+    """
 
     def __init__(
         self,
         database: Database,
         *,
-        committed: Callable[[], None] = lambda: None,
+        changed: Callable[[], None] = lambda: None,
         crashed: Callable[[BaseException], None] = lambda error: None,
     ) -> None:
         self._database = database
-        self._committed = committed
+        self._changed = changed
+        self._has_changed = False
         self._crashed = crashed
         self._queue: deque[_Errand] = deque()
         self._queued_nbytes = 0
@@ -90,8 +94,10 @@ class Commits:
         group: list[_Errand] = []
         try:
             while group := self._next():
+                self._has_changed = False
                 self._write(group)
-                self._committed()
+                if self._has_changed:
+                    self._changed()
         except BaseException as error:  # the top of the thread: a bug
             with self._wanted:
                 self._closed = True
@@ -135,7 +141,9 @@ class Commits:
         results: list[tuple[_Errand, Any, IsthmusError | None]] = []
         try:
             self._database.begin()
+            before = self._database.connection.total_changes
             results.extend(self._done(errand) for errand in group)
+            self._has_changed |= self._database.connection.total_changes != before
             self._database.commit()
         except StoreError as error:
             self._database.rollback()

@@ -75,7 +75,7 @@ class Journal:
         # Pages that are partly filled, indices and what is being moved: a quarter more than what the caps count.
         most_nbytes = self.caps.most_nbytes * 5 // 4 + self.caps.most_tickets * 1024 + (4 << 20)
         self._database = Database(folder / FILE, tables.make, most_nbytes=most_nbytes, owner=owner, say=say)
-        self._commits = Commits(self._database, committed=self._committed, crashed=crashed)
+        self._commits = Commits(self._database, changed=self._changed, crashed=crashed)
 
     def open(self) -> None:
         """Raises StoreError if the folder cannot be had, InputError if a newer version wrote it."""
@@ -160,12 +160,13 @@ class Journal:
 
     # ---- for the forwarder ------------------------------------------------------------------------------------------
 
-    def waiting(self, most: int, *, but: Collection[int] = (), alone_after: int = 1) -> list[Ticket]:
+    def waiting(self, most: int, *, but: Collection[int] = (), model: str = "") -> list[Ticket]:
         """Who is next: the most important first, then the oldest; `but` are passed over.
 
-        Whoever was in the agent's hands when the process ended comes behind those who were not.
+        A `model` leaves out requests for others. Whoever was in the agent's hands when the process ended comes behind
+        those who were not.
         """
-        return self._do(lambda connection: next_waiting(connection, self._clock(), most, but, alone_after))
+        return self._do(lambda connection: next_waiting(connection, self._clock(), most, but, model))
 
     def begin(self, ticket: str) -> tuple[RequestId, dict[str, Array]] | None:
         """Count an attempt, durably, before it is made; the request's id and tensors, or None if it is gone.
@@ -259,7 +260,7 @@ class Journal:
 
         return work
 
-    def _committed(self) -> None:
+    def _changed(self) -> None:
         for callback in self._listeners:
             callback()
 

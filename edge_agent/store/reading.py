@@ -33,16 +33,16 @@ def listed(connection: sqlite3.Connection, now: Moment, *, state: State | None, 
 
 
 def next_waiting(
-    connection: sqlite3.Connection, now: Moment, most: int, but: Collection[int], alone_after: int
+    connection: sqlite3.Connection, now: Moment, most: int, but: Collection[int], model: str
 ) -> list[Ticket]:
     passed = ",".join(str(int(sequence)) for sequence in but)
     return _select(
         connection,
         now,
-        f"state = :state AND seq NOT IN ({passed}) AND life_s > ({AGE})"
-        " ORDER BY unreturned >= :alone, priority, seq LIMIT :most",
+        f"state = :state AND seq NOT IN ({passed}) AND life_s > ({AGE}) AND :model IN ('', model)"
+        " ORDER BY unreturned > 0, priority, seq LIMIT :most",
         state=State.WAITING,
-        alone=alone_after,
+        model=model,
         most=most,
     )
 

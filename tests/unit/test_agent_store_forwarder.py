@@ -1,0 +1,235 @@
+"""The forwarder: from the disk to the agent and back, one end for each request."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_agent.outcomes import Answer, Outcome, Refusal, StageTimings
+from edge_agent.store.client import StoreClient
+from edge_agent.store.forwarder import Forwarder
+from edge_agent.store.journal import Journal
+from edge_agent.store.pacing import Pace
+from edge_agent.store.tickets import State, Wish
+from protocol.control.flights import RefusalCode
+from protocol.errors import InputError
+from protocol.messages import RequestId
+from protocol.tensors import Tensors
+from tests.waiting import PATIENCE_S, until
+
+BRISK = Pace(quiet_s=0.0, look_s=0.001)
+
+
+@dataclass
+class ToyAgent:
+    """Answers x + 1 as soon as it is let; remembers what it was asked."""
+
+    held: bool = False
+    asked: list[tuple[str, int, float]] = field(default_factory=list)  # identity, x, budget
+    waiting: list[tuple[Future[Outcome], int]] = field(default_factory=list)
+    outcome: Callable[[int], Outcome] = field(default=lambda x: answer(x + 1))
+
+    def submit(self, inputs: Tensors, *, deadline_s: float, identity: RequestId | None = None) -> Future[Outcome]:
+        x = int(inputs["x"][0])
+        if x < 0:
+            raise InputError("x is negative", "give another")
+        self.asked.append((str(identity), x, deadline_s))
+        future: Future[Outcome] = Future()
+        self.waiting.append((future, x))
+        if not self.held:
+            self.release()
+        return future
+
+    def release(self) -> None:
+        waiting, self.waiting = self.waiting, []
+        for future, x in waiting:
+            future.set_result(self.outcome(x))
+
+
+def answer(value: int) -> Answer:
+    outputs = {"y": np.array([value], np.int64)}
+    return Answer("r", outputs, "cut-1", "cut", "int8", "toy", "b", StageTimings(), 1, 1, 1, 1)
+
+
+def refusal(code: RefusalCode) -> Callable[[int], Outcome]:
+    return lambda x: Refusal("r", code, "no", 0.0)
+
+
+def wish(x: int, **options: int) -> Wish:
+    return replace(Wish({"x": np.array([x], np.int64)}), **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    with Journal(tmp_path / "store") as opened:
+        yield opened
+
+
+@pytest.fixture
+def agent() -> ToyAgent:
+    return ToyAgent()
+
+
+def test_what_is_stored_is_answered_under_its_own_identity(journal: Journal, agent: ToyAgent) -> None:
+    client = StoreClient(journal)
+    with Forwarder(journal, lambda: agent, pace=BRISK):
+        tickets = [client.put(wish(x)) for x in range(5)]
+        for x, ticket in enumerate(tickets):
+            ended = client.wait(ticket, timeout_s=PATIENCE_S)
+            assert ended is not None
+            assert ended.answer is not None
+            assert ended.answer.outputs["y"][0] == x + 1
+    assert sorted(agent.asked) == sorted((ticket, x, 30.0) for x, ticket in enumerate(tickets))
+
+
+def test_what_was_stored_before_a_restart_is_sent_after_it(tmp_path: Path, agent: ToyAgent) -> None:
+    with Journal(tmp_path / "store") as journal:
+        tickets = [journal.put(wish(x, priority=9 - x)) for x in range(3)]
+    with Journal(tmp_path / "store") as journal, Forwarder(journal, lambda: agent, pace=Pace(in_flight=1)):
+        until(lambda: journal.totals().tickets[State.ANSWERED] == 3)
+    assert [identity for identity, *_ in agent.asked] == tickets[::-1]  # the most important first
+
+
+def test_an_attempt_that_a_restart_cut_off_is_made_again_under_the_same_identity(tmp_path: Path) -> None:
+    first, second = ToyAgent(held=True), ToyAgent()
+    with Journal(tmp_path / "store") as journal:
+        ticket = journal.put(wish(1))
+        with Forwarder(journal, lambda: first, pace=BRISK):
+            until(lambda: first.asked)
+    with Journal(tmp_path / "store") as journal, Forwarder(journal, lambda: second, pace=BRISK):
+        until(lambda: journal.totals().tickets[State.ANSWERED] == 1)
+    assert [asked[0] for asked in first.asked + second.asked] == [ticket, ticket]
+
+
+def test_live_requests_go_first(journal: Journal, agent: ToyAgent) -> None:
+    live, looked = [1], threading.Event()
+
+    def count() -> int:
+        looked.set()
+        return live[0]
+
+    with Forwarder(journal, lambda: agent, live=count, pace=BRISK) as forwarder:
+        ticket = journal.put(wish(1))
+        for _ in range(3):
+            looked.clear()
+            assert looked.wait(PATIENCE_S)
+        assert not agent.asked
+        assert "live" in forwarder.why
+        live[0] = 0
+        assert StoreClient(journal).wait(ticket, timeout_s=PATIENCE_S) is not None
+
+
+def test_no_more_are_in_flight_than_the_pace_allows(journal: Journal) -> None:
+    agent = ToyAgent(held=True)
+    with Forwarder(journal, lambda: agent, pace=replace(BRISK, in_flight=2)) as forwarder:
+        for x in range(5):
+            journal.put(wish(x))
+        until(lambda: len(agent.asked) == 2)
+        assert forwarder.in_flight == 2
+        agent.release()
+        until(lambda: len(agent.asked) == 4)
+
+
+def test_a_request_that_does_not_fit_is_refused_for_good_and_the_others_go_on(
+    journal: Journal, agent: ToyAgent
+) -> None:
+    client = StoreClient(journal)
+    with Forwarder(journal, lambda: agent, pace=BRISK):
+        bad, good = client.put(wish(-1)), client.put(wish(1))
+        ended = client.wait(bad, timeout_s=PATIENCE_S)
+        assert ended is not None
+        assert (ended.state, ended.code) == (State.REFUSED, "BAD_REQUEST")
+        assert "negative" in ended.reason
+        answered = client.wait(good, timeout_s=PATIENCE_S)
+        assert answered is not None
+        assert answered.state is State.ANSWERED
+
+
+def test_a_refusal_leaves_the_request_waiting_until_things_get_better(journal: Journal, agent: ToyAgent) -> None:
+    agent.outcome = refusal(RefusalCode.NO_PLACEMENT)
+    told: list[str] = []
+    with Forwarder(journal, lambda: agent, pace=BRISK, said=told.append) as forwarder:
+        ticket = journal.put(wish(1))
+        until(lambda: told)
+        found = journal.look(ticket)
+        assert found is not None
+        assert (found.state, found.attempts, found.unreturned) == (State.WAITING, 1, 0)
+        agent.outcome = lambda x: answer(x)
+        forwarder.wake()
+        assert StoreClient(journal).wait(ticket, timeout_s=PATIENCE_S) is not None
+
+
+def test_what_was_dropped_while_in_hand_stays_dropped(journal: Journal) -> None:
+    agent = ToyAgent(held=True)
+    with Forwarder(journal, lambda: agent, pace=BRISK) as forwarder:
+        ticket = journal.put(wish(1))
+        until(lambda: agent.asked)
+        journal.drop(ticket)
+        agent.release()
+        until(lambda: forwarder.in_flight == 0)
+        assert journal.entries() == []
+
+
+def test_requests_for_another_model_wait_for_it(journal: Journal, agent: ToyAgent) -> None:
+    serves = ["digits"]
+    with Forwarder(journal, lambda: agent, serves=lambda: serves[0], pace=BRISK) as forwarder:
+        other = journal.put(replace(wish(1), model="faces"))
+        mine = journal.put(replace(wish(2), model="digits"))
+        assert StoreClient(journal).wait(mine, timeout_s=PATIENCE_S) is not None
+        assert [asked[0] for asked in agent.asked] == [mine]
+        serves[0] = "faces"
+        forwarder.wake()
+        assert StoreClient(journal).wait(other, timeout_s=PATIENCE_S) is not None
+
+
+def test_who_was_in_hand_at_a_crash_goes_alone_and_after_too_many_is_refused(journal: Journal) -> None:
+    agent = ToyAgent(held=True)
+    poison, suspect, healthy = (journal.put(wish(x)) for x in range(3))
+    for _ in range(3):
+        journal.begin(poison)
+    journal.begin(suspect)
+    with Forwarder(journal, lambda: agent, pace=replace(BRISK, in_flight=4, most_unreturned=3)) as forwarder:
+        until(lambda: [asked[0] for asked in agent.asked] == [healthy])
+        agent.release()
+        until(lambda: [asked[0] for asked in agent.asked] == [healthy, suspect])
+        journal.put(wish(9))
+        agent.release()
+        until(lambda: len(agent.asked) == 3)
+        agent.release()
+        until(lambda: forwarder.in_flight == 0)
+        found = journal.look(poison)
+        assert found is not None
+        assert (found.state, found.code) == (State.REFUSED, "POISON")
+
+
+def test_closing_waits_for_answers_as_long_as_it_is_told_to(journal: Journal) -> None:
+    agent = ToyAgent(held=True)
+    forwarder = Forwarder(journal, lambda: agent, pace=BRISK)
+    forwarder.start()
+    journal.put(wish(1))
+    until(lambda: agent.asked)
+    closing = threading.Thread(target=forwarder.close, args=(PATIENCE_S,))
+    closing.start()
+    agent.release()
+    closing.join()
+    assert journal.totals().tickets[State.ANSWERED] == 1
+
+
+def test_a_client_is_told_at_once_what_the_model_does_not_take(journal: Journal) -> None:
+    def accepts(model: str, inputs: Tensors) -> None:
+        raise InputError("no", "")
+
+    with pytest.raises(InputError):
+        StoreClient(journal, accepts).put(wish(1))
+    assert journal.entries() == []
+
+
+def test_a_client_that_waits_in_vain_is_told_nothing(journal: Journal) -> None:
+    client = StoreClient(journal)
+    assert client.wait(client.put(wish(1)), timeout_s=0.0) is None

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from protocol import messages as m
-from protocol.bundle import MANIFEST, Bundle, check_relative, read_regular
+from protocol.bundle import MANIFEST, SIGNATURE, Bundle, check_relative, read_regular
 from protocol.errors import BundleError
 
-SIGNATURE = "signature.json"  # beside the manifest, which cannot list it
 MOST_SIGNATURE_NBYTES = 1 << 20
 
 

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from cloud_gateway.offers.offered import OfferedBundle, OfferedFile
-from cloud_gateway.offers.pace import Pace
 from protocol import messages as m
 from protocol import wire
 from protocol.errors import BundleError, IsthmusError
+from protocol.pace import Pace
 
 WINDOW = 8  # parts that one peer may have asked for and not yet been sent: 1 MiB
 MOST_WAITING = 256

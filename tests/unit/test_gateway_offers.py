@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cloud_gateway.offers.offered import OfferedBundle
 from cloud_gateway.offers.offering import WINDOW, Brought, Offering
-from cloud_gateway.offers.pace import Pace
+from protocol.pace import Pace
 from protocol import messages as m
 from protocol import wire
 from protocol.errors import BundleError

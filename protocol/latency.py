@@ -134,7 +134,7 @@ def adjusted(
             f"load {cloud_load}, quantile {quantile}, factors {edge_factor} and {cloud_factor}: "
             "a load is in [0, 1), a quantile in (0, 1), a factor finite and 0 or more"
         )
-    share = _NORMAL.inv_cdf(quantile) / _Z_OF_SPREAD
+    share = _NORMAL.inv_cdf(quantile) / DEVIATIONS_OF_SPREAD
     edge = edge_factor * max(0.0, 1 + share * cost.edge_spread)
     cloud = cloud_factor / (1 - cloud_load) * max(0.0, 1 + share * cost.tail_spread)
     return msgspec.structs.replace(
@@ -147,7 +147,7 @@ def adjusted(
 
 
 _NORMAL = NormalDist()
-_Z_OF_SPREAD = _NORMAL.inv_cdf(0.95)
+DEVIATIONS_OF_SPREAD = _NORMAL.inv_cdf(0.95)  # standard deviations from the median to the 95th percentile
 
 
 def bottleneck_s(cost: PlacementCost, link: LinkState) -> float:

@@ -128,12 +128,12 @@ class PlanTable(msgspec.Struct, frozen=True, dict=True):
         """
         if id_ not in self._costs:
             raise InputError(f"the plan has no placement {id_!r}", f"it has {', '.join(self._costs)}")
-        over_x = _winning(self._lines(link), id_, "uplink_mbit", 1 / link.uplink_bytes_per_s)
+        over_x = winning_range(self._lines(link), id_, "uplink_mbit", 1 / link.uplink_bytes_per_s)
         return (
-            _over_mbit(over_x, link.uplink_bytes_per_s * 8 / _BITS_PER_MBIT),
-            _winning(self._by(_round_trip, link.rtt_s, link), id_, "rtt_s", link.rtt_s),
-            _winning(self._by(_edge_slowness, 1.0, link), id_, "edge_factor", 1.0),
-            _winning(self._by(_cloud_slowness, 1.0, link), id_, "cloud_factor", 1.0),
+            range_over_mbit(over_x, link.uplink_bytes_per_s * 8 / _BITS_PER_MBIT),
+            winning_range(self._by(_round_trip, link.rtt_s, link), id_, "rtt_s", link.rtt_s),
+            winning_range(self._by(_edge_slowness, 1.0, link), id_, "edge_factor", 1.0),
+            winning_range(self._by(_cloud_slowness, 1.0, link), id_, "cloud_factor", 1.0),
         )
 
     def values(self, objective: str, link: LinkState) -> dict[str, float]:
@@ -250,7 +250,7 @@ def _mbit(seconds_per_byte_: float) -> float:
     return 8.0 / seconds_per_byte_ / _BITS_PER_MBIT if seconds_per_byte_ > 0 else math.inf
 
 
-def _over_mbit(over_x: WinningRange, now_mbit: float) -> WinningRange:
+def range_over_mbit(over_x: WinningRange, now_mbit: float) -> WinningRange:
     """A range of seconds per byte as one of Mbit/s, where the ends change places; one that is empty stays empty."""
     low, high = (_mbit(over_x.high), _mbit(over_x.low)) if over_x.exists else (math.inf, -math.inf)
     return over_x._replace(now=now_mbit, low=low, high=high, below=over_x.above, above=over_x.below)
@@ -293,7 +293,7 @@ def pareto(points: Mapping[str, tuple[float, ...]]) -> tuple[str, ...]:
     return tuple(id_ for id_, point in points.items() if not any(beats(other, point) for other in points.values()))
 
 
-def _winning(lines: Mapping[str, Line], id_: str, condition: str, now: float) -> WinningRange:
+def winning_range(lines: Mapping[str, Line], id_: str, condition: str, now: float) -> WinningRange:
     """For which values >= 0 of the lines' variable `id_` is lowest (equal counts as lowest)."""
     mine = lines[id_]
     low, high, below, above = 0.0, math.inf, None, None

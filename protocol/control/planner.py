@@ -1,41 +1,52 @@
 """Which placement now: a lookup over a handful of lines, with the link and the speeds as they were last seen. Pure.
 
-The offline costs are a prior. What requests really cost is learned online: one factor for the device (a hot or
-throttled device moves every head alike) and one per head where it was itself measured, and likewise for the
-gateway's compute by tail, and one for the bytes of each placement (a stream that moves more than the calibration
-samples compresses less). A switch needs a clear gain (HYSTERESIS), so that noise around a breakpoint does not flap.
+The offline costs are a prior; what requests really cost is `learned` online. Where requests follow each other
+(`demand`) a placement costs its mean wait on device and uplink as well, and one that asks more of either than it can do
+(a utilisation of 1) loses against any that does not, however fast it is alone. What "best" means is the `objective`.
+
+The best is not changed for nothing. Two placements are two lines over x = 1/uplink, which cross at a breakpoint x*. One
+estimate of x has a standard error s, so the other side is believed only when |x - x*| > DOUBTS * s; in terms of the
+gain, which is what the lines differ by, that is
+
+    gain > DOUBTS * |difference of slopes| * s            and likewise for the learned speeds, added in quadrature
+
+and never less than LEAST_GAIN of what the current one costs. After a switch only a large gain (DWELL_GAIN) makes
+another within DWELL_S. Where nobody knows the estimate's error the gain must be HYSTERESIS.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import msgspec
+from protocol.control.demand import NO_DEMAND, Demand
+from protocol.control.explanation import Circumstances, Explanation, Reckoned, explained
+from protocol.control.learned import Candidate, Learned, Reckoning, works
+from protocol.control.objectives import LATENCY, Objective, probability_late
+from protocol.control.speeds import LEARNING_RATE
+from protocol.errors import InputError
+from protocol.latency import LinkState, leaving_scv, wait_s
 
-from protocol.latency import LinkState, PlacementCost, latency_s
+__all__ = ["ASSUMED_LINK", "HYSTERESIS", "STALE_AFTER", "Candidate", "Decision", "Planner"]
 
-HYSTERESIS = 0.08  # a new placement must promise at least this share less latency than the current one
-LEARNING_RATE = 0.2
+HYSTERESIS = 0.08  # of the current one's score, where nothing is known about the estimate's error
+LEAST_GAIN = 0.02
+LEAST_GAIN_S = 0.0005  # a head that did not run for a while has to fetch its weights into the caches again
+DOUBTS = 2.5  # standard errors
+DWELL_S = 1.0
+DWELL_GAIN = 0.25
+# A utilisation is an estimate too: what is not in use must stay below 1, what is in use may be seen above it.
+SUSTAINED, ENDURED = 0.97, 1.03
+OVERLOADED_S = 1e6  # for each 1 of utilisation: more than any answer takes
 # What was measured long ago, on a busy or throttled device perhaps, may be wrong by now: so many decisions after its
 # last measurement a placement gets one request, if it is not predicted to be much slower than the best.
 STALE_AFTER = 200
 WORTH_A_TRY = 1.5
-TELLING_ENCODE_S = 200e-6  # planned encodings shorter than this consist of overhead
 
 # What is assumed before anything was measured: a decent mobile link. The first requests replace it.
 ASSUMED_LINK = LinkState(uplink_bytes_per_s=10e6 / 8, rtt_s=0.03, downlink_bytes_per_s=10e6 / 8)
-
-
-class Candidate(NamedTuple):
-    """A placement. Candidates that name the same `head` or `tail` share what is learned about its speed; "" is with
-    nobody: they do the same work, whatever codec lies between.
-    """
-
-    id: str
-    cost: PlacementCost
-    head: str = ""
-    tail: str = ""
+_LEARNED_NOISE = math.sqrt(LEARNING_RATE / (2 - LEARNING_RATE))  # of a factor, over that of one measurement
 
 
 class Decision(NamedTuple):
@@ -49,155 +60,240 @@ class Decision(NamedTuple):
 class Planner:
     """Chooses among `candidates`; `unavailable` says for each id that cannot be used now, why."""
 
-    def __init__(self, candidates: Sequence[Candidate]) -> None:
-        self._costs = {c.id: c.cost for c in candidates}
-        self._heads = {c.id: _device_work(c) for c in candidates}
-        self._tails = {c.id: f"tail {c.tail or c.id}" for c in candidates}
-        self._works = {c.id: _works(c) for c in candidates}
-        self._edge_factor: float | None = None
-        self._edge_factors: dict[str, float] = {}  # by work on the device
-        self._tail_factors: dict[str, float] = {}  # by tail
-        self._size_factors: dict[str, float] = {}  # by placement
+    def __init__(self, candidates: Sequence[Candidate], objective: Objective = LATENCY) -> None:
+        """Raises InputError for an objective that weighs energy where a placement's is not known."""
+        unknown = [c.id for c in candidates if c.cost.energy_j is None]
+        if objective.energy > 0 and unknown:
+            raise InputError(
+                f"the objective weighs energy, but the bundle does not know that of {', '.join(unknown)}",
+                "build the bundle with the device's power declared, or choose another objective",
+            )
+        self.objective = objective
+        self.current: str | None = None
+        self.switches = 0
+        self.learned = Learned(candidates)
+        self._works = {c.id: works(c) for c in candidates}
         self._sized_at: dict[str, int] = {}  # number of the decision after which each was last measured
         self._used: dict[str, None] = {}  # placements that were ever chosen
         self._tried_at: dict[str, int] = {}  # number of the decision that last chose this work
         self._decisions = 0
-        self._adjusted_costs: dict[str, PlacementCost] = {}  # until something is learned that changes them
-        self._predicted: tuple[LinkState, dict[str, float]] | None = None
-        self.current: str | None = None
+        self._switched_at = -math.inf
+        self._predicted: tuple[LinkState, int, dict[str, float]] | None = None
+
+    # ---- decisions --------------------------------------------------------------------------------------------------
 
     def predict(self, link: LinkState | None) -> dict[str, float]:
-        """Predicted latency in seconds of every placement, as if each could be used. Not to be changed."""
-        state = link or ASSUMED_LINK
-        if self._predicted is None or self._predicted[0] != state:
-            self._predicted = state, {id_: latency_s(self._adjusted(id_), state) for id_ in self._costs}
-        return self._predicted[1]
+        """Predicted latency in seconds of every placement for one request alone, as if each could be used. Not to be
+        changed."""
+        state, version = link or ASSUMED_LINK, self.learned.version
+        if self._predicted is None or self._predicted[1] != version or self._predicted[0] != state:
+            x, y = 1 / state.uplink_bytes_per_s, 1 / state.downlink_bytes_per_s
+            travel_s = state.rtt_s + state.queue_s
+            predicted = {
+                id_: line.local_s + line.remote_s + travel_s + line.up_nbytes * x + line.down_nbytes * y
+                if line.crosses
+                else line.local_s
+                for id_, line in self.learned.all().items()
+            }
+            self._predicted = state, version, predicted
+        return self._predicted[2]
 
-    def decide(self, link: LinkState | None, unavailable: Mapping[str, str]) -> Decision | None:
+    def local_s(self, id_: str) -> float:
+        """Seconds that head and encoding of a placement are predicted to keep the device busy."""
+        return self.learned.all()[id_].local_s
+
+    def decide(
+        self,
+        link: LinkState | None,
+        unavailable: Mapping[str, str],
+        *,
+        demand: Demand = NO_DEMAND,
+        budget_s: float | None = None,
+        now: float | None = None,
+    ) -> Decision | None:
         """The best placement that can be used, or None. Does not change the current placement for a detour:
-        what is unavailable for a moment stays current, so that its return is not held back by hysteresis."""
+        what is unavailable for a moment stays current, so that its return is not held back by hysteresis.
+
+        `demand` is what device and uplink have to do, `budget_s` what is left of this request's, `now` is in monotonic
+        seconds (None: no dwell time).
+        """
         self._decisions += 1
         if self._decisions % STALE_AFTER == 0:
             self._forget_old_sizes()
-        predicted = self.predict(link)
-        stale = self._stale(predicted, unavailable)
+        state = link or ASSUMED_LINK
+        expected, scores = self._weigh(state, demand, budget_s)
+        stale = self._stale(scores, unavailable)
         if stale is not None:
-            return self._choose(stale, predicted)
-        best = min(predicted, key=predicted.__getitem__)
-        wanted = best
-        if self.current is not None and predicted[best] > (1 - HYSTERESIS) * predicted[self.current]:
-            wanted = self.current
-        if wanted not in unavailable:
-            self.current = wanted
-            return self._choose(wanted, predicted)
-        usable = [id_ for id_ in predicted if id_ not in unavailable]
+            return self._choose(stale, expected)
+        wanted = min(scores, key=scores.__getitem__)
+        if self.current is not None and wanted != self.current:
+            gain = scores[self.current] - scores[wanted]
+            if gain <= self._gain_needed(wanted, scores[self.current], state, now):
+                wanted = self.current
+        usable = [id_ for id_ in scores if id_ not in unavailable]
         if not usable:
             return None
-        second = min(usable, key=predicted.__getitem__)
-        return self._choose(second, predicted, (wanted, unavailable[wanted]))
+        if wanted in unavailable:
+            second = min(usable, key=scores.__getitem__)
+            return self._choose(second, expected, (wanted, unavailable[wanted]))
+        if wanted != self.current:
+            self.switches += self.current is not None
+            self.current, self._switched_at = wanted, now if now is not None else -math.inf
+        if budget_s is not None and expected[wanted] > budget_s:  # for this request alone
+            fastest = min(usable, key=expected.__getitem__)
+            wanted = fastest if expected[fastest] <= budget_s else wanted
+        return self._choose(wanted, expected)
 
-    def _choose(self, id_: str, predicted: Mapping[str, float], because_of: tuple[str, str] | None = None) -> Decision:
+    def explain(
+        self,
+        link: LinkState | None,
+        unavailable: Mapping[str, str],
+        *,
+        demand: Demand = NO_DEMAND,
+        budget_s: float | None = None,
+    ) -> Explanation:
+        """Why the current placement, why none of the others, and what would change that. Changes nothing."""
+        state = link or ASSUMED_LINK
+        expected, scores = self._weigh(state, demand, budget_s)
+        needed = 0.0
+        if self.current is not None:
+            best = min(scores, key=scores.__getitem__)
+            needed = self._gain_needed(best, scores[self.current], state, None)
+        reckoned = [
+            Reckoned(
+                id_, r.cost, expected[id_], scores[id_], _utilisation(r, state, demand), _is_overloaded(scores[id_])
+            )
+            for id_, r in self.learned.all().items()
+        ]
+        seen = Circumstances(
+            self.objective, state, link is not None, demand, budget_s, self.learned.device_factor, needed
+        )
+        return explained(reckoned, self.current, unavailable, seen)
+
+    def _weigh(
+        self, state: LinkState, demand: Demand, budget_s: float | None
+    ) -> tuple[Mapping[str, float], Mapping[str, float]]:
+        """For every placement the seconds until its answer, waits included, and its score."""
+        predicted = self.predict(state)
+        if demand == NO_DEMAND and self.objective.is_latency:
+            return predicted, predicted
+        expected, scores = {}, {}
+        for id_, line in self.learned.all().items():
+            wait = _wait_s(line, state, demand)
+            expected[id_] = predicted[id_] + wait
+            busy = _utilisation(line, state, demand)
+            if busy > (ENDURED if id_ == self.current else SUSTAINED):
+                scores[id_] = OVERLOADED_S * busy
+            elif self.objective.is_latency:
+                scores[id_] = expected[id_]
+            else:
+                scores[id_] = self._score(line, expected[id_], wait, state, budget_s)
+        return expected, scores
+
+    def _score(
+        self, line: Reckoning, expected_s: float, wait: float, state: LinkState, budget_s: float | None
+    ) -> float:
+        late = 0.0
+        if self.objective.deadline > 0 and budget_s is not None:
+            upload_s = line.up_nbytes / state.uplink_bytes_per_s * state.spread
+            deviation_s = math.hypot(line.local_s * line.local_noise, line.remote_s * line.remote_noise, upload_s, wait)
+            late = probability_late(expected_s, deviation_s, budget_s)
+        return self.objective.score(
+            expected_s,
+            late=late,
+            budget_s=budget_s or 0.0,
+            energy_j=line.cost.energy_j or 0.0,
+            nbytes=line.up_nbytes + line.down_nbytes,
+            cloud_s=line.remote_s if line.crosses else 0.0,
+        )
+
+    def _gain_needed(self, best: str, score: float, state: LinkState, now: float | None) -> float:
+        """By how much `best` must beat the current placement, whose score is given, to take over."""
+        current = self.current or best
+        needed = LEAST_GAIN_S * self.objective.latency
+        if state.doubt is None or self.objective.deadline > 0:
+            needed = max(needed, HYSTERESIS * score)
+        if state.doubt is not None:
+            lines = self.learned.all()
+            old, new = lines[current], lines[best]
+            slope = old.up_nbytes - new.up_nbytes
+            slope += (old.down_nbytes - new.down_nbytes) * state.uplink_bytes_per_s / state.downlink_bytes_per_s
+            parts = [slope / state.uplink_bytes_per_s * state.doubt]
+            if self.learned.heads[current] != self.learned.heads[best]:
+                parts += [_LEARNED_NOISE * line.local_s * line.local_noise for line in (old, new)]
+            if self.learned.tails[current] != self.learned.tails[best]:
+                parts += [_LEARNED_NOISE * line.remote_s * line.remote_noise for line in (old, new)]
+            needed = max(needed, LEAST_GAIN * score, DOUBTS * self.objective.latency * math.hypot(*parts))
+        if now is not None and now - self._switched_at < DWELL_S:
+            needed = max(needed, DWELL_GAIN * score)
+        return needed
+
+    def _choose(self, id_: str, expected: Mapping[str, float], because_of: tuple[str, str] | None = None) -> Decision:
         self._used[id_] = None
         for work in self._works[id_]:
             self._tried_at[work] = self._decisions
-        return Decision(id_, predicted[id_], because_of)
+        return Decision(id_, expected[id_], because_of)
 
-    def _stale(self, predicted: Mapping[str, float], unavailable: Mapping[str, str]) -> str | None:
+    def _stale(self, scores: Mapping[str, float], unavailable: Mapping[str, str]) -> str | None:
         """A usable placement that was once in use, whose work was not done for long, and that may be better than it is
         thought to be. A sibling that does the same work keeps it fresh, so that many codecs cost no more than one."""
         before = self._decisions - STALE_AFTER
         if all(at >= before for at in self._tried_at.values()):
             return None
-        bound = WORTH_A_TRY * min(predicted.values())
+        bound = WORTH_A_TRY * min(scores.values())
         worth = [
             id_
             for id_ in self._used
             if any(self._tried_at[work] < before for work in self._works[id_])
             and id_ not in unavailable
-            and predicted[id_] <= bound
+            and scores[id_] <= bound
         ]
-        return min(worth, key=predicted.__getitem__, default=None)
+        return min(worth, key=scores.__getitem__, default=None)
+
+    # ---- what is learned --------------------------------------------------------------------------------------------
 
     def observe_edge(self, id_: str, edge_s: float) -> None:
         """What head and encoding of one request really took on the device."""
-        cost, head = self._costs[id_], self._heads[id_]
-        planned = cost.edge_s + cost.encode_s
-        if planned <= 0:
-            return
-        ratio = edge_s / planned
-        self._edge_factors[head] = _learn(self._edge_factors.get(head), ratio)
-        self._forget(other for other, key in self._heads.items() if key == head)
-        if cost.edge_s > 0:  # encoding alone says little about the device's arithmetic
-            self._edge_factor = _learn(self._edge_factor, ratio)
-            self._forget(other for other, key in self._heads.items() if key not in self._edge_factors)
+        self.learned.edge(id_, edge_s)
 
     def observe_nbytes(self, id_: str, nbytes: int) -> None:
-        """How much one request's encoding really was. Unlike times, planned sizes hold on any machine."""
-        planned = self._costs[id_].up_nbytes
-        if planned > 0:
-            self._size_factors[id_] = _learn(self._size_factors.get(id_, 1.0), nbytes / planned)
-            self._sized_at[id_] = self._decisions
-            self._forget((id_,))
+        """How much one request's encoding really was."""
+        self.learned.nbytes(id_, nbytes)
+        self._sized_at[id_] = self._decisions
+
+    def observe_tail(self, id_: str, compute_s: float) -> None:
+        """What the batch that this request was in took at the gateway."""
+        self.learned.tail(id_, compute_s)
 
     def _forget_old_sizes(self) -> None:
         """What a placement sent long ago says nothing about the scene of today: then the plan's size counts again."""
         old = [id_ for id_, at in self._sized_at.items() if at < self._decisions - STALE_AFTER]
         for id_ in old:
-            del self._size_factors[id_], self._sized_at[id_]
-        self._forget(old)
-
-    def observe_tail(self, id_: str, compute_s: float) -> None:
-        planned, tail = self._costs[id_].tail_s, self._tails[id_]
-        if planned > 0:
-            self._tail_factors[tail] = _learn(self._tail_factors.get(tail), compute_s / planned)
-            self._forget(other for other, key in self._tails.items() if key == tail)
-
-    def _forget(self, ids: Iterable[str]) -> None:
-        self._predicted = None
-        for id_ in ids:
-            self._adjusted_costs.pop(id_, None)
-
-    def _adjusted(self, id_: str) -> PlacementCost:
-        known = self._adjusted_costs.get(id_)
-        if known is None:
-            cost = self._costs[id_]
-            edge = self._edge_factors.get(self._heads[id_], self._edge_factor or 1.0)
-            tail = self._tail_factors.get(self._tails[id_], 1.0)
-            known = self._adjusted_costs[id_] = msgspec.structs.replace(
-                cost,
-                edge_s=cost.edge_s * edge,
-                encode_s=cost.encode_s * edge,
-                up_nbytes=cost.up_nbytes * self._size_factors.get(id_, 1.0),
-                tail_s=cost.tail_s * tail,
-            )
-        return known
+            del self._sized_at[id_]
+        self.learned.forget_sizes(old)
 
 
-def _device_work(candidate: Candidate) -> str:
-    """What a placement's time on the device is a matter of: its head, or without one (full-cloud) its codec alone.
-
-    Codecs of the input share a speed as heads do, but for those that take next to no time: overhead would be learned
-    from them.
-    """
-    if candidate.head:
-        return f"head {candidate.head}"
-    return "encoding" if candidate.tail and _encodes(candidate.cost) else f"alone {candidate.id}"
+def _is_overloaded(score: float) -> bool:
+    return score >= OVERLOADED_S / 2
 
 
-def _works(candidate: Candidate) -> tuple[str, ...]:
-    """What must be tried now and then for this placement: its tail, and what takes time on the device."""
-    tail = f"tail {candidate.tail or candidate.id}"
-    takes_time = candidate.head or not candidate.tail or _encodes(candidate.cost)
-    return (_device_work(candidate), tail) if takes_time else (tail,)
+def _wait_s(line: Reckoning, state: LinkState, demand: Demand) -> float:
+    """Seconds in the queues of device and uplink: what is there now, or is to be expected there if that is more."""
+    per_s, noise = demand.per_s, line.local_noise**2
+    at_device = min(per_s * line.local_s, SUSTAINED)
+    wait = max(demand.device_s, wait_s(at_device, line.local_s, demand.gaps_scv, noise))
+    if not line.crosses:
+        return wait
+    upload_s = line.up_nbytes / state.uplink_bytes_per_s
+    gaps = leaving_scv(at_device, demand.gaps_scv, noise)
+    usual_s = wait_s(min(per_s * upload_s, SUSTAINED), upload_s, gaps, state.spread**2)
+    return wait + max(demand.uplink_s - wait - line.local_s, usual_s)
 
 
-def _encodes(cost: PlacementCost) -> bool:
-    return cost.edge_s == 0 and cost.encode_s >= TELLING_ENCODE_S
-
-
-def _learn(old: float | None, seen: float) -> float:
-    if old is None:
-        return seen  # the first measurement of a placement beats any prior from another machine
-    # One outlier (a page fault, a scheduler hiccup) may not move the factor by more than a doubling or a halving.
-    bounded = min(max(seen, old / 2), old * 2)
-    return old + LEARNING_RATE * (bounded - old)
+def _utilisation(line: Reckoning, state: LinkState, demand: Demand) -> float:
+    """The share of its time for which the busiest of device, uplink and downlink works; 0 where no rate is known."""
+    busiest_s = line.local_s
+    if line.crosses:
+        up_s, down_s = line.up_nbytes / state.uplink_bytes_per_s, line.down_nbytes / state.downlink_bytes_per_s
+        busiest_s = max(busiest_s, up_s, down_s)
+    return demand.per_s * busiest_s

@@ -25,7 +25,7 @@ PENDING_SHARE = 0.125  # two of sixteen: a device that is busy a quarter of the 
 MOST_SCV = 4.0  # burstier than this is a pause between two bursts
 
 
-class Load(NamedTuple):
+class Demand(NamedTuple):
     """Requests per second (0: not known, or callers wait for their answers), the squared coefficient of variation of
     their gaps, and for how long device and uplink are busy with what came before."""
 
@@ -35,10 +35,10 @@ class Load(NamedTuple):
     uplink_s: float = 0.0
 
 
-IDLE = Load()
+NO_DEMAND = Demand()
 
 
-class LoadMeter:
+class DemandMeter:
     """Told of every arrival, preparation and upload. Times are monotonic seconds."""
 
     def __init__(self) -> None:
@@ -71,10 +71,10 @@ class LoadMeter:
         """Nothing is on its way, whatever was predicted: all of it was answered, or the link broke."""
         self._uplink_free_at = now
 
-    def load(self, *, now: float) -> Load:
+    def demand(self, *, now: float) -> Demand:
         """What the next request meets."""
         per_s, scv = self._rate()
-        return Load(per_s, scv, max(self._device_free_at - now, 0.0), max(self._uplink_free_at - now, 0.0))
+        return Demand(per_s, scv, max(self._device_free_at - now, 0.0), max(self._uplink_free_at - now, 0.0))
 
     def _rate(self) -> tuple[float, float]:
         count = len(self._gaps)

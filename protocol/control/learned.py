@@ -1,0 +1,169 @@
+"""What each placement costs by now: the bundle's costs as a prior, and what requests really took. Pure.
+
+One factor for the device (a hot or throttled device moves every head alike) and one per head where it was itself
+measured, likewise for the gateway's compute by tail, and one for the bytes of each placement (a stream that moves more
+than the calibration samples compresses less). How a factor follows what is seen: `speeds`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from protocol.control.speeds import Speed
+from protocol.latency import DEVIATIONS_OF_SPREAD, PlacementCost
+
+TELLING_ENCODE_S = 200e-6  # planned encodings shorter than this consist of overhead
+
+
+class Candidate(NamedTuple):
+    """A placement. Candidates that name the same `head` or `tail` share what is learned about its speed; "" is with
+    nobody: they do the same work, whatever codec lies between.
+    """
+
+    id: str
+    cost: PlacementCost
+    head: str = ""
+    tail: str = ""
+
+
+class Reckoning(NamedTuple):
+    """A placement's cost with what was learned: seconds, bytes, and relative standard deviations of the seconds."""
+
+    cost: PlacementCost
+    local_s: float
+    remote_s: float
+    up_nbytes: float
+    down_nbytes: float
+    crosses: bool
+    local_noise: float
+    remote_noise: float
+
+
+class Learned:
+    """Feed it what was measured; ask `all()`. `version` changes whenever an answer does."""
+
+    def __init__(self, candidates: Sequence[Candidate]) -> None:
+        self.heads = {c.id: _device_work(c) for c in candidates}
+        self.tails = {c.id: f"tail {c.tail or c.id}" for c in candidates}
+        self.version = 0
+        self._costs = {c.id: c.cost for c in candidates}
+        self._device = Speed()
+        self._edge_speeds: dict[str, Speed] = {}  # by work on the device
+        self._tail_speeds: dict[str, Speed] = {}  # by tail
+        self._sizes: dict[str, Speed] = {}  # by placement
+        self._known: dict[str, Reckoning] = {}  # until something is learned that changes them
+
+    @property
+    def device_factor(self) -> float:
+        """How many times slower than planned the device is; 1 before anything was measured."""
+        return _value(self._device, 1.0)
+
+    @property
+    def cloud_factors(self) -> dict[str, float]:
+        """How many times slower than planned the gateway computes each placement; only those that were measured."""
+        speeds = ((id_, self._tail_speeds.get(tail)) for id_, tail in self.tails.items())
+        return {id_: speed.value for id_, speed in speeds if speed is not None and speed.value is not None}
+
+    def all(self) -> dict[str, Reckoning]:
+        """Every placement's, in the candidates' order. Not to be changed."""
+        if len(self._known) < len(self._costs):
+            self._known = {id_: self._known.get(id_) or self._reckon(id_) for id_ in self._costs}
+        return self._known
+
+    def edge(self, id_: str, edge_s: float) -> None:
+        """What head and encoding of one request really took on the device."""
+        cost, head = self._costs[id_], self.heads[id_]
+        planned = cost.edge_s + cost.encode_s
+        if planned <= 0:
+            return
+        ratio = edge_s / planned
+        step = self._edge_speeds.setdefault(head, Speed()).learn(ratio)
+        self._forget(other for other, key in self.heads.items() if key == head)
+        if cost.edge_s <= 0:
+            return  # encoding alone says little about the device's arithmetic
+        if step == 1.0:
+            self._device.learn(ratio)
+            self._forget(other for other, key in self.heads.items() if key not in self._edge_speeds)
+            return
+        # Its clock was changed: what the other heads took before says as little as what this one took.
+        self._device.scale(step)
+        for other in {self.heads[i] for i, c in self._costs.items() if c.edge_s > 0} - {head}:
+            if other in self._edge_speeds:
+                self._edge_speeds[other].scale(step)
+        self._forget(list(self._known))
+
+    def nbytes(self, id_: str, nbytes: int) -> None:
+        """How much one request's encoding really was. Unlike times, planned sizes hold on any machine."""
+        planned = self._costs[id_].up_nbytes
+        if planned > 0:
+            self._sizes.setdefault(id_, Speed(1.0)).learn(nbytes / planned)
+            self._forget((id_,))
+
+    def forget_sizes(self, ids: Iterable[str]) -> None:
+        """These were sent so long ago that the plan's sizes are the better guess."""
+        for id_ in ids:
+            self._sizes.pop(id_, None)
+            self._forget((id_,))
+
+    def tail(self, id_: str, compute_s: float) -> None:
+        """What the batch that this request was in took at the gateway: so the cost curve L(b) enters, with the batches
+        that really happen."""
+        planned, tail = self._costs[id_].tail_s, self.tails[id_]
+        if planned > 0:
+            self._tail_speeds.setdefault(tail, Speed()).learn(compute_s / planned)
+            self._forget(other for other, key in self.tails.items() if key == tail)
+
+    def _forget(self, ids: Iterable[str]) -> None:
+        self.version += 1
+        for id_ in ids:
+            self._known.pop(id_, None)
+
+    def _reckon(self, id_: str) -> Reckoning:
+        plan = self._costs[id_]
+        edge = _value(self._edge_speeds.get(self.heads[id_]), self.device_factor)
+        cost = msgspec.structs.replace(
+            plan,
+            edge_s=plan.edge_s * edge,
+            encode_s=plan.encode_s * edge,
+            up_nbytes=plan.up_nbytes * _value(self._sizes.get(id_), 1.0),
+            tail_s=plan.tail_s * _value(self._tail_speeds.get(self.tails[id_]), 1.0),
+        )
+        return Reckoning(
+            cost,
+            cost.edge_s + cost.encode_s,
+            cost.decode_s + cost.tail_s,
+            cost.up_nbytes,
+            cost.down_nbytes,
+            cost.crosses,
+            max(cost.edge_spread, 0.0) / DEVIATIONS_OF_SPREAD,
+            max(cost.tail_spread, 0.0) / DEVIATIONS_OF_SPREAD,
+        )
+
+
+def works(candidate: Candidate) -> tuple[str, ...]:
+    """What must be tried now and then for this placement: its tail, and what takes time on the device."""
+    tail = f"tail {candidate.tail or candidate.id}"
+    takes_time = candidate.head or not candidate.tail or _encodes(candidate.cost)
+    return (_device_work(candidate), tail) if takes_time else (tail,)
+
+
+def _device_work(candidate: Candidate) -> str:
+    """What a placement's time on the device is a matter of: its head, or without one (full-cloud) its codec alone.
+
+    Codecs of the input share a speed as heads do, but for those that take next to no time: overhead would be learned
+    from them.
+    """
+    if candidate.head:
+        return f"head {candidate.head}"
+    return "encoding" if candidate.tail and _encodes(candidate.cost) else f"alone {candidate.id}"
+
+
+def _encodes(cost: PlacementCost) -> bool:
+    return cost.edge_s == 0 and cost.encode_s >= TELLING_ENCODE_S
+
+
+def _value(speed: Speed | None, otherwise: float) -> float:
+    return otherwise if speed is None or speed.value is None else speed.value

@@ -55,6 +55,12 @@ def open_source(text: str, specs: Sequence[TensorSpec], lines: Iterable[str]) ->
     return iter([_checked(path.name, _load(path, specs), specs)])
 
 
+def is_single(text: str) -> bool:
+    """Whether `text` names a file of one sample: an image or an .npy."""
+    path = Path(text)
+    return path.suffix.lower() in FILE_SUFFIXES - {".npz"} and not path.is_dir()
+
+
 def read_lines(descriptor: int, stopped: Callable[[], bool]) -> Iterator[str]:
     """Lines from a pipe or terminal until its end or until `stopped()`: a plain read would go on through SIGTERM."""
     rest = b""

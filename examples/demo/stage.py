@@ -152,14 +152,13 @@ class Stage:
         host, port = self._link.address
         arguments = {
             "--bundle": self._bundle,
-            "--source": self._shown,
             "--gateway": f"tcp://{host}:{port}",
             "--edge-slowdown": self._slowdown,
             "--deadline-ms": DEADLINE_MS,
             "--fault-file": self._fault,
         }
         options = [str(word) for pair in arguments.items() for word in pair]
-        return Child("edge-agent", ["run", "--json", "--loop", *options], self._log("edge-agent"))
+        return Child("edge-agent", ["infer", str(self._shown), "--json", "--loop", *options], self._log("edge-agent"))
 
     def _log(self, name: str) -> Path:
         return self._out / f"{name}.log"

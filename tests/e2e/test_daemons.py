@@ -33,7 +33,7 @@ def samples(tmp_path: Path, toy_samples: npt.NDArray[Any]) -> Path:
 
 
 def agent_run(bundle: Path, source: Path | str, *options: str) -> tuple[str, ...]:
-    return ("edge-agent", "run", "--bundle", str(bundle), "--source", str(source), *options)
+    return ("edge-agent", "infer", str(source), "--bundle", str(bundle), *options)
 
 
 def test_the_agent_prints_ready_and_one_json_line_for_every_sample(
@@ -195,13 +195,13 @@ def test_a_port_in_use_is_one_sentence(toy_bundle: Path) -> None:
         (("cloud-gateway", "serve", "docs"), 4, "not a bundle"),
         (("cloud-gateway", "serve", "BUNDLE", "--bind", "nonsense"), 3, "give tcp://HOST:PORT"),
         (("cloud-gateway", "serve", "BUNDLE", "--bind", "tcp://0.0.0.0:0"), 3, "--insecure"),
-        (("edge-agent", "run", "--bundle", "no-such-bundle", "--source", "x"), 4, "no bundle"),
-        (("edge-agent", "run", "--bundle", "BUNDLE", "--source", "no-such-file"), 3, "no source at no-such-file"),
-        (("edge-agent", "run", "--bundle", "BUNDLE", "--source", "README.md"), 3, "no .npz, .npy or image file"),
-        (("edge-agent", "run", "--bundle", "BUNDLE", "--source", "-", "--loop"), 3, "--loop"),
-        (("edge-agent", "run", "--bundle", "BUNDLE", "--source", "x", "--placements", "cut-9"), 3, "cut-9"),
+        (("edge-agent", "infer", "x", "--bundle", "no-such-bundle"), 4, "no bundle"),
+        (("edge-agent", "infer", "no-such-file", "--bundle", "BUNDLE"), 3, "no source at no-such-file"),
+        (("edge-agent", "infer", "README.md", "--bundle", "BUNDLE"), 3, "no .npz, .npy or image file"),
+        (("edge-agent", "infer", "-", "--bundle", "BUNDLE", "--loop"), 3, "--loop"),
+        (("edge-agent", "infer", "x", "--bundle", "BUNDLE", "--placements", "cut-9"), 3, "cut-9"),
         (
-            ("edge-agent", "run", "--bundle", "BUNDLE", "--source", "x", "--gateway", "tcp://192.0.2.1:1"),
+            ("edge-agent", "infer", "x", "--bundle", "BUNDLE", "--gateway", "tcp://192.0.2.1:1"),
             3,
             "plain text",
         ),

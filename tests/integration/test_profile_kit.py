@@ -15,8 +15,8 @@ import pytest
 from typer.testing import CliRunner
 
 from edge_agent.agent import Agent, AgentConfig
-from edge_agent.cli import _announce as announce
 from edge_agent.cli import app as agent
+from edge_agent.cli_infer import _announce as announce
 from partitioner.graph.cuts import prefix_candidates, separate
 from partitioner.measuring.anchors import Predictor
 from partitioner.measuring.kit import export

@@ -1,0 +1,154 @@
+"""`edge-agent run`: the daemon. Prints `ready ...` when it answers applications, finishes what it holds on SIGTERM."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edge_agent.config import from_flags, load_settings
+from protocol.settings import parse_set
+from protocol.terminal import print_json
+
+if TYPE_CHECKING:
+    from edge_agent.daemon import Daemon
+    from protocol.seeing.logs import Logs
+
+# Who logs by Python's own way.
+LIBRARIES = ("isthmus", "uvicorn", "asyncio", "grpc")
+_LOOK_S = 0.2
+
+
+def run(
+    bundle: Annotated[
+        Path | None, typer.Option(help="A bundle's folder; else the current one of state_dir.", show_default=False)
+    ] = None,
+    gateway: Annotated[
+        list[str] | None, typer.Option(help="tcp://HOST:PORT, may be repeated; without one the device works alone.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file; see `edge-agent config`.")] = None,
+    state_dir: Annotated[Path | None, typer.Option(help="All that is written lies here [/var/lib/isthmus].")] = None,
+    http: Annotated[
+        str | None, typer.Option(help="HOST:PORT of the local API [127.0.0.1:7490]; off: the Unix socket alone.")
+    ] = None,
+    socket: Annotated[Path | None, typer.Option(help="The Unix socket [STATE_DIR/run/agent.sock].")] = None,
+    grpc: Annotated[str | None, typer.Option(help="HOST:PORT of the local API over gRPC [none].")] = None,
+    deadline_ms: Annotated[
+        float | None, typer.Option(min=1, help="Budget of requests that name none, in milliseconds [1000].")
+    ] = None,
+    keys_dir: Annotated[
+        Path | None, typer.Option("--keys", help="Folder with agent.key and server.pub: encrypts.")
+    ] = None,
+    server_key: Annotated[str | None, typer.Option(help="The gateway's public key, instead of server.pub.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Intra-op threads of the heads [1].")] = None,
+    edge_slowdown: Annotated[
+        float | None, typer.Option(min=1, help="Act as a device that is this many times slower [1].")
+    ] = None,
+    placements: Annotated[str | None, typer.Option(help="Use only these placement ids, separated by commas.")] = None,
+    fault_file: Annotated[
+        Path | None, typer.Option(help="Drill: while this file exists, the head of every cut fails.")
+    ] = None,
+    wait_s: Annotated[float | None, typer.Option(min=0, help="Wait this long for a gateway at the start [3].")] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Allow a gateway off this machine in plain text.")
+    ] = False,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE over the file; may be repeated.")] = None,
+    secrets_dir: Annotated[Path | None, typer.Option(help="Folder with a file per secret, named by its key.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Events as JSON lines on stdout.")] = False,
+) -> None:
+    """Answer applications on this device until SIGTERM or SIGINT: on 127.0.0.1 and a Unix socket, as a Triton would."""
+    overrides = parse_set(set_ or ()) | from_flags(
+        bundle=bundle, gateways=gateway or (), state_dir=state_dir, http=http, socket=socket, grpc=grpc,
+        deadline_ms=deadline_ms, threads=threads, slowdown=edge_slowdown, placements=placements,
+        fault_file=fault_file, keys=keys_dir, server_key=server_key, insecure=insecure or None, wait_s=wait_s,
+    )  # fmt: skip
+    settings = load_settings(file=config, env=os.environ, secrets_dir=secrets_dir, overrides=overrides).settings
+    from edge_agent.daemon import Daemon  # the engine library is slow to import
+    from edge_agent.device.notify import Notifier
+    from protocol.seeing.logs import Logs
+
+    wanted = threading.Event()
+    starting = threading.Event()
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        is_first = not wanted.is_set()
+        wanted.set()
+        if is_first and starting.is_set():  # nobody is served yet: nobody has to be waited for
+            raise _EndedEarly
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    logs = Logs(
+        level=settings.logs.level, style=settings.logs.format, repeat_interval_s=settings.logs.repeat_interval_s
+    )
+    _bridge(logs)
+    try:
+        daemon = Daemon(settings, notifier=Notifier(os.environ), logs=logs)
+        starting.set()
+        try:
+            daemon.start()
+            starting.clear()
+        except _EndedEarly:
+            daemon.close()
+            print("ended before it was ready", file=sys.stderr)
+            return
+        gc.collect()
+        gc.freeze()  # what is there now stays: later collections need not look at it again
+        _tell_ready(daemon, json=json)
+        while not wanted.wait(_LOOK_S) and daemon.fatal is None:
+            pass
+        daemon.close()
+        _tell_stopped(daemon, json=json)
+    finally:
+        logs.close()
+    if daemon.fatal is not None:
+        raise SystemExit(1)
+
+
+class _EndedEarly(BaseException):
+    """Asked to end while the bundle is still being loaded."""
+
+
+def _bridge(logs: Logs) -> None:
+    for name in LIBRARIES:
+        logger = logging.getLogger(name)
+        logger.addHandler(logs.bridge())
+        logger.propagate = False
+
+
+def _tell_ready(daemon: Daemon, *, json: bool) -> None:
+    standing = daemon.standing()
+    http, grpc, socket = daemon.door.endpoint, daemon.door.grpc_endpoint, daemon.door.unix_socket
+    doors = {
+        "http": str(http)[6:] if http else None,
+        "socket": str(socket) if socket else None,
+        "grpc": str(grpc)[6:] if grpc else None,
+    }
+    gateway = standing.gateway if standing.connected else "edge-only"
+    if json:
+        print_json({"event": "ready", "endpoint": gateway, **doors, "model": standing.model, "bundle": standing.bundle})
+        return
+    for name, where in doors.items():
+        if where:
+            print(f"{name} {where}", file=sys.stderr)
+    if standing.gateway and not standing.connected:
+        print(f"no gateway answers at {standing.gateway} yet; answering on the device until one does", file=sys.stderr)
+    print(f"ready {gateway}", flush=True)
+
+
+def _tell_stopped(daemon: Daemon, *, json: bool) -> None:
+    counts = daemon.counts()
+    if json:
+        print_json({"event": "stopped", "counts": counts})
+    else:
+        print(
+            "stopped: " + (", ".join(f"{k} {v}" for k, v in sorted(counts.items())) or "no requests"), file=sys.stderr
+        )

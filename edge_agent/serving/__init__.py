@@ -1,0 +1,1 @@
+"""Applications on the device: the Open Inference Protocol over the agent."""

@@ -1,0 +1,67 @@
+"""Whether the device can do its own work: a thread that asks the known question, and feeds the watchdog if it can.
+
+Nothing else feeds systemd's watchdog. So a compute thread that hangs, a socket thread that hangs and a head that
+computes nonsense all end in a new process, as a crash would.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from edge_agent.device.notify import Notifier
+from edge_agent.known_answer import KnownAnswer
+
+_BEATS = 3  # in the time after which systemd gives up: one may be late, one may be lost
+
+
+class Vitals:
+    """`reason` says why the device is unwell, or ""; read by any thread."""
+
+    def __init__(
+        self,
+        known: Callable[[], KnownAnswer],
+        notifier: Notifier,
+        *,
+        every_s: float,
+        timeout_s: float,
+        changed: Callable[[str], None] = lambda reason: None,
+    ) -> None:
+        """`known` gives the question of the agent that serves now. `changed` is told of every new reason."""
+        self._known = known
+        self._notifier = notifier
+        self._every_s = every_s
+        if notifier.watchdog_s is not None:
+            self._every_s = min(every_s, notifier.watchdog_s / _BEATS)
+        self._timeout_s = timeout_s
+        self._changed = changed
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="isthmus-vitals", daemon=True)
+        self.reason = ""
+        self.answered = 0
+        self.answered_at: float | None = None  # monotonic seconds
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Safe to call twice, and before `start`."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(self._timeout_s + 1.0)
+
+    def _run(self) -> None:
+        while True:
+            reason = self._known().check(self._timeout_s)
+            if self._stop.is_set():
+                return
+            if not reason:
+                self.answered += 1
+                self.answered_at = time.monotonic()
+                self._notifier.feed()
+            if reason != self.reason:
+                self.reason = reason
+                self._changed(reason)
+            if self._stop.wait(self._every_s):
+                return

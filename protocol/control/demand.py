@@ -59,20 +59,17 @@ class DemandMeter:
         """The device was given work that is predicted to take `device_s`."""
         self._device_free_at = max(self._device_free_at, now) + device_s
 
-    def device_idle(self, *, now: float) -> None:
-        """The device has nothing left to do, whatever was predicted."""
-        self._device_free_at = now
-
     def sent(self, uplink_s: float, *, now: float) -> None:
         """The uplink was given bytes that are predicted to take `uplink_s`."""
         self._uplink_free_at = max(self._uplink_free_at, now) + uplink_s
 
-    def uplink_idle(self, *, now: float) -> None:
-        """Nothing is on its way, whatever was predicted: all of it was answered, or the link broke."""
-        self._uplink_free_at = now
-
-    def demand(self, *, now: float) -> Demand:
-        """What the next request meets."""
+    def read(self, *, preparing: bool, sent: bool, now: float) -> Demand:
+        """What the next request meets; whether anything is at work on the device, and sent and not answered: without
+        that nothing is queued, whatever was predicted."""
+        if not preparing:
+            self._device_free_at = now
+        if not sent:
+            self._uplink_free_at = now
         per_s, scv = self._rate()
         return Demand(per_s, scv, max(self._device_free_at - now, 0.0), max(self._uplink_free_at - now, 0.0))
 

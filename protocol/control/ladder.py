@@ -29,6 +29,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from protocol.control.availability import Device, Remote
+from protocol.control.demand import DemandMeter
 from protocol.control.fleet import Chance, Fleet
 from protocol.control.flights import CancelRemote, Finish, Flight, Instruction, Phase, Prepare, RefusalCode, Row
 from protocol.control.margins import Margins
@@ -69,9 +70,10 @@ class Ladder:
         self._rows = self.device.rows
         self._local = self.device.local
         self._expects_gateway = expects_gateway
+        self.demand = DemandMeter()
         self._margins = Margins(planner, self.device)
         self._ways = WaysOut(self.flights, self.fleet, self.device, self._margins, planner)
-        self._outbox = Outbox(self.flights, self.fleet, self._ways, self._margins, hedge=hedge)
+        self._outbox = Outbox(self.flights, self.fleet, self._ways, self._margins, self.demand, hedge=hedge)
 
     # ---- events of requests -----------------------------------------------------------------------------------------
 
@@ -79,6 +81,7 @@ class Ladder:
         """A caller wants an answer by `deadline`; of those that wait for credit the lowest `priority` goes first."""
         if seq in self.flights:
             raise InvariantViolation(f"request {seq} was submitted twice")
+        self.demand.arrived(pending=len(self.flights), now=now)
         flight = self.flights[seq] = Flight(seq, deadline, priority)
         if len(self.flights) > MOST_PENDING:
             return [self._refuse(flight, RefusalCode.BUSY, f"{MOST_PENDING} requests are already waiting")]
@@ -363,7 +366,10 @@ class Ladder:
         """Choose gateway and placement for a request that has none (or lost it)."""
         remote = self.fleet.for_any_work(flight, self.flights.values(), now=now)
         unavailable = self._ways.reasons(remote, now=now) | flight.avoided_with(remote.name)
-        decision = self.planner.decide(remote.link, unavailable)
+        phases = {f.phase for f in self.flights.values() if f is not flight}
+        demand = self.demand.read(preparing=Phase.PREPARING in phases, sent=Phase.SENT in phases, now=now)
+        budget_s = flight.deadline - now
+        decision = self.planner.decide(remote.link, unavailable, demand=demand, budget_s=budget_s, now=now)
         if decision is None:
             return self._wait_or_refuse(flight, unavailable, now=now)
         if self._expects_gateway and remote.link is None and remote.link_reason is not None:
@@ -438,6 +444,7 @@ class Ladder:
         flight.hedge = 0
         flight.attempt_until = flight.deadline
         self.device.breakers[placement].passing(now=now)
+        self.demand.preparing(self.planner.local_s(placement), now=now)
         return [Prepare(flight.seq, placement, flight.gateway)]
 
     def _finish(self, flight: Flight, gateway: str = "") -> Finish:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from protocol.control.availability import Remote
+from protocol.control.demand import DemandMeter
 from protocol.control.fleet import Fleet, Load
 from protocol.control.flights import Flight, Instruction, Phase, RefusalCode, Send
 from protocol.control.margins import Margins
@@ -17,12 +18,20 @@ class Outbox:
     """Times are monotonic seconds, `now` always given."""
 
     def __init__(
-        self, flights: dict[int, Flight], fleet: Fleet, ways: WaysOut, margins: Margins, *, hedge: bool
+        self,
+        flights: dict[int, Flight],
+        fleet: Fleet,
+        ways: WaysOut,
+        margins: Margins,
+        demand: DemandMeter,
+        *,
+        hedge: bool,
     ) -> None:
         self._flights = flights
         self._fleet = fleet
         self._ways = ways
         self._margins = margins
+        self._demand = demand
         self._hedge = hedge
 
     def send_ready(self, *, now: float) -> list[Instruction]:
@@ -81,6 +90,7 @@ class Outbox:
         if self._hedge and not flight.hedged:
             hedge_at = self._margins.hedge_at(flight, ahead_s, remote.link, now=now)
             flight.hedge_at = min(hedge_at, flight.attempt_until)
+        self._demand.sent(self._margins.ahead_s(flight.nbytes, remote.link), now=now)
         remote.breaker.passing(now=now)
         remote.tails[flight.placement].passing(now=now)
         # The timer tells a lost message. Where nothing but a repetition under the same id follows it, or edge-only runs

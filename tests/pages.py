@@ -1,68 +1,109 @@
-"""Reads a page strictly: what it loads, whether its tags are balanced, and what a reader sees."""
+"""A status page as a person sees it: served beside a status document on loopback, drawn by headless Chromium."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from html.parser import HTMLParser
+import re
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
-VOID = frozenset({"meta", "br", "hr", "link", "img", "input"})
-LOADS = frozenset(
-    {"src", "href", "srcset", "data", "action", "poster", "background", "xlink:href", "formaction", "ping"}
+import numpy as np
+import pytest
+from PIL import Image
+
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
-FOREIGN = frozenset(
-    {"script", "link", "iframe", "img", "object", "embed", "image", "use", "base", "form", "audio", "video"}
-)
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
+Pixels = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+LIGHT, DARK = (0x0B, 0x64, 0x78), (0x5C, 0xC0, 0xD4)  # the accents of the style sheet
 
 
-@dataclass
-class Page(HTMLParser):
-    """`text` is what was written between tags, styles apart; `styles` the style sheets and style attributes."""
+class Site(ThreadingHTTPServer):
+    """The page, and `status.json` with whatever status and body it is given."""
 
-    tags: list[str] = field(default_factory=list)
-    attributes: list[tuple[str, str]] = field(default_factory=list)
-    text: list[str] = field(default_factory=list)
-    styles: list[str] = field(default_factory=list)
-    broken: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self._open: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += [(name, value or "") for name, value in attrs]
-        self.styles += [value or "" for name, value in attrs if name == "style"]
-        if tag not in VOID:
-            self._open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in VOID:
-            self._open.pop()
-
-    def handle_endtag(self, tag: str) -> None:
-        if not self._open or self._open.pop() != tag:
-            self.broken.append(f"</{tag}> closes nothing")
-
-    def handle_data(self, data: str) -> None:
-        (self.styles if self._open[-1:] == ["style"] else self.text).append(data)
+    status, body, page = 200, b"", b""
 
     @property
-    def words(self) -> str:
-        return " ".join(self.text)
-
-    def faults(self) -> list[str]:
-        """Everything a page that loads nothing and is well-formed would not have."""
-        found = list(self.broken) + [f"<{tag}> is never closed" for tag in self._open]
-        found += [f"<{tag}>" for tag in self.tags if tag in FOREIGN]
-        found += [f"{name}={value!r}" for name, value in self.attributes if name in LOADS or name.startswith("on")]
-        style = " ".join(self.styles).lower()
-        found += [word for word in ("@import", "url(", "expression(", "http:", "https:", "//") if word in style]
-        return found
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/status"
 
 
-def read(html: str) -> Page:
-    page = Page()
-    page.feed(html)
-    page.close()
-    return page
+class _Reply(BaseHTTPRequestHandler):
+    server: Site
+
+    def do_GET(self) -> None:
+        is_page = self.path == "/status"
+        body = self.server.page if is_page else self.server.body
+        self.send_response(200 if is_page else self.server.status)
+        self.send_header("Content-Type", "text/html; charset=utf-8" if is_page else "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def serving(page_html: Callable[[], tuple[bytes, str]], document: bytes) -> Iterator[Site]:
+    with Site(("127.0.0.1", 0), _Reply) as server:
+        server.page, server.body = page_html()[0], document
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join(10)
+
+
+def browse(site: Site, folder: Path, *flags: str) -> str:
+    """What Chromium says after three seconds of the page's own time. It can reach nothing but loopback."""
+    assert CHROMIUM is not None
+    command = [
+        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--proxy-server=127.0.0.1:9",
+        f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=3000", *flags, site.url,
+    ]  # fmt: skip
+    return subprocess.run(command, capture_output=True, check=True, timeout=90, text=True).stdout
+
+
+def words(dom: str) -> str:
+    """The text that a reader sees."""
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", without_script(dom)))
+
+
+def without_script(dom: str) -> str:
+    return re.sub(r"<(script|style)>.*?</\1>", "", dom, flags=re.DOTALL)
+
+
+def screenshot(site: Site, folder: Path, width: int, *flags: str) -> Pixels:
+    target = folder / "page.png"
+    browse(site, folder, f"--window-size={width},2600", f"--screenshot={target}", *flags)
+    with Image.open(target) as image:
+        return np.asarray(image.convert("RGB")).astype(np.int64)
+
+
+def assert_names_nothing_outside(page_html: Callable[[], tuple[bytes, str]]) -> None:
+    page, etag = page_html()
+    text = page.decode().replace("http://www.w3.org/2000/svg", "")
+    assert re.findall(r"https?:|url\(|@import|<link|<img|\ssrc=|\son[a-z]+=|innerHTML|eval\(", text) == []
+    assert "default-src 'none'; script-src 'sha256-" in text
+    assert not re.search(r"@(policy|style|script)@", text)
+    assert re.fullmatch(r'"[0-9a-f]{16}"', etag)
+
+
+def assert_drawn_within_its_width(pixels: Pixels, width: int, *, dark: bool) -> None:
+    """Text and bars are there, in the reader's colours, and nothing sticks out at the right."""
+    assert pixels.shape[1] == width
+    paper = np.median(pixels, axis=(0, 1))
+    assert (paper.max() < 60) == dark, "in the dark the paper is dark"
+    assert 0.002 < (np.abs(pixels - paper).max(axis=2) > 120).mean() < 0.3, (
+        "there is text, and it does not fill the page"
+    )
+    accent = np.array(DARK if dark else LIGHT)
+    assert (np.abs(pixels - accent).max(axis=2) < 6).sum() > 5000, "the bars are drawn"
+    margin = pixels[:, -8:]
+    assert (np.abs(margin - margin[0, 0]).max(axis=2) < 8).mean() > 0.97, "nothing sticks out at the right"

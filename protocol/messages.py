@@ -17,6 +17,8 @@
 | FetchPart | agent -> gateway | this stretch of that file, by its digest; may be sent before Hello |
 | FilePart  | gateway -> agent | here it is |
 | NoPart    | gateway -> agent | not that, why, and when to ask again |
+| Enroll    | agent -> gateway | I was invited: let my key in from now on |
+| Enrolled  | gateway -> agent | you are known under this name and these are my keys; or why not |
 
 Times on the wire are integer microseconds and always *remaining* or *elapsed* time, never a date: clocks differ.
 Structs are MessagePack arrays. A later minor version may append fields, which older ones skip.
@@ -224,6 +226,29 @@ class NoPart(msgspec.Struct, frozen=True, array_like=True):
     retry_after_us: Microseconds = 0
 
 
+class Enroll(msgspec.Struct, frozen=True, array_like=True):
+    """The key that becomes known is the one that the connection has proven: it is not in the message."""
+
+    invitation: Annotated[bytes, msgspec.Meta(min_length=8, max_length=8)]
+    secret: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+    software: ShortText
+
+
+class ServerKey(msgspec.Struct, frozen=True, array_like=True):
+    """A public key of the gateway; `port` is where it answers, None for where the device has connected."""
+
+    key: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+    port: Annotated[int, msgspec.Meta(ge=1, le=65535)] | None = None
+
+
+class Enrolled(msgspec.Struct, frozen=True, array_like=True):
+    """`server` are the current key and, while it is being replaced, the next. With a `refusal` nothing has changed."""
+
+    name: ShortText
+    server: Annotated[tuple[ServerKey, ...], msgspec.Meta(max_length=2)]
+    refusal: Sentence = ""
+
+
 Message = (
     VersionMismatch
     | Hello
@@ -241,4 +266,6 @@ Message = (
     | FetchPart
     | FilePart
     | NoPart
+    | Enroll
+    | Enrolled
 )

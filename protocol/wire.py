@@ -46,6 +46,8 @@ TYPES: dict[int, type[Any]] = {
     13: m.FetchPart,
     14: m.FilePart,
     15: m.NoPart,
+    16: m.Enroll,
+    17: m.Enrolled,
 }
 _NUMBERS = {struct: number for number, struct in TYPES.items()}
 _DECODERS = {number: msgspec.msgpack.Decoder(struct) for number, struct in TYPES.items()}

@@ -138,6 +138,18 @@ BY_TYPE: dict[type[Any], st.SearchStrategy[Any]] = {
         reason=st.text(utf8, max_size=1000),
         retry_after_us=microseconds,
     ),
+    m.Enroll: st.builds(
+        m.Enroll,
+        invitation=st.binary(min_size=8, max_size=8),
+        secret=digests,
+        software=short_texts,
+    ),
+    m.Enrolled: st.builds(
+        m.Enrolled,
+        name=short_texts,
+        server=st.lists(st.builds(m.ServerKey, digests, st.none() | st.integers(1, 65535)), max_size=2).map(tuple),
+        refusal=st.text(utf8, max_size=1000),
+    ),
 }
 messages = st.one_of(*BY_TYPE.values())
 
@@ -158,6 +170,8 @@ NUMBERS = {
     m.FetchPart: 13,
     m.FilePart: 14,
     m.NoPart: 15,
+    m.Enroll: 16,
+    m.Enrolled: 17,
 }
 
 REQUEST = m.RequestId(b"bootboot", 7)

@@ -1,0 +1,161 @@
+"""Is what is served whole, ours, and as fast and right here as the plan says?"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+from edge_agent.doctor.case import Case
+from edge_agent.doctor.verdicts import UnmetError, Verdict, fail, ok, together, warn
+from protocol.bundle import Bundle, PlacementEntry
+from protocol.messages import PlacementKind
+from protocol.tensors import Array, TensorSpec
+
+SLOWER, MUCH_SLOWER = 1.5, 4.0  # times the plan's seconds
+LEAST_COSINE = 0.9  # of the outputs with the whole model's: INT8 on noise is not INT8 on data
+_ROUNDS = 15
+_SPEED_BUDGET_S = 1.5  # a head
+_WARM = 2
+
+
+def opens(case: Case) -> Verdict:
+    bundle = case.bundle.really()
+    info = bundle.manifest.model
+    placements = ", ".join(entry.id for entry in bundle.manifest.placements)
+    return ok(f"{info.name}, bundle {bundle.digest[:12]}, placements {placements}")
+
+
+def hashes(case: Case) -> Verdict:
+    bundle = case.bundle()
+    count = bundle.verify()
+    nbytes = sum(entry.nbytes for entry in bundle.manifest.files.values())
+    return ok(f"{count} files, {nbytes / 1e6:.1f} MB, each as the manifest says")
+
+
+def signature(case: Case) -> Verdict:
+    """What the device's own trust says of it; the daemon asks the same before it serves it."""
+    from edge_agent.trust.store import TrustStore
+
+    store = TrustStore(case.settings.state_dir / "keys")
+    statement = store.trust().check(case.bundle_path)
+    if statement is not None:
+        return ok(f"signed as number {statement.counter} of {statement.model}; {store.describe()}")
+    return warn("it is not signed by anybody this device knows", f"`partitioner sign`; {store.describe()}")
+
+
+def heads(case: Case) -> Verdict:
+    loaded = case.heads.really()
+    by_reason: dict[str, list[str]] = {}
+    for id_, reason in loaded.failed.items():
+        by_reason.setdefault(reason, []).append(id_)
+    found = [
+        (warn if loaded.started else fail)(f"{', '.join(ids)}: {reason}", "other placements still serve")
+        for reason, ids in by_reason.items()
+    ]
+    for file, started in loaded.started.items():
+        over = "".join(f", not on {name} ({why})" for name, why in started.passed_over)
+        seen = f"{file} on {started.name}{over}"
+        found.append(warn(seen, "mend that, or take it out of device.providers") if over else ok(seen))
+    return together(found)
+
+
+def fallback(case: Case) -> Verdict:
+    bundle = case.bundle()
+    entry = bundle.manifest.placement(PlacementKind.EDGE_ONLY)
+    allowed = case.settings.bundle.placements
+    if entry is None:
+        return warn("the bundle has no edge-only placement: without a link every request is refused", "rebuild it")
+    if allowed and entry.id not in allowed:
+        return warn("edge-only is not among bundle.placements: without a link every request is refused", "add it")
+    if entry.id in case.heads().failed:
+        return fail(f"edge-only cannot run: {case.heads().failed[entry.id]}", "see bundle.heads")
+    return ok(f"edge-only ({entry.precision}) answers when there is no link")
+
+
+def known_answer(case: Case) -> Verdict:
+    """The device's own whole model beside the reference that the bundle holds, on one drawn input."""
+    from protocol.engines.ort import OrtEngine
+
+    bundle = case.bundle()
+    entry = _alone(bundle)
+    if entry is None or entry.id in case.heads().failed:
+        raise UnmetError("no placement runs on the device alone (bundle.fallback)")
+    inputs = {spec.name: drawn(spec) for spec in bundle.manifest.model.inputs}
+    made = case.heads().prepare(entry.id, inputs).outputs
+    again = case.heads().prepare(entry.id, inputs).outputs
+    with OrtEngine(bundle.graph("full.onnx"), label="full.onnx") as engine:
+        wanted = engine.infer(inputs)
+    for name, known in wanted.items():
+        if name not in made or made[name].shape != known.shape:
+            return fail(f"{entry.id} does not give {name!r} as the model does", "rebuild the bundle")
+        if not np.all(np.isfinite(_flat(made[name]))):
+            return fail(f"{entry.id} gives {name!r} with values that are no numbers", "rebuild the bundle")
+        if not np.allclose(_flat(made[name]), _flat(again[name]), rtol=1e-3, atol=1e-4):
+            return fail(f"{entry.id} gives another {name!r} for the same input", "suspect the memory or the driver")
+    worst = min(_cosine(made[name], known) for name, known in wanted.items())
+    fact = f"{entry.id} ({entry.precision}) agrees with the whole model to a cosine of {worst:.4f} on noise"
+    if worst < LEAST_COSINE:
+        return warn(fact, "check its accuracy on data with `partitioner verify`")
+    return ok(fact)
+
+
+def speed(case: Case) -> Verdict:
+    """Every head's own time beside the one that the plan was made with."""
+    bundle, loaded, found = case.bundle(), case.heads(), []
+    for entry in _heads_once(bundle):
+        if entry.id in loaded.failed or not entry.cost.edge_s:
+            continue
+        seconds = measured_s(case, entry)
+        ratio = seconds / entry.cost.edge_s
+        fact = f"{entry.id} {seconds * 1e3:.2f} ms, planned {entry.cost.edge_s * 1e3:.2f} ({ratio:.2f} x)"
+        remedy = "the planner learns it as it serves; for a better plan measure here: `edge-agent profile KIT`"
+        if ratio > MUCH_SLOWER:
+            remedy = f"see machine.governor, machine.throttling and machine.load first; {remedy}"
+        found.append(warn(fact, remedy) if ratio > SLOWER else ok(fact))
+    if not found:
+        raise UnmetError("no head can be timed (bundle.heads)")
+    return together(found)
+
+
+def measured_s(case: Case, entry: PlacementEntry) -> float:
+    """Median seconds of one run of the entry's head, the declared slow-down included."""
+    inputs = {spec.name: drawn(spec) for spec in case.bundle().manifest.model.inputs}
+    for _ in range(_WARM):
+        case.heads().prepare(entry.id, inputs)
+    times: list[float] = []
+    until = time.monotonic() + _SPEED_BUDGET_S
+    while len(times) < 3 or (len(times) < _ROUNDS and time.monotonic() < until):
+        times.append(case.heads().prepare(entry.id, inputs).edge_s)
+    return statistics.median(times)
+
+
+def drawn(spec: TensorSpec) -> Array:
+    """One input that any model takes: noise for floats and pictures, zeros where numbers may be indices."""
+    shape = [d if isinstance(d, int) else 1 for d in spec.shape]
+    dtype = spec.numpy_dtype
+    rng = np.random.default_rng(11)
+    if dtype.kind == "f":
+        return rng.standard_normal(shape).astype(dtype)
+    return rng.integers(0, 256, shape, np.uint8) if dtype == np.uint8 else np.zeros(shape, dtype)
+
+
+def _heads_once(bundle: Bundle) -> Iterator[PlacementEntry]:
+    """One placement for every head: those that differ in the codec share it."""
+    return iter({e.head: e for e in reversed(bundle.manifest.placements) if e.head is not None}.values())
+
+
+def _alone(bundle: Bundle) -> PlacementEntry | None:
+    return bundle.manifest.placement(PlacementKind.EDGE_ONLY)
+
+
+def _flat(array: Array) -> Array:
+    return array.astype(np.float64).ravel()
+
+
+def _cosine(made: Array, known: Array) -> float:
+    a, b = _flat(made), _flat(known)
+    norm = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / norm if norm else float(np.array_equal(a, b))

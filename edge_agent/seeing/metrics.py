@@ -1,7 +1,7 @@
 """The agent's numbers for Prometheus: a table of families, each with how it is read from one scene.
 
 Names are Triton's (`nv_...`) where the meaning is the same, so that its dashboards go on working; ours begin with
-`isthmus_agent_`. What is unknown is absent: a missing series is not a zero. `docs/observability.md` shows the table.
+`isthmus_agent_`. What is unknown is absent: a missing series is not a zero. `docs/agent-metrics.md` shows the table.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ OURS: tuple[Family[Scene], ...] = (
     Family(
         "isthmus_agent_prediction_error_ratio",
         _G,
-        "Mean of |predicted - measured| / measured over the last minute.",
+        "Mean distance of predicted from measured time as a share of it, over the last minute.",
         SCOPE,
         r.one(lambda f: f.prediction_error),
     ),

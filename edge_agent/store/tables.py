@@ -51,4 +51,5 @@ def boot(connection: sqlite3.Connection) -> bytes:
 
 def totals(connection: sqlite3.Connection) -> Totals:
     rows = connection.execute("SELECT state, tickets, nbytes FROM totals").fetchall()
-    return Totals({State(state): count for state, count, _ in rows}, sum(nbytes for *_, nbytes in rows))
+    counts = {state: count for state, count, _ in rows}
+    return Totals({state: counts[state] for state in State}, sum(nbytes for *_, nbytes in rows))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from edge_agent.outcomes import Answer, Outcome, Refusal, StageTimings
+from edge_agent.outcomes import Outcome, Refusal
 from edge_agent.store.client import StoreClient
 from edge_agent.store.forwarder import Forwarder
 from edge_agent.store.journal import Journal
@@ -19,42 +18,11 @@ from edge_agent.store.pacing import Pace
 from edge_agent.store.tickets import State, Wish
 from protocol.control.flights import RefusalCode
 from protocol.errors import InputError
-from protocol.messages import RequestId
 from protocol.tensors import Tensors
+from tests.toy_agent import ToyAgent, answer
 from tests.waiting import PATIENCE_S, until
 
 BRISK = Pace(quiet_s=0.0, look_s=0.001)
-
-
-@dataclass
-class ToyAgent:
-    """Answers x + 1 as soon as it is let; remembers what it was asked."""
-
-    held: bool = False
-    asked: list[tuple[str, int, float]] = field(default_factory=list)  # identity, x, budget
-    waiting: list[tuple[Future[Outcome], int]] = field(default_factory=list)
-    outcome: Callable[[int], Outcome] = field(default=lambda x: answer(x + 1))
-
-    def submit(self, inputs: Tensors, *, deadline_s: float, identity: RequestId | None = None) -> Future[Outcome]:
-        x = int(inputs["x"][0])
-        if x < 0:
-            raise InputError("x is negative", "give another")
-        self.asked.append((str(identity), x, deadline_s))
-        future: Future[Outcome] = Future()
-        self.waiting.append((future, x))
-        if not self.held:
-            self.release()
-        return future
-
-    def release(self) -> None:
-        waiting, self.waiting = self.waiting, []
-        for future, x in waiting:
-            future.set_result(self.outcome(x))
-
-
-def answer(value: int) -> Answer:
-    outputs = {"y": np.array([value], np.int64)}
-    return Answer("r", outputs, "cut-1", "cut", "int8", "toy", "b", StageTimings(), 1, 1, 1, 1)
 
 
 def refusal(code: RefusalCode) -> Callable[[int], Outcome]:

@@ -13,31 +13,38 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import random
 import sys
 import threading
 import time
 import traceback
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from edge_agent.compute import Compute, Rehearsal
-from edge_agent.errands import Ending, Stop, Submit
+from edge_agent.errands import Ending, Found, Look, Stop, Submit
 from edge_agent.heads import Heads, Prepared
 from edge_agent.outcomes import Answer, Outcome, Refusal, StageTimings
 from edge_agent.references import References
+from edge_agent.resolver import Resolver, Source, parse, require_private
 from edge_agent.uplink import Uplink
+from edge_agent.view import AgentView
 from edge_agent.ways import Ways
-from protocol import __version__, sockets
+from protocol import __version__
 from protocol import messages as m
 from protocol.bundle import Bundle, PlacementEntry
 from protocol.control.flights import RefusalCode, Row
 from protocol.control.ladder import Ladder
 from protocol.control.planner import Candidate, Planner
-from protocol.errors import BundleError, InputError
+from protocol.control.session import State
+from protocol.errors import BundleError, InputError, IsthmusError
 from protocol.messages import MAX_TEXT_LENGTH, PlacementKind
+from protocol.sockets import Endpoint
 from protocol.tensors import Array, Tensors, check_inputs
 
 
@@ -46,7 +53,8 @@ class AgentConfig:
     """Everything an agent needs to know. One line of documentation per field."""
 
     bundle: Path  # directory written by `partitioner split`
-    gateway: str | None = None  # tcp://HOST:PORT; None serves edge-only
+    # tcp://HOST:PORT or srv://NAME of a DNS SRV record, or several of them; None or none serves edge-only
+    gateway: str | Sequence[str] | None = None
     name: str = "edge-agent"  # how the gateway's logs call this device
     threads: int = 1  # intra-op threads of the heads
     edge_slowdown: float = 1.0  # declared: the device is this many times slower than this machine
@@ -56,6 +64,8 @@ class AgentConfig:
     server_key: str = ""  # the gateway's public key, or a file of such, instead of server.pub
     placements: tuple[str, ...] = ()  # only these placement ids may be used; empty allows all
     providers: tuple[str, ...] = ("cpu",)  # what may run heads, the preferred first: tensorrt, cuda, cpu
+    hedge: bool = False  # start edge-only beside a request that is out when its budget gets tight; the first one wins
+    seed: int | None = None  # of the draws among several gateways; None is a new one every time
 
 
 @dataclass(slots=True)
@@ -63,6 +73,7 @@ class _Pending:
     future: Future[Outcome]
     submitted: float
     deadline: float
+    name: m.RequestId
 
 
 class Agent:
@@ -73,12 +84,10 @@ class Agent:
         self.config = config
         self.bundle = Bundle.open(config.bundle)
         self._entries = _chosen(self.bundle, config.placements)
-        self._endpoint, ways = None, None
-        if config.gateway is not None:
-            self._endpoint = sockets.resolve(sockets.parse_endpoint(config.gateway))
-            if config.keys is None:
-                sockets.require_loopback(self._endpoint, insecure=config.insecure, doing="connecting to")
-            ways = Ways(self._endpoint, config.keys, config.server_key)
+        self._sources = _sources(config)
+        ways_of = partial(Ways, keys_dir=config.keys, server_key=config.server_key)
+        if self._sources:
+            ways_of(Endpoint("127.0.0.1", 1))  # keys that cannot be read are refused now
         if len(config.name) > MAX_TEXT_LENGTH:
             raise InputError(f"an agent name of {len(config.name)} characters", f"use at most {MAX_TEXT_LENGTH}")
         if not 1.0 <= config.edge_slowdown < math.inf:
@@ -93,16 +102,25 @@ class Agent:
         self._boot = os.urandom(8)
         self._numbers = itertools.count(1)
         self._pending: dict[int, _Pending] = {}
+        self._names: set[m.RequestId] = set()  # of what is pending
         self._lock = threading.Lock()
         self._closed = False
         self._started_in: int | None = None
         self.fatal: BaseException | None = None
         rows = [Row(e.id, e.kind, _segment(e), e.head, e.tail) for e in self._entries.values()]
         self.planner = Planner([Candidate(e.id, e.cost, e.head or "", e.tail or "") for e in self._entries.values()])
-        self._ladder = Ladder(rows, self.planner, expects_gateway=self._endpoint is not None)
+        self._ladder = Ladder(
+            rows,
+            self.planner,
+            expects_gateway=bool(self._sources),
+            gateways=(),
+            chance=random.Random(config.seed),
+            hedge=config.hedge,
+        )
         references = References()
         self.uplink = Uplink(
-            ways=ways,
+            gateways=[Found(s.text, (s.literal,) if s.literal else ()) for s in self._sources if not s.is_srv],
+            ways_of=ways_of,
             hello=m.Hello(
                 boot=self._boot,
                 agent=config.name,
@@ -118,6 +136,11 @@ class Agent:
             crashed=self._crashed,
         )
         self._compute = Compute(self.heads, references, self.uplink.post, self.uplink.wanted)
+        named = [source for source in self._sources if source.literal is None]
+        private = config.keys is None and not config.insecure
+        self._resolver = (
+            Resolver(named, self.uplink.post, allowed=lambda e: e.is_loopback or not private) if named else None
+        )
 
     def start(self) -> None:
         """Load the heads and start the threads. Raises BundleError for a damaged file."""
@@ -127,18 +150,26 @@ class Agent:
             self._ladder.disable(id_, reason)
         self._compute.start()
         self.uplink.start()
+        if self._resolver is not None:
+            self._resolver.start()
         self._started_in = os.getpid()
 
-    def submit(self, inputs: Tensors, *, deadline_s: float) -> Future[Outcome]:
+    def submit(
+        self, inputs: Tensors, *, deadline_s: float, priority: int = 4, identity: m.RequestId | None = None
+    ) -> Future[Outcome]:
         """Ask for an answer within `deadline_s` seconds; the future resolves to an Answer or a Refusal.
 
         `inputs` maps ONNX input names to arrays of the model's element types and shapes. They are not copied: leave
-        them alone until the future is done. Callbacks of the future run on the socket thread: keep them short. Raises
-        InputError for tensors that the model does not take.
+        them alone until the future is done. Callbacks of the future run on the socket thread: keep them short.
+        `priority` is 0 (first) to 9. `identity` names a request that outlives this process: gateways take it for the
+        same one as before and answer it without doing it again; its boot id is not this agent's. Raises InputError for
+        tensors that the model does not take, and for an identity that is pending.
         """
         check_inputs(self.bundle.manifest.model.inputs, inputs)
         if not 0 < deadline_s < math.inf:
             raise InputError(f"deadline of {deadline_s} s", "give the seconds that you can wait, for example 0.5")
+        if not 0 <= priority <= 9:
+            raise InputError(f"priority {priority}", "give 0 (first) to 9 (last)")
         if self._started_in != os.getpid():
             raise InputError(
                 "the agent was not started in this process", "use `with`, and after a fork an agent of its own"
@@ -151,8 +182,12 @@ class Agent:
                 future.set_result(Refusal("", RefusalCode.CLOSED, "the agent was shut down", deadline_s))
                 return future
             seq = next(self._numbers)
-            self._pending[seq] = _Pending(future, now, now + deadline_s)
-            self.uplink.post(Submit(seq, inputs, now + deadline_s))
+            name = identity or m.RequestId(self._boot, seq)
+            if name in self._names:
+                raise InputError(f"request {name} is pending already", "wait for its outcome")
+            self._names.add(name)
+            self._pending[seq] = _Pending(future, now, now + deadline_s, name)
+            self.uplink.post(Submit(seq, inputs, now + deadline_s, name, priority))
         return future
 
     def rehearse(self, inputs: Tensors, *, placement: str) -> Future[Prepared]:
@@ -168,10 +203,27 @@ class Agent:
         self.uplink.post(Rehearsal(placement, inputs, future))
         return future
 
+    def look(self, timeout_s: float = 1.0) -> AgentView:
+        """How things stand now. Any thread may ask but the one that runs callbacks. Raises IsthmusError if the socket
+        thread does not say so within `timeout_s`."""
+        future: Future[AgentView] = Future()
+        if not self.uplink.runs():
+            return self.uplink.view()
+        self.uplink.post(Look(future))
+        try:
+            return future.result(timeout_s)
+        except TimeoutError as error:
+            if not self.uplink.runs():  # ended meanwhile
+                return self.uplink.view()
+            fact = f"the agent's socket thread has not answered for {timeout_s:g} s"
+            raise IsthmusError(fact, "if it hangs, restart the agent; its watchdog would") from error
+
     @property
     def gateway(self) -> str:
-        """The gateway's literal endpoint; empty without one."""
-        return str(self._endpoint) if self._endpoint else ""
+        """The literal endpoint of the gateway in use, or of any that takes requests; empty while none does."""
+        links = list(self.uplink.gateways.links.values())
+        links.sort(key=lambda link: (link.state is not State.READY, link.name != self._ladder.fleet.in_use))
+        return str(links[0].endpoint or links[0].name) if links else ""
 
     @property
     def serves_alone(self) -> bool:
@@ -180,7 +232,7 @@ class Agent:
 
     def wait_ready(self, timeout_s: float) -> bool:
         """Whether a gateway has welcomed this agent within `timeout_s`."""
-        return self._endpoint is not None and self.uplink.ready.wait(timeout_s)
+        return bool(self._sources) and self.uplink.ready.wait(timeout_s)
 
     def close(self) -> None:
         """Refuse what is pending and stop the threads. Safe to call twice."""
@@ -190,6 +242,8 @@ class Agent:
             self._closed = True
         if self._started_in is None:
             return
+        if self._resolver is not None:
+            self._resolver.stop()
         self.uplink.post(Stop())
         self.uplink.join()
         self._compute.stop()
@@ -210,6 +264,7 @@ class Agent:
         outcome = self._outcome(ending, pending, time.monotonic())  # a bug in here must leave the request pending
         with self._lock:
             del self._pending[ending.finish.seq]
+            self._names.discard(pending.name)
         pending.future.set_result(outcome)
 
     def _crashed(self, error: BaseException) -> None:
@@ -219,12 +274,12 @@ class Agent:
         with self._lock:
             self._closed = True
             left, self._pending = self._pending, {}
-        for seq, pending in left.items():
-            pending.future.set_result(Refusal(self._id(seq), RefusalCode.CLOSED, f"internal error: {error}", 0.0))
+        for pending in left.values():
+            pending.future.set_result(Refusal(str(pending.name), RefusalCode.CLOSED, f"internal error: {error}", 0.0))
 
     def _outcome(self, ending: Ending, pending: _Pending, now: float) -> Outcome:
         finish, prepared, remote = ending.finish, ending.prepared, ending.remote
-        request = self._id(finish.seq)
+        request = str(pending.name)
         if finish.code is not None or prepared is None:
             code = finish.code or RefusalCode.NO_PLACEMENT
             slack_s = max(pending.deadline - now, 0.0)
@@ -233,7 +288,7 @@ class Agent:
         timings = StageTimings(edge_s=prepared.edge_s, encode_s=prepared.encode_s, total_s=now - pending.submitted)
         outputs = dict(prepared.outputs)
         if remote is None:
-            return self._answer(ending, entry, outputs, timings, prepared.engine, entry.precision)
+            return self._answer(request, ending, entry, outputs, timings, prepared.engine, entry.precision)
         outputs.update(remote.outputs)
         t = remote.result.timings
         timings = StageTimings(
@@ -246,10 +301,11 @@ class Agent:
             total_s=now - pending.submitted,
         )
         engine = " + ".join(dict.fromkeys(e for e in (prepared.engine, remote.result.engine) if e))
-        return self._answer(ending, entry, outputs, timings, engine, remote.result.precision)
+        return self._answer(request, ending, entry, outputs, timings, engine, remote.result.precision)
 
     def _answer(
         self,
+        request: str,
         ending: Ending,
         entry: PlacementEntry,
         outputs: dict[str, Array],
@@ -262,7 +318,7 @@ class Agent:
             array.flags.writeable = False  # what came over the wire is a view of the message; the rest shall not differ
         order = [spec.name for spec in self.bundle.manifest.model.outputs]
         return Answer(
-            request=self._id(ending.finish.seq),
+            request=request,
             outputs={name: outputs[name] for name in order},
             placement=entry.id,
             kind=str(entry.kind),
@@ -275,10 +331,19 @@ class Agent:
             attempts=ending.finish.attempts,
             batch_size=remote.result.timings.batch_size if remote else 1,
             degraded=ending.finish.degraded,
+            gateway=ending.finish.gateway,
+            hedged=ending.finish.hedged,
         )
 
-    def _id(self, seq: int) -> str:
-        return str(m.RequestId(self._boot, seq))
+
+def _sources(config: AgentConfig) -> tuple[Source, ...]:
+    """What names the gateways. Raises InputError."""
+    given = (config.gateway,) if isinstance(config.gateway, str) else tuple(config.gateway or ())
+    sources = tuple(dict.fromkeys(parse(text) for text in given))
+    if config.keys is None:
+        for source in sources:
+            require_private(source, insecure=config.insecure)
+    return sources
 
 
 def _segment(entry: PlacementEntry) -> bytes | None:

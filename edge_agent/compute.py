@@ -6,12 +6,14 @@ of request n, since sending is another thread's work.
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from edge_agent.heads import Heads, Prepared, ValuesError
 from edge_agent.references import References
@@ -27,6 +29,8 @@ class Job:
     placement: str
     inputs: Tensors
     deadline: float
+    priority: int = 4  # 0 first
+    gateway: str | None = None  # where it will be sent and frames of it are known; None: nothing is to be referred to
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,14 @@ class Crashed:
     error: BaseException
 
 
+class _Turn(NamedTuple):
+    """Most urgent first, then first come, first served: numbers differ, so jobs are never compared."""
+
+    priority: int
+    number: int
+    job: Job | Rehearsal | None
+
+
 class Compute:
     def __init__(
         self,
@@ -81,25 +93,27 @@ class Compute:
         self._post = post
         self._stopping = False
         self._took: dict[str, float] = {}
-        self._jobs: queue.SimpleQueue[Job | Rehearsal | None] = queue.SimpleQueue()
+        self._jobs: queue.PriorityQueue[_Turn] = queue.PriorityQueue()
+        self._numbers = itertools.count()
         self._thread = threading.Thread(target=self._run, name="isthmus-compute", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def submit(self, job: Job | Rehearsal) -> None:
-        self._jobs.put(job)
+        priority = job.priority if isinstance(job, Job) else 0
+        self._jobs.put(_Turn(priority, next(self._numbers), job))
 
     def stop(self) -> None:
         """End after the current job. Safe to call twice."""
         self._stopping = True
-        self._jobs.put(None)
+        self._jobs.put(_Turn(-1, next(self._numbers), None))
         if self._thread.is_alive():
             self._thread.join(timeout=10)
 
     def _run(self) -> None:
         try:
-            while (job := self._jobs.get()) is not None:
+            while (job := self._jobs.get().job) is not None:
                 if isinstance(job, Rehearsal):
                     self._post(self._rehearse(job))
                     continue
@@ -122,7 +136,8 @@ class Compute:
         if too_late(job.deadline, usual_s, others=self._jobs.qsize(), now=start):
             return None
         try:
-            made = self._heads.prepare(job.placement, job.inputs, self._references.of(job.placement))
+            before = {} if job.gateway is None else self._references.of(job.gateway, job.placement)
+            made = self._heads.prepare(job.placement, job.inputs, before)
             self._took[job.placement] = time.monotonic() - start
             return Done(job.seq, job.generation, job.placement, made)
         except IsthmusError as error:

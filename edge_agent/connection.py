@@ -46,10 +46,27 @@ _CHANGES: dict[int, Change] = {
 }
 
 
-class Connection:
-    """Used by one thread. Without a way it only waits for the mailbox. Times are monotonic seconds."""
+class Shared:
+    """What all connections of one thread share: ZeroMQ's context, and the one sleep from which any of them wakes it."""
 
-    def __init__(self, ways: Ways | None, mailbox_fd: int) -> None:
+    def __init__(self, mailbox_fd: int) -> None:
+        self.context = sockets.make_context()
+        self.poller = zmq.Poller()
+        self.poller.register(mailbox_fd, zmq.POLLIN)
+
+    def poll(self, timeout_ms: int) -> None:
+        """Sleep until something comes, in the mailbox too."""
+        self.poller.poll(timeout_ms)
+
+    def close(self) -> None:
+        """After all connections."""
+        self.context.term()
+
+
+class Connection:
+    """Used by one thread. While no address of its gateway is known nothing happens. Times are monotonic seconds."""
+
+    def __init__(self, ways: Ways, shared: Shared) -> None:
         self.session = Session(Role.AGENT)
         self.heard_at = 0.0
         self._since = 0.0  # when the session entered its state
@@ -58,44 +75,39 @@ class Connection:
         self._refused = False
         self._connected = False  # at any time with this socket
         self._turns = 0  # ways tried since a handshake succeeded
-        self._mailbox_fd = mailbox_fd
-        self._context = sockets.make_context()
+        self._shared = shared
         self._socket: zmq.Socket[bytes] | None = None
         self._monitor: zmq.Socket[bytes] | None = None
-        self._poller = zmq.Poller()
-        self._poller.register(mailbox_fd, zmq.POLLIN)
 
     @property
     def state(self) -> State:
         return self.session.state
 
+    @property
+    def is_open(self) -> bool:
+        return self._socket is not None
+
     def open(self, *, now: float) -> None:
         """Make the socket and begin to connect. Without a way nothing happens."""
-        if self._ways is None:
-            return
         if self._socket is not None:
             raise InvariantViolation("a connection is opened twice")
-        self._socket, self._monitor = sockets.watched_dealer(self._context, *self._ways.current)
+        if self._ways.count == 0:
+            return
+        self._socket, self._monitor = sockets.watched_dealer(self._shared.context, *self._ways.current)
         self._since = now
         self._hang_ups, self._refused, self._connected = 0, False, False
-        self._poller = zmq.Poller()
-        for source in (self._socket, self._monitor, self._mailbox_fd):
-            self._poller.register(source, zmq.POLLIN)
+        for source in (self._socket, self._monitor):
+            self._shared.poller.register(source, zmq.POLLIN)
 
     def recreate(self, *, now: float) -> None:
         self._close_socket()
-        if self._ways is not None and (self._in_vain or not self._connected):
+        if self._in_vain or not self._connected:
             self._ways.turn()
             self._turns += 1
         self.open(now=now)
 
     def close(self) -> None:
         self._close_socket()
-        self._context.term()
-
-    def poll(self, timeout_ms: int) -> None:
-        """Sleep until something comes, in the mailbox too."""
-        self._poller.poll(timeout_ms)
 
     def changes(self) -> Iterator[Change]:
         """What the monitor has seen since."""
@@ -146,7 +158,7 @@ class Connection:
             return "the gateway has fallen silent"
         if self.state is State.GREETING and waited > WELCOME_S:
             return "the gateway did not welcome us"
-        if self.state is State.DISCONNECTED and self._socket is not None and self._ways is not None:
+        if self.state is State.DISCONNECTED and self._socket is not None:
             at_once = self._in_vain and self._turns < self._ways.count  # but no more than once round
             if waited > RECREATE_S or (self._ways.count > 1 and (at_once or waited > TURN_S)):
                 return self._why_not()
@@ -159,15 +171,17 @@ class Connection:
     def _why_not(self) -> str:
         if self._refused:
             return str(Change.REFUSED)
-        if self._hang_ups and self._ways is not None and self._ways.current.curve is not None:
+        if self._hang_ups and self._ways.count and self._ways.current.curve is not None:
             return "the gateway hangs up: its key may be another than we know"
         return "no gateway answers"
 
     def _close_socket(self) -> None:
         if self._socket is not None:
+            self._shared.poller.unregister(self._socket)
             self._socket.disable_monitor()
             self._socket.close(0)
             self._socket = None
         if self._monitor is not None:
+            self._shared.poller.unregister(self._monitor)
             self._monitor.close(0)
             self._monitor = None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from edge_agent.compute import Crashed, Done, Failed, Rehearsal, Rehearsed
 from edge_agent.heads import Prepared
+from edge_agent.view import AgentView
 from protocol import messages as m
 from protocol.control.flights import Finish
+from protocol.sockets import Endpoint
 from protocol.tensors import Array, Tensors
 
 
@@ -18,6 +21,33 @@ class Submit:
     seq: int
     inputs: Tensors
     deadline: float
+    identity: m.RequestId  # its name on the wire
+    priority: int = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One gateway and where it listens now. Those of a higher rank are used only while none of a lower one can be."""
+
+    name: str
+    endpoints: tuple[Endpoint, ...]
+    rank: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What a name of gateways stands for now; `trouble` says why nothing was found."""
+
+    source: str
+    found: tuple[Found, ...]
+    trouble: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Somebody wants to know how things stand."""
+
+    future: Future[AgentView]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +55,7 @@ class Stop:
     """Refuse what is pending and end."""
 
 
-Post = Submit | Done | Failed | Rehearsal | Rehearsed | Crashed | Stop
+Post = Submit | Resolved | Look | Done | Failed | Rehearsal | Rehearsed | Crashed | Stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +83,9 @@ class Work:
     """What the socket thread keeps of a request while it is on its way."""
 
     inputs: Tensors
+    identity: m.RequestId
+    priority: int
+    last_gateway: str = ""  # where it was sent last
     prepared: dict[str, Prepared] = field(default_factory=dict)  # by placement
 
 

@@ -39,6 +39,8 @@ class Answer:
     attempts: int
     batch_size: int
     degraded: tuple[str, ...] = ()  # why it was not the placement that the plan wanted; empty when it was
+    gateway: str = ""  # which gateway did the remote share; "" where there was none
+    hedged: bool = False  # both the gateway and edge-only were at work; this one was first
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
-"""The thread that owns the agent's socket. It carries out what the ladder decides, and nothing else decides anything.
+"""The thread that owns the agent's sockets. It carries out what the ladder decides, and nothing else decides anything.
 
-    submit, compute thread --mailbox--> [ Uplink: ladder, estimator, Connection ] <--DEALER--> gateway
+    submit, compute thread --mailbox--> [ Uplink: ladder, one GatewayLink per gateway ] <--DEALER--> gateway
+    resolver ------------------^                                                        <--DEALER--> gateway
 
-One plain thread: asyncio would add 200 us and double the processor time of a round trip.
+One plain thread for all gateways: asyncio would add 200 us and double the processor time of a round trip.
 """
 
 from __future__ import annotations
@@ -10,22 +11,26 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from edge_agent import looking
 from edge_agent.compute import Crashed, Done, Failed, Job, Rehearsal, Rehearsed
-from edge_agent.connection import Change, Connection
-from edge_agent.errands import Ending, Outstanding, Post, Remote, Stop, Submit, Work
+from edge_agent.connection import Change, Shared
+from edge_agent.errands import Ending, Found, Look, Post, Remote, Resolved, Stop, Submit, Work
+from edge_agent.gateways import Gateways
+from edge_agent.link import GatewayLink
 from edge_agent.references import References
+from edge_agent.view import AgentView
 from edge_agent.ways import Ways
 from protocol import codecs, wire
 from protocol import messages as m
 from protocol.control.flights import CancelRemote, Finish, Instruction, Prepare, Send
 from protocol.control.ladder import Ladder
-from protocol.control.link import LinkEstimator
-from protocol.control.pulse import Pulse, patience_s, wake_at
+from protocol.control.pulse import wake_at
 from protocol.control.session import Event, State
 from protocol.errors import InvariantViolation, IsthmusError, WireError
 from protocol.mailbox import Mailbox
+from protocol.sockets import Endpoint
 
 
 class Uplink:
@@ -34,7 +39,8 @@ class Uplink:
     def __init__(
         self,
         *,
-        ways: Ways | None,
+        gateways: Sequence[Found],
+        ways_of: Callable[[Sequence[Endpoint]], Ways],
         hello: m.Hello,
         ladder: Ladder,
         segments: dict[str, bytes],
@@ -44,13 +50,16 @@ class Uplink:
         ended: Callable[[Ending], None],
         crashed: Callable[[BaseException], None],
     ) -> None:
+        """`gateways` are known from the start; others, and their addresses, come from the resolver."""
         self.mailbox: Mailbox[Post] = Mailbox()
-        self.estimator = LinkEstimator()
         self.stats: Counter[str] = Counter()
         self.ready = threading.Event()
+        self._shared = Shared(self.mailbox.fileno())
+        self.gateways = Gateways(
+            gateways, ladder, lambda found: GatewayLink(found.name, ways_of(found.endpoints), self._shared)
+        )
         self._outputs = outputs
         self._references = references
-        self._link = Connection(ways, self.mailbox.fileno())
         self._hello = hello
         self._ladder = ladder
         self._segments = segments
@@ -58,9 +67,7 @@ class Uplink:
         self._ended = ended
         self._crashed = crashed
         self._work: dict[int, Work] = {}
-        self._out: dict[tuple[int, int], Outstanding] = {}  # (seq, attempt); pings under (-number, 0)
-        self._pings = 0
-        self._pulse = Pulse()
+        self._seqs: dict[m.RequestId, int] = {}  # of what is pending
         self._stopping = False
         self._thread = threading.Thread(target=self._main, name="isthmus-uplink", daemon=True)
 
@@ -78,6 +85,14 @@ class Uplink:
     def join(self) -> None:
         self._thread.join(timeout=10)
 
+    def runs(self) -> bool:
+        """Whether the thread is there to answer."""
+        return self._thread.is_alive()
+
+    def view(self) -> AgentView:
+        """How things stand. Only for this thread, and while it does not run."""
+        return looking.view_of(self._ladder, self.gateways.links, self.stats, now=time.monotonic())
+
     # ---- the loop ---------------------------------------------------------------------------------------------------
 
     def _main(self) -> None:
@@ -86,34 +101,37 @@ class Uplink:
         except BaseException as error:  # the top of the thread
             self._crashed(error)  # answers what is pending
         finally:
-            self._link.close()
+            for link in self.gateways.links.values():
+                link.connection.close()
+            self._shared.close()
             self.mailbox.close()
 
     def _loop(self) -> None:
-        self._link.open(now=time.monotonic())
+        for link in self.gateways.links.values():
+            link.connection.open(now=time.monotonic())
         while not self._stopping:
-            self._link.poll(self._wait_ms(time.monotonic()))
-            for change in self._link.changes():
-                self._handle_change(change, time.monotonic())
-            self._drain_socket()
+            self._shared.poll(self._wait_ms(time.monotonic()))
+            for link in self.gateways.links.values():
+                for change in link.connection.changes():
+                    self._handle_change(link, change, time.monotonic())
+                self._drain_socket(link)
             for item in self.mailbox.drain():
                 self._handle_post(item)
             self._timers(time.monotonic())
         self._carry_out(self._ladder.close())
 
     def _wait_ms(self, now: float) -> int:
-        next_ping = self._pulse.next_at if self._link.state is State.READY else None
+        next_ping = min(
+            (at for link in self.gateways.links.values() if (at := link.next_ping) is not None), default=None
+        )
         wake = wake_at(self._ladder.next_deadline(), next_ping, busy=bool(self._ladder.flights), now=now)
         return max(0, int((wake - now) * 1000 + 0.999))  # the poller truncates: round up
 
     def _handle_post(self, item: Post) -> None:
         now = time.monotonic()
         match item:
-            case Submit(seq, inputs, deadline):
-                self._work[seq] = Work(inputs)
-                self._pulse.requested(now=now)
-                self._ladder.link_measured(self.estimator.estimate(now))
-                self._carry_out(self._ladder.submitted(seq, deadline, now=now))
+            case Submit():
+                self._submit(item, now)
             case Done(seq, generation, placement, prepared):
                 if (work := self._work.get(seq)) is not None:
                     work.prepared[placement] = prepared
@@ -129,20 +147,60 @@ class Uplink:
                     rehearsal.future.set_exception(made)
                 else:
                     rehearsal.future.set_result(made)
+            case Resolved():
+                self._carry_out(self.gateways.resolved(item, hello=self._hello, now=now))
+                self._note_readiness()
+            case Look(future):
+                future.set_result(self.view())
             case Crashed(error):
                 raise InvariantViolation("the compute thread crashed") from error
             case Stop():
                 self._stopping = True
 
+    def _submit(self, item: Submit, now: float) -> None:
+        self._work[item.seq] = Work(item.inputs, item.identity, item.priority)
+        self._seqs[item.identity] = item.seq
+        if item.identity.boot not in (self._hello.boot, *self._hello.also):
+            self._greet_for(item.identity.boot)
+        for link in self.gateways.links.values():
+            link.pulse.requested(now=now)
+            self._ladder.link_measured(link.estimator.estimate(now), gateway=link.name)
+        self._carry_out(self._ladder.submitted(item.seq, item.deadline, priority=item.priority, now=now))
+
+    def _greet_for(self, boot: bytes) -> None:
+        """Requests of an earlier life follow: gateways take only such as begin with what they were greeted with."""
+        also = (*self._hello.also, boot)[-m.MOST_BOOTS :]
+        self._hello = m.Hello(self._hello.boot, self._hello.agent, self._hello.software, self._hello.model_digest, also)
+        for link in self.gateways.links.values():
+            if link.state is State.READY:
+                link.send(self._hello)
+
     def _timers(self, now: float) -> None:
         self._carry_out(self._ladder.tick(now=now))
-        why = self._link.overdue(now=now, patience_s=patience_s(self._ahead_nbytes(), self.estimator.estimate(now)))
-        if why is not None:
-            self._lose_link(why, now)
-            self.stats["sockets_recreated"] += 1
-            self._link.recreate(now=now)
-        elif self._link.state in (State.READY, State.DRAINING) and now >= self._pulse.next_at:
-            self._ping(now)
+        for link in list(self.gateways.links.values()):
+            if (why := link.overdue(now=now)) is not None:
+                self._lose_link(link, why, now)
+                self.stats["sockets_recreated"] += 1
+                link.connection.recreate(now=now)
+            elif (at := link.next_ping) is not None and now >= at:
+                idle = not any(other.out for other in self.gateways.links.values())
+                link.ping(idle=idle, in_use=self._is_in_use(link), now=now)
+            if link.leaves_at is not None and (link.has_left or now >= link.leaves_at):
+                self._carry_out(self.gateways.remove(link, now=now))
+                self._references.forget_all(link.name)
+                self._note_readiness()
+
+    # ---- the links --------------------------------------------------------------------------------------------------
+
+    def _is_in_use(self, link: GatewayLink) -> bool:
+        return self._ladder.fleet.current.name == link.name
+
+    def _note_readiness(self) -> None:
+        """Ready: somebody has welcomed us, and the first placement will not be a guess."""
+        if any(link.measured and link.state is State.READY for link in self.gateways.links.values()):
+            self.ready.set()
+        else:
+            self.ready.clear()
 
     # ---- carrying out -----------------------------------------------------------------------------------------------
 
@@ -150,120 +208,134 @@ class Uplink:
         """`remote` belongs to the one request that it lets finish."""
         for instruction in instructions:
             match instruction:
-                case Prepare(seq, placement):
-                    flight = self._ladder.flights[seq]
-                    self._submit_job(Job(seq, flight.generation, placement, self._work[seq].inputs, flight.deadline))
+                case Prepare(seq, placement, gateway):
+                    flight, work = self._ladder.flights[seq], self._work[seq]
+                    # Frames are known by the boot id of their request: those of an earlier life go alone.
+                    known_at = gateway if work.identity.boot == self._hello.boot else None
+                    self._submit_job(
+                        Job(seq, flight.generation, placement, work.inputs, flight.deadline, work.priority, known_at)
+                    )
                 case Send():
                     self._send_infer(instruction)
-                case CancelRemote(seq):
-                    self._link.send(m.Cancel(m.RequestId(self._hello.boot, seq)))
+                case CancelRemote(seq, gateway):
+                    if (link := self.gateways.links.get(gateway)) is not None:
+                        link.send(m.Cancel(self._work[seq].identity))
                 case Finish(seq):
                     work = self._work.pop(seq)
-                    for attempt in range(1, instruction.attempts + 1):  # those that were never answered
-                        self._out.pop((seq, attempt), None)
+                    del self._seqs[work.identity]
+                    for link in self.gateways.links.values():
+                        for attempt in range(1, instruction.attempts + 1):  # those that were never answered
+                            link.out.pop((seq, attempt), None)
+                    self._count(instruction)
                     self._ended(Ending(instruction, work.prepared.get(instruction.placement), remote))
 
+    def _count(self, finish: Finish) -> None:
+        if finish.hedged:
+            self.stats["hedges"] += 1
+            if finish.code is None:
+                self.stats["hedges_won_remotely" if finish.gateway else "hedges_won_locally"] += 1
+
     def _send_infer(self, send: Send) -> None:
-        prepared = self._work[send.seq].prepared.get(send.placement)
+        work, link = self._work[send.seq], self.gateways.links[send.gateway]
+        prepared = work.prepared.get(send.placement)
         if prepared is None:
             raise InvariantViolation(f"request {send.seq} is sent before it is prepared")
         message = m.Infer(
-            request=m.RequestId(self._hello.boot, send.seq),
+            request=work.identity,
             segment=self._segments[send.placement],
             attempt=send.attempt,
             budget_us=int(send.budget_s * 1e6),
-            priority=4,
+            priority=work.priority,
             tensors=prepared.headers,
             checksum=prepared.checksum,
             outer_ppm=prepared.outer_ppm,
-            keep=bool(prepared.codes),
+            keep=bool(prepared.codes) and work.identity.boot == self._hello.boot,
         )
         now = time.monotonic()
-        ahead = self._ahead_nbytes()
-        nbytes = self._link.send(message, prepared.buffers)
+        # Gateways share the device's way out: what is on its way to one is in the way of another.
+        ahead = sum(other.ahead_nbytes for other in self.gateways.links.values())
+        nbytes = link.send(message, prepared.buffers)
         if nbytes == 0:
             self.stats["unsent"] += 1
             self._ladder.unsent(send.seq, now=now)
             return
         self.stats["sent"] += 1
-        self._out[send.seq, send.attempt] = Outstanding(now, nbytes, ahead)
-
-    def _ahead_nbytes(self) -> int:
-        return sum(out.nbytes for out in self._out.values())
-
-    def _ping(self, now: float) -> None:
-        ahead = self._ahead_nbytes()
-        for size in self._pulse.paddings(self.estimator, idle=not self._out, measured=self.ready.is_set(), now=now):
-            self._pings += 1
-            nbytes = self._link.send(m.Ping(self._pings, bytes(size)))
-            if nbytes:
-                self._out[-self._pings, 0] = Outstanding(now, nbytes, ahead)
+        if work.last_gateway not in ("", send.gateway):
+            self.stats["moved"] += 1
+        work.last_gateway = send.gateway
+        link.track((send.seq, send.attempt), nbytes, ahead, now=now)
 
     # ---- what comes in ----------------------------------------------------------------------------------------------
 
-    def _drain_socket(self) -> None:
-        while (frames := self._link.receive()) is not None:
+    def _drain_socket(self, link: GatewayLink) -> None:
+        while (frames := link.connection.receive()) is not None:
             now = time.monotonic()
             try:
-                self._receive(frames, now)
+                self._receive(link, frames, now)
             except wire.VersionError as error:
                 self.stats["wire_errors"] += 1
-                self._lose_link(f"the gateway speaks another version ({error.fact})", now)
+                self._lose_link(link, f"the gateway speaks another version ({error.fact})", now)
             except WireError:
                 self.stats["wire_errors"] += 1
 
-    def _receive(self, frames: list[memoryview], now: float) -> None:
+    def _receive(self, link: GatewayLink, frames: list[memoryview], now: float) -> None:
         message = wire.unpack_header(frames[0])
-        self._link.heard_at = now
+        link.connection.heard_at = now
         match message:
             case m.Welcome():
-                self._welcomed(message, now)
+                self._welcomed(link, message, now)
             case m.Result():
-                self._result(message, frames[1:], now)
+                self._result(link, message, frames[1:], now)
             case m.Reject():
-                self._reject(message, now)
-            case m.Pong(number, queue_us):
-                if (out := self._out.pop((-number, 0), None)) is not None:
-                    self._observe(out, now, residence_s=0.0, queue_s=queue_us / 1e6, down_nbytes=0)
-                    self._pulse.answered(self.estimator, measured=self.ready.is_set(), now=now)
+                self._reject(link, message, now)
+            case m.Pong():
+                link.ponged(message, in_use=self._is_in_use(link), now=now)
+                self._note_readiness()
             case m.NeedHello():
-                self._link.handle(Event.NEED_HELLO, now=now)
-                self._enter_greeting("the gateway does not know us (it was restarted)", now)
+                link.connection.handle(Event.NEED_HELLO, now=now)
+                self._enter_greeting(link, "the gateway does not know us (it was restarted)", now)
             case m.Drain(reason):
-                self._link.handle(Event.DRAIN, now=now)
-                self._carry_out(self._ladder.draining(f"the gateway is draining: {reason}", now=now))
+                link.connection.handle(Event.DRAIN, now=now)
+                why = f"the gateway is draining: {reason}"
+                self._carry_out(self._ladder.draining(why, gateway=link.name, now=now))
             case m.VersionMismatch(oldest, newest):
-                self._link.handle(Event.VERSION_MISMATCH, now=now)
-                self.ready.clear()
+                link.connection.handle(Event.VERSION_MISMATCH, now=now)
+                self._note_readiness()
                 why = f"the gateway speaks versions {oldest}..{newest}, this agent {wire.VERSION}"
-                self._carry_out(self._ladder.link_lost(why, now=now))
+                self._carry_out(self._ladder.link_lost(why, gateway=link.name, now=now))
             case _:
                 raise WireError(f"{type(message).__name__} is not for an agent", "see docs/wire.md")
 
-    def _welcomed(self, welcome: m.Welcome, now: float) -> None:
-        if self._link.handle(Event.WELCOME, now=now) is not State.READY:
+    def _welcomed(self, link: GatewayLink, welcome: m.Welcome, now: float) -> None:
+        anew = link.state is not State.READY
+        if link.connection.handle(Event.WELCOME, now=now) is not State.READY or link.leaves_at is not None:
             return
-        self._pulse.welcomed(now=now)
-        self._references.forget_all()
-        held = frozenset(welcome.segments) | frozenset(welcome.models)
+        link.epoch = welcome.epoch
+        if anew:
+            link.pulse.welcomed(now=now)
+            self._references.forget_all(link.name)
+            self.stats["welcomes"] += 1
+        self._ladder.link_measured(link.estimator.estimate(now), gateway=link.name)
         self._carry_out(
             self._ladder.link_up(
-                held=held,
+                held=frozenset(welcome.segments) | frozenset(welcome.models),
                 credit_requests=welcome.credit_requests,
                 credit_nbytes=welcome.credit_nbytes,
+                gateway=link.name,
+                anew=anew,
                 now=now,
             )
         )
-        self.stats["welcomes"] += 1
 
-    def _result(self, result: m.Result, parts: list[memoryview], now: float) -> None:
+    def _result(self, link: GatewayLink, result: m.Result, parts: list[memoryview], now: float) -> None:
         seq = self._own(result.request)
-        out = self._landed(seq, result.attempt)
+        out = link.landed(seq, result.attempt)
         sizes = [p.nbytes for p in parts]
         wire.check_parts(result.tensors, sizes)
         if out is not None:
-            residence_s = result.timings.residence_us / 1e6
-            self._observe(out, now, residence_s, result.timings.queue_us / 1e6, sum(sizes))
+            residence_s, queue_s = result.timings.residence_us / 1e6, result.timings.queue_us / 1e6
+            link.observe(out, residence_s=residence_s, queue_s=queue_s, down_nbytes=sum(sizes), now=now)
+            self._note_readiness()
         if seq not in self._work:
             self.stats["late_results"] += 1
             return
@@ -277,82 +349,75 @@ class Uplink:
                 raise WireError(f"the result lacks {', '.join(sorted(missing))}", "")
         except WireError as error:
             self.stats["wire_errors"] += 1
-            self._carry_out(self._ladder.rejected(seq, result.attempt, m.RejectCode.INTERNAL, str(error), 0.0, now=now))
+            self._carry_out(
+                self._ladder.rejected(
+                    seq, result.attempt, m.RejectCode.INTERNAL, str(error), 0.0, gateway=link.name, now=now
+                )
+            )
             return
         round_trip_s = now - out.at if out else 0.0
         remote = Remote(outputs, result, round_trip_s, out.nbytes if out else 0, sum(sizes))
         sent = self._ladder.sent_as(seq, result.attempt) or ""
-        if (prepared := self._work[seq].prepared.get(sent)) is not None:
-            self._references.answered(sent, seq, prepared.codes)
+        work = self._work[seq]
+        if work.identity.boot == self._hello.boot and (prepared := work.prepared.get(sent)) is not None:
+            self._references.answered(link.name, sent, work.identity.sequence, prepared.codes)
         compute_s = result.timings.compute_us / 1e6
-        self._carry_out(self._ladder.answered(seq, result.attempt, compute_s, now=now), remote)
+        self._carry_out(self._ladder.answered(seq, result.attempt, compute_s, gateway=link.name, now=now), remote)
 
-    def _reject(self, reject: m.Reject, now: float) -> None:
+    def _reject(self, link: GatewayLink, reject: m.Reject, now: float) -> None:
         seq = self._own(reject.request)
         self.stats[f"rejected_{reject.code}"] += 1
-        if (out := self._landed(seq, reject.attempt)) is not None:
-            self._observe(out, now, reject.residence_us / 1e6, 0.0, 0)
+        if (out := link.landed(seq, reject.attempt)) is not None:
+            link.observe(out, residence_s=reject.residence_us / 1e6, queue_s=0.0, down_nbytes=0, now=now)
+            self._note_readiness()
         if reject.code is m.RejectCode.UNKNOWN_REFERENCE and (sent := self._ladder.sent_as(seq, reject.attempt)):
-            self._references.forget(sent)
+            self._references.forget(link.name, sent)
         self._carry_out(
-            self._ladder.rejected(seq, reject.attempt, reject.code, reject.reason, reject.retry_after_us / 1e6, now=now)
+            self._ladder.rejected(
+                seq,
+                reject.attempt,
+                reject.code,
+                reject.reason,
+                reject.retry_after_us / 1e6,
+                credit=reject.credit,
+                gateway=link.name,
+                now=now,
+            )
         )
 
     def _head_outputs(self, seq: int, attempt: int) -> set[str]:
         prepared = self._work[seq].prepared.get(self._ladder.sent_as(seq, attempt) or "")
         return set(prepared.outputs) if prepared else set()
 
-    def _landed(self, seq: int, attempt: int) -> Outstanding | None:
-        """Earlier attempts are not answered any more: the gateway attached them to this one."""
-        for key in [k for k in self._out if k[0] == seq and k[1] < attempt]:
-            del self._out[key]
-        return self._out.pop((seq, attempt), None)
-
     def _own(self, request: m.RequestId) -> int:
-        if request.boot != self._hello.boot:
+        """Our number of a request; 0 if it has ended already. Raises WireError for one that was never ours."""
+        if request.boot not in (self._hello.boot, *self._hello.also):
             raise WireError(f"answer for request {request}, which is not ours", "")
-        return request.sequence
+        return self._seqs.get(request, 0)
 
-    def _observe(self, out: Outstanding, now: float, residence_s: float, queue_s: float, down_nbytes: int) -> None:
-        self.estimator.observe(
-            nbytes=out.nbytes + down_nbytes,
-            round_trip_s=now - out.at,
-            residence_s=residence_s,
-            queue_s=queue_s,
-            ahead_nbytes=out.ahead_nbytes,
-            now=now,
-        )
-        if not self.ready.is_set() and self._link.state is State.READY and self.estimator.estimate(now) is not None:
-            self.ready.set()  # welcomed, and the first placement will not be a guess
+    # ---- connections ------------------------------------------------------------------------------------------------
 
-    # ---- the connection ---------------------------------------------------------------------------------------------
-
-    def _handle_change(self, change: Change, now: float) -> None:
+    def _handle_change(self, link: GatewayLink, change: Change, now: float) -> None:
         match change:
             case Change.HANDSHAKE:
-                self._link.handle(Event.HANDSHAKE, now=now)
-                self._enter_greeting(str(change), now)
+                link.connection.handle(Event.HANDSHAKE, now=now)
+                self._enter_greeting(link, str(change), now)
             case Change.LOST | Change.NO_GATEWAY:
-                self._lose_link(str(change), now)
+                self._lose_link(link, str(change), now)
             case Change.HUNG_UP:
                 self.stats["handshakes_failed"] += 1
             case Change.REFUSED:
                 self.stats["keys_refused"] += 1
-                self._lose_link(str(change), now)
+                self._lose_link(link, str(change), now)
 
-    def _enter_greeting(self, why: str, now: float) -> None:
+    def _enter_greeting(self, link: GatewayLink, why: str, now: float) -> None:
         """Whatever was in flight on the old connection will not be answered there: send it again once welcomed."""
-        self._link.heard_at = now
-        self._out.clear()
-        self.ready.clear()
-        self._carry_out(self._ladder.link_lost(why, now=now))
-        self._link.send(self._hello)
+        self._carry_out(self._ladder.link_lost(why, gateway=link.name, now=now))
+        link.greet(self._hello, now=now)
+        self._note_readiness()
 
-    def _lose_link(self, why: str, now: float) -> None:
-        if self._link.state is not State.DISCONNECTED:
+    def _lose_link(self, link: GatewayLink, why: str, now: float) -> None:
+        if link.lost(now=now):
             self.stats["links_lost"] += 1
-            self._link.handle(Event.DISCONNECT, now=now)
-        self.ready.clear()
-        self._out.clear()
-        self.estimator.lost()
-        self._carry_out(self._ladder.link_lost(why, now=now))
+        self._note_readiness()
+        self._carry_out(self._ladder.link_lost(why, gateway=link.name, now=now))

@@ -5,12 +5,14 @@
 
 An agent that holds both keys of a gateway is never without one: when the first is refused it tries the second, at the
 gateway's usual port and at the one where the next key answers. The files are read again for every new attempt, so a new
-server.pub takes effect without a restart; one that cannot be read changes nothing.
+server.pub takes effect without a restart; one that cannot be read changes nothing. A gateway with several addresses is
+tried at each of them in turn.
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,13 +30,16 @@ class Way(NamedTuple):
 
 
 class Ways:
-    """At least one way. Reads the keys and raises InputError if they cannot be read."""
+    """None while no address is known. Reads the keys and raises InputError if they cannot be read."""
 
-    def __init__(self, endpoint: Endpoint, keys_dir: Path | None = None, server_key: str = "") -> None:
-        """`server_key` is a public key, or a file of such, that is used instead of KEYS/server.pub."""
+    def __init__(
+        self, endpoint: Endpoint | Sequence[Endpoint], keys_dir: Path | None = None, server_key: str = ""
+    ) -> None:
+        """Of several addresses the first is tried first. `server_key` is a public key, or a file of such, that is used
+        instead of KEYS/server.pub."""
         if server_key and keys_dir is None:
             raise InputError("a server key without keys of our own", "give --keys DIR with the device's agent.key too")
-        self._endpoint = endpoint
+        self._endpoints = (endpoint,) if isinstance(endpoint, Endpoint) else tuple(endpoint)
         self._keys_dir = keys_dir
         self._server_key = server_key
         self._ways = self._read()
@@ -50,20 +55,29 @@ class Ways:
 
     def turn(self) -> None:
         """Take the next one, the first after the last."""
-        failed = self.current
+        self._look_again(1)
+
+    def move(self, endpoints: Sequence[Endpoint]) -> None:
+        """The gateway's addresses have changed. A connection that stands is left alone; the next one goes there."""
+        self._endpoints = tuple(endpoints)
+        self._look_again(0)
+
+    def _look_again(self, steps: int) -> None:
+        before = self._ways[self._at] if self._ways else None
         with contextlib.suppress(InputError):
             self._ways = self._read()
-        after = self._ways.index(failed) + 1 if failed in self._ways else 0
-        self._at = after % len(self._ways)
+        at = self._ways.index(before) + steps if before in self._ways else 0
+        self._at = at % len(self._ways) if self._ways else 0
 
     def _read(self) -> tuple[Way, ...]:
         if self._keys_dir is None:
-            return (Way(self._endpoint),)
+            return tuple(Way(endpoint) for endpoint in self._endpoints)
         secret = keys.read_pair(self._keys_dir / "agent.key").secret
         return tuple(
-            Way(self._endpoint._replace(port=port), CurveClient(secret, key.data))
+            Way(endpoint._replace(port=port), CurveClient(secret, key.data))
+            for endpoint in self._endpoints
             for key in self._server_keys(self._keys_dir)
-            for port in dict.fromkeys((self._endpoint.port, key.port or self._endpoint.port))
+            for port in dict.fromkeys((endpoint.port, key.port or endpoint.port))
         )
 
     def _server_keys(self, keys_dir: Path) -> tuple[PublicKey, ...]:

@@ -37,6 +37,8 @@ Digest = Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
 Microseconds = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Headers = Annotated[tuple[TensorHeader, ...], msgspec.Meta(max_length=MAX_TENSORS)]
+BootId = Annotated[bytes, msgspec.Meta(min_length=8, max_length=8)]
+MOST_BOOTS = 8
 MAX_TEXT_LENGTH = 200
 ShortText = Annotated[str, msgspec.Meta(max_length=MAX_TEXT_LENGTH)]
 Sentence = Annotated[str, msgspec.Meta(max_length=1000)]
@@ -90,6 +92,8 @@ class Hello(msgspec.Struct, frozen=True, array_like=True):
     agent: ShortText
     software: ShortText
     model_digest: Digest
+    # Boot ids of earlier lives whose requests may follow: those that were stored, and outlived their process.
+    also: Annotated[tuple[BootId, ...], msgspec.Meta(max_length=MOST_BOOTS)] = ()
 
 
 class Welcome(msgspec.Struct, frozen=True, array_like=True):

@@ -275,9 +275,9 @@ class Frontend:
             return
         peer = self._peers.heard(route, now=now)
         match message:
-            case m.Hello(boot=boot):
+            case m.Hello(boot=boot, also=also):
                 peer.session.handle(Event.HELLO)
-                peer.boot, peer.tenant = boot, self._authority.tenant(user_id) or boot.hex()
+                peer.boots, peer.tenant = (boot, *also), self._authority.tenant(user_id)
                 self.stats["hellos"] += 1
                 self._replies.send(route, self._welcome())
                 if self._draining:
@@ -311,8 +311,8 @@ class Frontend:
             self._replies.reject(route, message, m.RejectCode.FORBIDDEN, refusal, now=now)
 
     def _require_own(self, peer: Peer, request: m.RequestId) -> None:
-        """Nobody may fetch or cancel another's request: its id begins with the boot id that the peer greeted with."""
-        if request.boot != peer.boot:
+        """Nobody may fetch or cancel another's request: its id begins with a boot id that the peer greeted with."""
+        if request.boot not in peer.boots:
             raise WireError(f"request {request} is not this peer's", "greet with the boot id that your requests bear")
 
     def _welcome(self) -> m.Welcome:
@@ -327,7 +327,8 @@ class Frontend:
         )
 
     def _infer(self, route: bytes, peer: Peer, infer: m.Infer, parts: list[Buffer], now: float) -> None:
-        key = (peer.tenant, infer.request, infer.segment)  # nobody is given what another asked for
+        tenant = peer.tenant_of(infer.request.boot)
+        key = (tenant, infer.request, infer.segment)  # nobody is given what another asked for
         if self._replies.dedup.attach(key, route, infer.attempt):
             self.stats["duplicates_attached"] += 1
             return
@@ -353,7 +354,7 @@ class Frontend:
         item = Item(
             segment, infer.tensors, parts, counts, infer.checksum, rows, layout, nbytes,
             now, now + infer.budget_us / 1e6 - self._turn_s,
-            infer.priority, peer.tenant, self, infer, reference_of(infer),
+            infer.priority, tenant, self, infer, reference_of(infer),
         )  # fmt: skip
         verdict = self._submit(item)
         if verdict is None:
@@ -368,7 +369,9 @@ class Frontend:
         """Remove queued work that nobody waits for. What already runs is finished and its answer kept."""
 
         def is_meant(item: Item) -> bool:
-            return item.door is self and item.tenant == peer.tenant and infer_of(item).request == request
+            return (
+                item.door is self and item.tenant == peer.tenant_of(request.boot) and infer_of(item).request == request
+            )
 
         for item in self._desk.withdraw(is_meant):
             self.stats["cancelled"] += 1

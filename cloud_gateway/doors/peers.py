@@ -15,8 +15,12 @@ MOST_PEERS = 10_000
 class Peer:
     session: Session
     heard_at: float
-    boot: bytes = b""  # from its Hello: the ids of its requests begin with it
-    tenant: str = ""  # whose credit its requests use
+    boots: tuple[bytes, ...] = ()  # from its Hello: the ids of its requests begin with one of them
+    tenant: str = ""  # whose credit its requests use; "" where that is whose boot id they begin with
+
+    def tenant_of(self, boot: bytes) -> str:
+        """A request that outlived its device's process is the same tenant's as before, key or not."""
+        return self.tenant or boot.hex()
 
     @property
     def is_greeted(self) -> bool:

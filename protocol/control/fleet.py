@@ -47,7 +47,7 @@ class Fleet:
         self.in_use = ""  # the gateway that was chosen last
         self._chance = chance or AlwaysFirst()
         self.rows = device.rows
-        self._nobody = Remote("", self.rows.values())  # stands where no gateway is known
+        self.nobody = Remote("", self.rows.values())  # stands where no gateway is known
         for name in names:
             self.add(name)
 
@@ -60,12 +60,12 @@ class Fleet:
 
     def of(self, name: str) -> Remote:
         """The gateway of that name; one that is never there if it is not known (any more)."""
-        return self.remotes.get(name, self._nobody)
+        return self.remotes.get(name, self.nobody)
 
     @property
     def current(self) -> Remote:
         """The gateway in use, or any while there is none."""
-        return self.remotes.get(self.in_use) or next(iter(self.remotes.values()), self._nobody)
+        return self.remotes.get(self.in_use) or next(iter(self.remotes.values()), self.nobody)
 
     @staticmethod
     def loads(flights: Iterable[Flight]) -> dict[str, Load]:

@@ -21,7 +21,7 @@ from cloud_gateway.access.folder import KeyFolder
 from cloud_gateway.access.roster import AgentEntry, add_agent, revoke
 from cloud_gateway.gateway import Gateway
 from edge_agent.agent import Agent, AgentConfig
-from edge_agent.connection import Change, Connection
+from edge_agent.connection import Change, Connection, Shared
 from edge_agent.outcomes import Answer
 from edge_agent.ways import Ways
 from protocol import keys, sockets
@@ -234,13 +234,14 @@ class Knocker:
         self.seen: list[Change] = []
         self.recreated: list[str] = []
         self._mailbox: Mailbox[object] = Mailbox()
-        self._connection = Connection(ways, self._mailbox.fileno())
+        self._shared = Shared(self._mailbox.fileno())
+        self._connection = Connection(ways, self._shared)
         self._connection.open(now=time.monotonic())
 
     def until(self, wanted: Change) -> None:
         end = time.monotonic() + PATIENCE_S
         while time.monotonic() < end:
-            self._connection.poll(20)
+            self._shared.poll(20)
             for change in self._connection.changes():
                 self.seen.append(change)
                 if change is Change.LOST:
@@ -260,6 +261,7 @@ class Knocker:
 
     def close(self) -> None:
         self._connection.close()
+        self._shared.close()
         self._mailbox.close()
 
 

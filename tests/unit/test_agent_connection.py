@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import zmq
 
-from edge_agent.connection import WELCOME_S, Change, Connection
+from edge_agent.connection import WELCOME_S, Change, Connection, Shared
 from edge_agent.ways import Ways
 from protocol import sockets
 from protocol.control.pulse import SILENCE_S
@@ -15,7 +15,8 @@ from protocol.mailbox import Mailbox
 
 def test_a_gateway_is_silent_only_when_it_has_had_time_to_hear_us() -> None:
     mailbox: Mailbox[object] = Mailbox()
-    connection = Connection(None, mailbox.fileno())
+    shared = Shared(mailbox.fileno())
+    connection = Connection(Ways(()), shared)
     try:
         connection.handle(Event.HANDSHAKE, now=0.0)
         assert connection.overdue(now=WELCOME_S + 0.1) == "the gateway did not welcome us"
@@ -27,6 +28,7 @@ def test_a_gateway_is_silent_only_when_it_has_had_time_to_hear_us() -> None:
         assert connection.overdue(now=1.0 + SILENCE_S + 0.1, patience_s=SILENCE_S + 6.3) is None
     finally:
         connection.close()
+        shared.close()
         mailbox.close()
 
 
@@ -42,18 +44,20 @@ def test_the_first_handshake_is_seen_however_slow_the_thread_is(monkeypatch: pyt
     context = sockets.make_context()
     router, bound = sockets.router(context, sockets.Endpoint("127.0.0.1", 0))
     mailbox: Mailbox[object] = Mailbox()
-    connection = Connection(Ways(bound), mailbox.fileno())
+    shared = Shared(mailbox.fileno())
+    connection = Connection(Ways(bound), shared)
     try:
         connection.open(now=0.0)
         seen: list[Change] = []
         for _ in range(50):  # the monitor also tells of the steps before it
-            connection.poll(100)
+            shared.poll(100)
             seen += connection.changes()
             if seen:
                 break
         assert seen == [Change.HANDSHAKE]
     finally:
         connection.close()
+        shared.close()
         mailbox.close()
         router.close(0)
         context.term()

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_agent import agent, compute, uplink
+from edge_agent import agent, compute, link, uplink
 from partitioner.people import replay, simulate, traces
 from partitioner.people.replay import Drive, Simulated
 from partitioner.people.simulate import Replay
@@ -112,8 +112,8 @@ def test_whatever_decides_here_is_what_decides_in_the_agent() -> None:
     run = Replay(scene(), ())
     assert type(run.ladder) is agent.Ladder
     assert type(run.planner) is agent.Planner
-    assert type(run.estimator) is uplink.LinkEstimator
-    assert type(run.pulse) is uplink.Pulse
+    assert type(run.estimator) is link.LinkEstimator
+    assert type(run.pulse) is link.Pulse
     assert simulate.too_late is compute.too_late
     assert simulate.wake_at is uplink.wake_at
 

@@ -64,7 +64,14 @@ offers = st.builds(
 
 BY_TYPE: dict[type[Any], st.SearchStrategy[Any]] = {
     m.VersionMismatch: st.builds(m.VersionMismatch, oldest=st.integers(0, 255), newest=st.integers(0, 255)),
-    m.Hello: st.builds(m.Hello, boot=eight_bytes, agent=short_texts, software=short_texts, model_digest=digests),
+    m.Hello: st.builds(
+        m.Hello,
+        boot=eight_bytes,
+        agent=short_texts,
+        software=short_texts,
+        model_digest=digests,
+        also=st.lists(eight_bytes, max_size=m.MOST_BOOTS).map(tuple),
+    ),
     m.Welcome: st.builds(
         m.Welcome,
         epoch=eight_bytes,

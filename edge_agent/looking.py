@@ -1,0 +1,59 @@
+"""How things stand, read from the ladder and the links by the thread that owns them. Changes nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from edge_agent.link import GatewayLink
+from edge_agent.view import AgentView, GatewayView
+from protocol.control.breaker import BreakerState
+from protocol.control.fleet import Load
+from protocol.control.flights import Phase
+from protocol.control.ladder import Ladder
+
+
+def view_of(ladder: Ladder, links: Mapping[str, GatewayLink], counters: Mapping[str, int], *, now: float) -> AgentView:
+    """`now` in monotonic seconds."""
+    loads = ladder.fleet.loads(ladder.flights.values())
+    phases = [flight.phase for flight in ladder.flights.values()]
+    current = ladder.fleet.current
+    return AgentView(
+        at=now,
+        gateways=tuple(_gateway(ladder, link, loads.get(link.name, Load()), now=now) for link in links.values()),
+        placement=ladder.planner.current,
+        predicted_s=dict(ladder.planner.predict(current.link)),
+        unavailable=ladder.unavailable(now=now),
+        pending=len(phases),
+        in_flight=phases.count(Phase.SENT),
+        waiting=phases.count(Phase.READY),
+        counters=dict(counters),
+    )
+
+
+def _gateway(ladder: Ladder, link: GatewayLink, load: Load, *, now: float) -> GatewayView:
+    remote = ladder.fleet.of(link.name)
+    refuses = remote.breaker.refuses(now=now)
+    measured = link.estimator.estimate(now)
+    wait_s = remote.wait_s(*load)
+    connected = link.connection.is_open and link.connection.heard_at > 0
+    return GatewayView(
+        name=link.name,
+        endpoint=str(link.endpoint or ""),
+        state=str(link.state),
+        reason=remote.link_reason or (remote.breaker.reason if refuses else ""),
+        in_use=link.name == ladder.fleet.in_use,
+        encrypted=link.encrypted,
+        rank=remote.rank,
+        epoch=link.epoch.hex(),
+        link=measured,
+        wait_s=None if math.isinf(wait_s) else wait_s,
+        in_flight=load.requests,
+        in_flight_nbytes=load.nbytes,
+        credit_requests=remote.credit_requests,
+        credit_nbytes=remote.credit_nbytes,
+        breaker=str(remote.breaker.state),
+        tails={id_: str(b.state) for id_, b in remote.tails.items() if b.state is not BreakerState.CLOSED},
+        broken=dict(remote.broken),
+        heard_s=max(now - link.connection.heard_at, 0.0) if connected else None,
+    )

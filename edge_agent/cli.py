@@ -10,6 +10,7 @@ import typer
 from edge_agent import cli_ask, cli_config
 from edge_agent.cli_infer import infer
 from edge_agent.cli_run import run
+from edge_agent.doctor.cli import doctor
 from protocol.errors import InputError
 from protocol.terminal import print_json
 
@@ -17,6 +18,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 app.command()(run)
 app.command()(infer)
 app.command()(cli_ask.status)
+app.command()(doctor)
 app.add_typer(cli_config.app, name="config")
 
 

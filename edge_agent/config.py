@@ -105,6 +105,9 @@ class DeviceSettings(Section, frozen=True):
     """What runs on the device."""
 
     threads: Annotated[int, setting("Intra-op threads of the heads.", ge=1, le=1024)] = 1
+    providers: Annotated[
+        tuple[Literal["tensorrt", "cuda", "cpu"], ...], setting("What may run the heads, the preferred first.")
+    ] = ("cpu",)
     slowdown: Annotated[float, setting("Drill: act as a device that is this many times slower.", ge=1, le=1e6)] = 1.0
     fault_file: Annotated[Path | None, setting("Drill: while this file exists, the head of every cut fails.")] = None
 

@@ -178,6 +178,7 @@ def agent_config(settings: AgentSettings) -> AgentConfig:
         keys=settings.keys.dir,
         server_key=settings.keys.server_key,
         placements=settings.bundle.placements,
+        providers=settings.device.providers,
     )
 
 

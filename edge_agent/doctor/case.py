@@ -138,8 +138,7 @@ class Case:
         from edge_agent.heads import Heads
 
         device = self.settings.device
-        order = getattr(device, "providers", ("cpu",))
-        heads = Heads(self.bundle(), threads=device.threads, slowdown=device.slowdown, order=order)
+        heads = Heads(self.bundle(), threads=device.threads, slowdown=device.slowdown, order=device.providers)
         heads.activate()
         return heads
 

@@ -85,7 +85,7 @@ def providers(case: Case) -> Verdict:
     from edge_agent.device.providers import PROVIDERS, attempts
     from protocol.engines.ort import available
 
-    order = getattr(case.settings.device, "providers", ("cpu",))
+    order = case.settings.device.providers
     brings = [name for name, full in PROVIDERS.items() if full in available()]
     missing = [attempt.name for attempt in attempts(order, available()) if not attempt.providers]
     if missing:

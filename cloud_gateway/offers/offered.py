@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from protocol import messages as m
+from protocol import signing
 from protocol.bundle import MANIFEST, SIGNATURE, Bundle, check_relative, read_regular
 from protocol.errors import BundleError
 
@@ -58,7 +59,7 @@ class OfferedBundle:
     files: Mapping[bytes, OfferedFile]
 
     @classmethod
-    def open(cls, folder: Path, *, counter_of: Mapping[str, int] | None = None) -> OfferedBundle:
+    def open(cls, folder: Path) -> OfferedBundle:
         """Read the manifest in `folder`, and hash its signature if there is one. Raises BundleError."""
         bundle = Bundle.open(folder)
         manifest = bundle.manifest
@@ -69,13 +70,14 @@ class OfferedBundle:
         digest = bytes.fromhex(bundle.digest)
         listing = OfferedFile(folder, MANIFEST, (folder / MANIFEST).stat().st_size)
         files[digest] = listing
-        signature, signature_nbytes = None, 0
+        signature, signature_nbytes, counter = None, 0, 0
         if (folder / SIGNATURE).is_file():
             data = read_regular(folder, SIGNATURE)
             if len(data) > MOST_SIGNATURE_NBYTES:
                 raise BundleError(f"{folder / SIGNATURE} holds {len(data)} bytes", "sign the bundle again")
             signature, signature_nbytes = hashlib.sha256(data).digest(), len(data)
             files[signature] = OfferedFile(folder, SIGNATURE, len(data))
+            counter = signing.look(data, name=str(folder / SIGNATURE))[0].counter
         offer = m.Offer(
             model=manifest.model.name[: m.MAX_TEXT_LENGTH],
             model_digest=bytes.fromhex(manifest.model.digest),
@@ -85,6 +87,15 @@ class OfferedBundle:
             files=len(manifest.files),
             signature=signature,
             signature_nbytes=signature_nbytes,
-            counter=(counter_of or {}).get(bundle.digest, 0),
+            counter=counter,
         )
         return cls(offer, files)
+
+
+def signature_stamp(folder: Path) -> object:
+    """Changes when the bundle's signature does; None without one."""
+    try:
+        status = (folder / SIGNATURE).lstat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from cloud_gateway.offers.offered import OfferedBundle, OfferedFile
+from cloud_gateway.offers.offered import OfferedBundle, OfferedFile, signature_stamp
 from protocol import messages as m
 from protocol import wire
 from protocol.errors import BundleError, IsthmusError
@@ -82,6 +82,7 @@ class Offering:
         self._bundles: dict[str, OfferedBundle | None] = {}  # by digest; None for one that cannot be offered
         self._files: dict[bytes, OfferedFile] = {}
         self._names: dict[str, set[str]] = {}  # by bundle digest: what its model is called
+        self._stamps: dict[str, object] = {}  # by bundle digest: of its signature, which may come later
         self._looked_at = -LOOK_S
         self._thread = threading.Thread(target=self._main, name="isthmus-offers", daemon=True)
 
@@ -204,7 +205,10 @@ class Offering:
         for version in self._served():
             if version.format != "bundle":
                 continue
-            known = self._bundles.get(version.digest) if version.digest in self._bundles else self._open(version)
+            if self._stamps.get(version.digest) != (stamp := signature_stamp(version.folder)):
+                self._bundles.pop(version.digest, None)  # signed since
+            self._stamps[version.digest] = stamp
+            known = self._bundles[version.digest] if version.digest in self._bundles else self._open(version)
             called = {version.name} | ({known.offer.model} if known is not None else set())
             if known is None or "*" in self._offer or called & set(self._offer):
                 bundles[version.digest] = known

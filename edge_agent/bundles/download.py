@@ -1,8 +1,8 @@
 """One file on its way: what to ask for next, what came, and who lies. Asked in parts, handed on in order. Pure.
 
 At most `window` questions are open. A part that comes early waits in memory for the one before it; whatever was asked
-of a connection that has died is asked again of the next. What came is believed only when the file's digest holds, which is
-the caller's to see: here the sizes and checksums of parts are checked, so that a liar costs little.
+of a connection that has died is asked again of the next. What came is believed only when the file's digest holds, which
+is the caller's to see: here the sizes and checksums of parts are checked, so that a liar costs little.
 """
 
 from __future__ import annotations

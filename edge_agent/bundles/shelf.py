@@ -25,7 +25,17 @@ from pathlib import Path
 from edge_agent.bundles import record as records
 from edge_agent.bundles.disk import Disk, sha256_of
 from edge_agent.bundles.record import Record
-from protocol.bundle import MANIFEST, MANIFEST_DIGEST, SIGNATURE, Bundle, FileEntry, Manifest, check_relative, sha256
+from protocol.bundle import (
+    MANIFEST,
+    MANIFEST_DIGEST,
+    SIGNATURE,
+    Bundle,
+    FileEntry,
+    Manifest,
+    check_relative,
+    read_regular,
+    sha256,
+)
 from protocol.errors import BundleError, IsthmusError
 from protocol.onnx_scan import external_references
 
@@ -108,9 +118,7 @@ class Shelf:
         """Why a held bundle cannot be used, if so. Its graphs are read, other files only looked at."""
         folder = self.folder(digest)
         try:
-            bundle = Bundle.open(folder)
-            if bundle.digest != digest:
-                return "its manifest is another bundle's"
+            bundle = self.opened(folder, digest)
             for name in needed(bundle, whole=False):
                 if _size_of(folder, name) != bundle.manifest.files[name].nbytes:
                     return f"its file {name} is damaged or gone"
@@ -132,14 +140,22 @@ class Shelf:
         self.disk.write(folder / MANIFEST, manifest)
         return folder
 
-    def begun(self, digest: str) -> Bundle | None:
-        """The bundle whose manifest has come already."""
+    def signed_with(self, digest: str) -> str | None:
+        """The sha256 of an incoming bundle's signature, empty without one; None if its manifest has not come yet."""
         folder = self.incoming(digest)
         try:
-            bundle = Bundle.open(folder)
-        except BundleError:
+            if sha256_of(folder / MANIFEST) != digest:
+                return None
+            return sha256_of(folder / SIGNATURE) if (folder / SIGNATURE).exists() else ""
+        except OSError:
             return None
-        return bundle if bundle.digest == digest else None
+
+    @staticmethod
+    def opened(folder: Path, digest: str) -> Bundle:
+        """A bundle that was believed when it came: nothing is parsed but the manifest that was. Raises BundleError."""
+        if sha256(read_regular(folder, MANIFEST)) != digest:
+            raise BundleError(f"{folder / MANIFEST} is another bundle's", "install the bundle again")
+        return Bundle.open(folder)
 
     def part(self, sha: str) -> Path:
         """Where a file arrives."""
@@ -168,7 +184,7 @@ class Shelf:
         return wanted
 
     def _copy(self, bundle: Bundle, name: str, entry: FileEntry) -> bool:
-        for found in self._lying_about(entry):
+        for found in self._lying_about(bundle, entry):
             target = bundle.root / name
             if found == target:
                 continue
@@ -178,17 +194,16 @@ class Shelf:
             self.disk.remove(target)  # what lay there was damaged
         return False
 
-    def _lying_about(self, entry: FileEntry) -> Iterator[Path]:
-        """Files on the shelf that should hold what `entry` says."""
-        for above in (self._incoming, self._held):
-            for digest in _names(above):
-                try:
-                    bundle = Bundle.open(above / digest)
-                except BundleError:
-                    continue
-                for name, other in bundle.manifest.files.items():
-                    if other.sha256 == entry.sha256 and _size_of(bundle.root, name) == entry.nbytes:
-                        yield bundle.root / name
+    def _lying_about(self, beside: Bundle, entry: FileEntry) -> Iterator[Path]:
+        """Files of believed bundles that should hold what `entry` says."""
+        believed = [beside]
+        for digest in _names(self._held):
+            with contextlib.suppress(BundleError):
+                believed.append(self.opened(self._held / digest, digest))
+        for bundle in believed:
+            for name, other in bundle.manifest.files.items():
+                if other.sha256 == entry.sha256 and _size_of(bundle.root, name) == entry.nbytes:
+                    yield bundle.root / name
 
     def verify(self, bundle: Bundle, *, whole: bool) -> None:
         """Hash every file that is needed. Raises BundleError, and removes the culprit, which may then come again."""

@@ -1,0 +1,99 @@
+"""Whether a bundle computes on this device what it was built to compute: every head is asked a known question.
+
+    every head loads -> answers twice alike, with finite numbers, all that was promised
+    -> and as the whole model does, where that is on the shelf: the known answer
+
+The question is drawn from a fixed seed, not from data: how accurate a head is on data says the build's certificate;
+here it is asked whether it computes that function at all.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from edge_agent.heads import Heads
+from protocol.bundle import Bundle, PlacementEntry
+from protocol.engines.ort import OrtEngine
+from protocol.errors import IsthmusError
+from protocol.messages import PlacementKind
+from protocol.tensors import Array, Tensors, TensorSpec
+
+WHOLE = "full.onnx"
+# Of an answer and the whole model's. Heads of eight bits differ more on a question that is noise to them.
+LEAST_COSINE = {"fp32": 0.99}
+LEAST_COSINE_OTHERWISE = 0.5
+
+
+def judge(folder: Path, order: Sequence[str] = ()) -> str:
+    """Why the bundle in `folder` must not serve here, or "". `order` names what may run heads, the preferred first."""
+    try:
+        bundle = Bundle.open(folder)
+        heads = Heads(bundle, order=order) if order else Heads(bundle)
+        heads.activate()
+    except IsthmusError as error:
+        return error.fact
+    try:
+        if heads.failed:
+            placement, reason = next(iter(heads.failed.items()))
+            return f"{placement} does not load here: {reason}"
+        return _ask_all(bundle, heads)
+    except IsthmusError as error:
+        return f"a known question has no answer: {error.fact}"
+    finally:
+        heads.deactivate()
+
+
+def question(spec: TensorSpec) -> Array:
+    """Values that any model takes, the same ones everywhere: drawn by the name, zeros where they may be indices."""
+    sizes = [d if isinstance(d, int) else 1 for d in spec.shape]
+    dtype, draw = spec.numpy_dtype, np.random.default_rng(zlib.crc32(spec.name.encode()))
+    if dtype.kind == "f":
+        return draw.standard_normal(sizes).astype(dtype)
+    return draw.integers(0, 256, sizes, np.uint8) if dtype == np.uint8 else np.zeros(sizes, dtype)
+
+
+def cosine(a: Array, b: Array) -> float:
+    """Of two tensors as vectors; 1 for two that are zero, -1 for two of different sizes."""
+    x, y = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
+    if x.shape != y.shape:
+        return -1.0
+    scale = float(np.linalg.norm(x) * np.linalg.norm(y))
+    return float(x @ y) / scale if scale else float(np.array_equal(x, y))
+
+
+def _ask_all(bundle: Bundle, heads: Heads) -> str:
+    inputs = {spec.name: question(spec) for spec in bundle.manifest.model.inputs}
+    truth = _whole_answer(bundle, inputs)
+    promised = [spec.name for spec in bundle.manifest.model.outputs]
+    for entry in bundle.manifest.placements:
+        first, again = (heads.prepare(entry.id, inputs).outputs for _ in range(2))
+        lacking = [name for name in promised if name not in first and entry.kind is PlacementKind.EDGE_ONLY]
+        if lacking:
+            return f"{entry.id} does not answer {lacking[0]!r}"
+        for name, values in first.items():
+            if reason := _wrong(entry, name, values, again[name], truth.get(name)):
+                return reason
+    return ""
+
+
+def _wrong(entry: PlacementEntry, name: str, values: Array, again: Array, truth: Array | None) -> str:
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        return f"{entry.id} answers {name!r} with numbers that are none"
+    if not np.allclose(values, again, rtol=1e-2, atol=1e-3):
+        return f"{entry.id} answers {name!r} differently when it is asked again"
+    least = LEAST_COSINE.get(entry.precision, LEAST_COSINE_OTHERWISE)
+    if truth is not None and (found := cosine(values, truth)) < least:
+        return f"{entry.id} answers {name!r} otherwise than the whole model does: cosine {found:.3f}, not {least:g}"
+    return ""
+
+
+def _whole_answer(bundle: Bundle, inputs: Tensors) -> dict[str, Array]:
+    """Empty where the whole model is not on the shelf."""
+    if WHOLE not in bundle.manifest.files or not (bundle.root / WHOLE).exists():
+        return {}
+    with OrtEngine(bundle.graph(WHOLE), label=WHOLE) as engine:
+        return engine.infer(inputs)

@@ -1,0 +1,369 @@
+"""Carries out what `update` decides: asks, fetches, verifies, tries, switches; one thread, one thing at a time.
+
+    event -> Update.handle -> record on the disk -> instructions, each of which ends in an event
+
+So the record on the disk is never behind what was done by more than one instruction, and each may be done twice.
+The daemon calls `begin` before it serves, which says what to start and falls back where that cannot be started.
+"""
+
+from __future__ import annotations
+
+import errno
+import queue
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from edge_agent.bundles import update as u
+from edge_agent.bundles.courier import Courier, Stopped
+from edge_agent.bundles.record import Record, Step
+from edge_agent.bundles.shelf import Shelf
+from edge_agent.bundles.source import BundleRefusedError, fetch_bundle
+from edge_agent.bundles.wishes import Wish, take_wish
+from protocol import messages as m
+from protocol.bundle import Bundle
+from protocol.errors import BundleError, InputError, IsthmusError, UntrustedError
+from protocol.signing import Statement, Trust
+
+LOOK_S = 1.0  # for wishes of the command line
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What a device takes, and when. One line of documentation per field."""
+
+    model: str = ""  # only bundles of this model; empty takes that of the bundle that runs
+    automatic: bool = True  # fetch what is offered; else only what an operator asks for
+    check_every_s: float = 3600.0  # ask gateways for offers this often
+    whole: bool = False  # fetch tails too, which a device never runs
+    most_nbytes: int = 4096 * MIB  # the shelf may take so much
+    reserve_nbytes: int = 64 * MIB  # and must leave so much of the disk to others
+    trial: u.TrialRules = field(default_factory=u.TrialRules)
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateView:
+    """For status, metrics and doctor: how far things are. Times are monotonic seconds."""
+
+    record: Record
+    trial: str  # how the trial goes; empty without one
+    fetched_nbytes: int
+    checked_at: float | None
+    trouble: str  # why the last check came to nothing
+    held: tuple[str, ...]
+
+
+class Trusting:
+    """Whom to believe, and what to remember of it: see `edge_agent.trust.store.TrustStore`, which is one."""
+
+    def trust(self, *, received: bool = False) -> Trust:
+        return Trust(allow_unsigned=not received)
+
+    def accept(self, statement: Statement) -> None:
+        """A bundle is proven."""
+
+    def take_revocations(self, data: bytes) -> object:
+        raise UntrustedError("no key is known here to check revocations with", "see docs/security.md")
+
+
+class Updater:
+    """`begin`, then `start`; `close` at the end. Everything else may be called by any thread."""
+
+    def __init__(
+        self,
+        shelf: Shelf,
+        *,
+        switch: Callable[[Path | None], None],
+        smoke: Callable[[Path], str],
+        courier: Courier | None = None,
+        trusting: Trusting | None = None,
+        policy: Policy | None = None,
+        base: Bundle | None = None,
+        told: Callable[[str, str], None] = lambda event, text: None,
+        crashed: Callable[[BaseException], None] = lambda error: None,
+        stop: threading.Event | None = None,
+    ) -> None:
+        """`switch` lets an agent on the bundle in a folder serve, and raises IsthmusError where none can; None stands
+        for `base`, the bundle of the settings (or for nobody). `stop` is the courier's own.
+        """
+        self.policy = policy or Policy()
+        self._shelf = shelf
+        self._switch = switch
+        self._smoke = smoke
+        self._courier = courier
+        self._trusting = trusting or Trusting()
+        self._base = base
+        self._told = told
+        self._crashed = crashed
+        self._stop = stop or threading.Event()
+        self._events: queue.SimpleQueue[u.Event | Callable[[], None]] = queue.SimpleQueue()
+        self._lock = ExitStack()
+        self._update = u.Update(Record(), self.policy.trial, base.digest if base else "")
+        self._offers: dict[str, m.Offer] = {}
+        self._revocations: bytes | None = None
+        self._checked_at: float | None = None
+        self._check_at = 0.0
+        self._trouble = ""
+        self._serving = False
+        self._thread = threading.Thread(target=self._main, name="isthmus-updates", daemon=True)
+
+    # ---- for the daemon ---------------------------------------------------------------------------------------------
+
+    def begin(self, serve: Callable[[Path | None], None]) -> None:
+        """Start serving what is to run: `serve` gets its folder (None: the bundle of the settings).
+
+        Where that cannot be started, what was proven before it is tried next. Raises what `serve` raises when nothing
+        is left, InputError if another process has the shelf, and BundleError for a damaged record.
+        """
+        if not self._lock.enter_context(self._shelf.lock()):
+            raise InputError(f"another process changes the bundles in {self._shelf.root}", "wait for it, or stop it")
+        self._update.record = self._shelf.load()
+        self._refuse_revoked()
+        while True:
+            digest = self._update.record.current
+            trouble = self._shelf.trouble(digest) if digest else None
+            try:
+                if trouble is not None:
+                    raise BundleError(f"bundle {digest[:12]} is damaged: {trouble}", "it is fetched again when offered")
+                serve(self._shelf.folder(digest) if digest else None)
+            except IsthmusError as error:
+                if not digest:
+                    raise
+                on_trial = self._update.record.step is Step.ON_TRIAL and trouble is None
+                self._note(u.Unusable({digest: error.fact}, for_good=on_trial))
+                continue
+            break
+        self._serving = True
+        for instruction in self._note(u.Switched(self._update.record.current)):
+            self._carry_out(instruction)
+
+    def start(self) -> None:
+        """Go on where the last process stopped, then look for what is new."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Safe to call twice. What is on its way goes on at the next start."""
+        self._stop.set()
+        self._events.put(u.Tick())
+        if self._thread.is_alive():
+            self._thread.join(timeout=30)
+        self._lock.close()
+
+    def answered(self, ok: bool) -> None:
+        """A request has ended; `ok` is False where the bundle failed. Cheap where nothing is on trial."""
+        if self._update.record.step is Step.ON_TRIAL:
+            self._events.put(u.Answered(ok))
+
+    def health(self, ok: bool, reason: str = "") -> None:
+        """The known question was asked."""
+        if self._update.record.step is Step.ON_TRIAL:
+            self._events.put(u.Health(ok, reason))
+
+    def check_now(self) -> None:
+        """Ask gateways for offers without waiting for the next time."""
+        self._events.put(self._check)
+
+    def roll_back(self, reason: str = "an operator went back") -> None:
+        self._events.put(u.RollBack(reason))
+
+    def install(self, digest: str) -> None:
+        """Take a bundle that lies in `incoming`, or is offered, even if it was bad before."""
+        self._events.put(u.Offered(digest, again=True))
+
+    def look(self) -> UpdateView:
+        now = time.monotonic()
+        fetched = self._courier.fetched_nbytes if self._courier is not None else 0
+        return UpdateView(
+            self._update.record, self._update.trial(now=now), fetched, self._checked_at, self._trouble,
+            tuple(self._shelf.held()),
+        )  # fmt: skip
+
+    # ---- the thread -------------------------------------------------------------------------------------------------
+
+    def _main(self) -> None:
+        try:
+            self.handle(u.Started())
+            while not self._stop.is_set():
+                self._turn()
+        except Stopped:
+            pass
+        except BaseException as error:  # the top of the thread
+            self._crashed(error)
+
+    def _turn(self) -> None:
+        try:
+            event = self._events.get(timeout=LOOK_S)
+        except queue.Empty:
+            event = u.Tick()
+        if self._stop.is_set():
+            return
+        if callable(event):
+            event()
+        else:
+            self.handle(event)
+        if (wish := take_wish(self._shelf)) is not None:
+            self._grant(wish)
+        if self._courier is not None and self.policy.automatic and time.monotonic() >= self._check_at:
+            self._check()
+
+    def handle(self, event: u.Event) -> None:
+        """One event and everything that follows from it. On the thread, or before it starts."""
+        todo = self._note(event)
+        while todo and not self._stop.is_set():
+            following = self._carry_out(todo.pop(0))
+            if following is not None:
+                todo += self._note(following)
+
+    def _note(self, event: u.Event) -> list[u.Instruction]:
+        before = self._update.record
+        instructions = self._update.handle(event, now=time.monotonic())
+        if self._update.record != before:
+            self._shelf.save(self._update.record)
+        return instructions
+
+    def _carry_out(self, instruction: u.Instruction) -> u.Event | None:
+        try:
+            match instruction:
+                case u.Fetch(bundle):
+                    self._fetch(bundle)
+                    return u.Fetched()
+                case u.Verify(bundle):
+                    self._verify(bundle)
+                    return u.Verified()
+                case u.Try(bundle):
+                    reason = self._smoke(self._shelf.folder(bundle))
+                    return u.Failed(reason, for_good=True) if reason else u.Tested()
+                case u.Switch(bundle):
+                    return self._let_serve(bundle)
+                case u.Confirm(bundle):
+                    self._accept(bundle)
+                case u.Prune():
+                    self._shelf.prune(self._update.record.wanted)
+                case u.Say(text):
+                    self._told("update", text)
+        except BundleRefusedError as error:
+            return u.Failed(str(error), for_good=True)
+        except IsthmusError as error:
+            return u.Failed(str(error), for_good=False)
+        except OSError as error:
+            return u.Failed(_disk_trouble(error), for_good=False)
+        return None
+
+    # ---- the steps --------------------------------------------------------------------------------------------------
+
+    def _fetch(self, digest: str) -> None:
+        fetch_bundle(
+            self._shelf, digest, self._offers.get(digest), self._courier, self._trusting.trust(received=True),
+            model=self._model(), whole=self.policy.whole, most_nbytes=self.policy.most_nbytes,
+            reserve_nbytes=self.policy.reserve_nbytes, wanted=self._update.record.wanted,
+        )  # fmt: skip
+
+    def _verify(self, digest: str) -> None:
+        folder = self._shelf.folder(digest)
+        if not folder.exists():
+            folder = self._shelf.incoming(digest)
+        trust = self._trusting.trust(received=True)
+        bundle = Bundle.open(folder, trust)
+        if bundle.digest != digest:
+            raise BundleError(f"what lies in {folder} is another bundle", "it is fetched again")
+        self._shelf.verify(bundle, whole=self.policy.whole)
+        self._shelf.keep(digest)
+
+    def _let_serve(self, digest: str) -> u.Event | None:
+        if not self._serving:
+            return None  # `begin` starts what is to run
+        try:
+            self._switch(self._shelf.folder(digest) if digest else None)
+        except IsthmusError as error:
+            if self._update.record.step is Step.REVERTING:
+                raise RuntimeError(f"what was proven cannot be started again: {error}") from error
+            return u.Failed(str(error), for_good=True)
+        return u.Switched(digest)
+
+    def _accept(self, digest: str) -> None:
+        trust = replace(self._trusting.trust(received=True), floors={})
+        statement = trust.check(self._shelf.folder(digest))
+        if statement is not None:
+            self._trusting.accept(statement)
+
+    def _model(self) -> str:
+        if self.policy.model:
+            return self.policy.model
+        current = self._update.record.current
+        if current:
+            return self._shelf.opened(self._shelf.folder(current), current).manifest.model.name
+        return self._base.manifest.model.name if self._base is not None else ""
+
+    # ---- what is new ------------------------------------------------------------------------------------------------
+
+    def _check(self) -> None:
+        """Ask for offers and revocations, and take the newest bundle that is not known to be bad."""
+        now = time.monotonic()
+        self._checked_at, self._check_at = now, now + self.policy.check_every_s
+        if self._courier is None:
+            return
+        try:
+            found = self._courier.offers(self._model())
+        except IsthmusError as error:
+            self._complain(str(error))
+            return
+        self._take_revocations(found)
+        self._offers = {offer.bundle.hex(): offer for offer in found.offers}
+        self._trouble = found.reason
+        record = self._update.record
+        fresh = [d for d in self._offers if record.why_bad(d) is None and d not in record.wanted]
+        if fresh:
+            self.handle(u.Offered(max(fresh, key=lambda d: self._offers[d].counter)))
+
+    def _complain(self, trouble: str) -> None:
+        if trouble != self._trouble:  # once
+            self._told("no_offers", trouble)
+        self._trouble = trouble
+
+    def _take_revocations(self, found: m.Offers) -> None:
+        if found.revocations is None or found.revocations == self._revocations or self._courier is None:
+            return
+        if found.revocations_nbytes > MIB:
+            self._complain(f"a list of revocations of {found.revocations_nbytes} bytes is not taken")
+            return
+        sha = found.revocations.hex()
+        part = self._shelf.part(sha)
+        try:
+            self._courier.fetch(sha, found.revocations_nbytes, part, self._shelf.disk)
+            self._trusting.take_revocations(part.read_bytes())
+        except IsthmusError as error:
+            self._complain(str(error))
+        else:
+            self._revocations = found.revocations
+            self._refuse_revoked()
+        finally:
+            self._shelf.disk.remove(part)
+
+    def _refuse_revoked(self) -> None:
+        revocations = self._trusting.trust(received=True).revocations
+        known = {*self._update.record.wanted}
+        revoked = {d: f"it was revoked: {why}" for d, why in (revocations.bundles if revocations else {}).items()}
+        if named := {digest: why for digest, why in revoked.items() if digest in known}:
+            self.handle(u.Unusable(named, for_good=True))
+
+    def _grant(self, wish: Wish) -> None:
+        """What an operator asked for on the command line."""
+        match wish.act:
+            case "install":
+                self.handle(u.Offered(wish.bundle, again=True))
+            case "roll back":
+                self.handle(u.RollBack(wish.reason or "an operator went back"))
+            case "check":
+                self._check()
+            case "prune":
+                self._shelf.prune(self._update.record.wanted)
+
+
+def _disk_trouble(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full ({error.strerror}); free some, what came is kept and goes on"
+    return f"the disk refuses ({error.strerror or error})"

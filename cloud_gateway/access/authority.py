@@ -14,8 +14,9 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 
-from cloud_gateway.access import zap
+from cloud_gateway.access import invitations, zap
 from cloud_gateway.access.folder import KeyFolder, ServerKeys
+from cloud_gateway.access.limits import Bucket
 from cloud_gateway.access.roster import Table
 from cloud_gateway.access.zap import PlainText
 from protocol import sockets
@@ -23,6 +24,8 @@ from protocol.errors import InputError
 from protocol.sockets import Endpoint
 
 LOOK_IVL_S = 1.0
+# A guest that says nothing keeps its connection: so few come in that they cannot use up what agents need.
+GUESTS, GUESTS_S = 32, 600.0
 ANONYMOUS = ""  # the user id of a connection in plain text
 
 
@@ -54,6 +57,8 @@ class Authority:
         self._readable = True
         self._stamp: tuple[object, ...] | None = None
         self._moved: Callable[[], None] = lambda: None
+        self._look_soon = False
+        self._guests = Bucket.full(GUESTS / GUESTS_S, size=GUESTS, now=time.monotonic())
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         if folder is not None:
@@ -72,6 +77,15 @@ class Authority:
         if self._table is None or user_id in self._table.user_ids:
             return None
         return "your key was revoked or has expired"
+
+    def key_of(self, user_id: str) -> bytes | None:
+        """The key that this connection has proven, a guest's too; None if nobody who is known bears `user_id`."""
+        agents = self._table.agents if self._table is not None else {}
+        return zap.guest_key(user_id) or next((k for k, a in agents.items() if a.user_id == user_id), None)
+
+    def look_soon(self) -> None:
+        """The folder was just changed: do not wait for the next look. From any thread."""
+        self._look_soon = True
 
     @staticmethod
     def tenant(user_id: str) -> str:
@@ -111,7 +125,8 @@ class Authority:
             while not self._stop.is_set():
                 if sock.poll(250):
                     self._answer(sock)
-                if time.monotonic() - looked_at >= LOOK_IVL_S:
+                if self._look_soon or time.monotonic() - looked_at >= LOOK_IVL_S:
+                    self._look_soon = False
                     looked_at = time.monotonic()
                     self.look(utc=time.time())
         except BaseException as error:  # the top of the thread: nobody new comes in until the gateway is restarted
@@ -126,7 +141,12 @@ class Authority:
             reply = zap.Reply(500, "a request that is not ZAP 1.0")
         else:
             table = self._table if self._readable else None
-            reply = zap.decide(request, table, domain=sockets.ZAP_DOMAIN, plain_text=self._plain_text, utc=time.time())
+            crowded = self._guests.wait_s(1, now=time.monotonic()) > 0
+            reply = zap.decide(
+                request, table, domain=sockets.ZAP_DOMAIN, plain_text=self._plain_text, utc=time.time(), crowded=crowded
+            )
+            if reply.user_id.startswith("?"):
+                self._guests.take(1, now=time.monotonic())
             if reply.status == 200 and self._is_full():
                 reply = zap.Reply(300, "as many agents are connected as may be")
         self.stats[f"zap_{reply.status}"] += 1
@@ -160,8 +180,9 @@ class Authority:
 
     def _read(self, folder: KeyFolder, utc: float) -> None:
         server, roster = folder.server_keys(), folder.roster()
+        guests_until = invitations.guests_until(folder.invitations(), utc=utc)
         if server.next is not None and server.next_port is not None:
             self._beside = {server.next_port: server.next.secret}
         elif server.current.secret not in self._beside.values():
             self._beside = {}  # else a rotation has ended: whoever is connected there already may stay
-        self._server, self._table = server, Table.of(roster, utc=utc)
+        self._server, self._table = server, Table.of(roster, utc=utc, guests_until=guests_until)

@@ -1,9 +1,11 @@
-"""The folder of keys of one gateway. Commands change it while the gateway runs; the gateway only reads it.
+"""The folder of keys of one gateway. Commands change it while the gateway runs; of itself the gateway only lets in
+whom a command has invited.
 
     server.key        secret of the gateway's CURVE key           0600
     server.next.key   the key that will replace it                0600, only while it is being rotated
     server.pub        what devices need to know of the gateway: one public key, two while it is being rotated
     roster.json       who is known: agents and API keys           0600
+    invitations.json  who may become known, once                  0600, only if somebody was invited
     audit.log         what was done to all this                   see `audit`
 
 Every file is replaced whole. Commands exclude each other by a lock, so that none undoes what another has done.
@@ -19,7 +21,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from cloud_gateway.access import invitations as inviting
 from cloud_gateway.access import roster as rosters
+from cloud_gateway.access.invitations import Invitations
 from cloud_gateway.access.roster import Roster
 from protocol import keys
 from protocol.errors import InputError
@@ -43,6 +47,7 @@ class KeyFolder:
         self._next = path / "server.next.key"
         self._public = path / "server.pub"
         self._roster = path / "roster.json"
+        self._invitations = path / "invitations.json"
 
     @property
     def audit_log(self) -> Path:
@@ -71,9 +76,16 @@ class KeyFolder:
             self.server_keys()  # a folder that was never made is another trouble
         return rosters.decode(keys.read_private(self._roster), name=str(self._roster))
 
+    def invitations(self) -> Invitations:
+        """Raises InputError if they cannot be read."""
+        if not self._invitations.exists():
+            return Invitations()
+        return inviting.decode(keys.read_private(self._invitations), name=str(self._invitations))
+
     def stamp(self) -> tuple[object, ...]:
-        """Changes whenever a file was replaced, or opened to others. Costs four system calls."""
-        return tuple(_stamp(path) for path in (self._server, self._next, self._public, self._roster))
+        """Changes whenever a file was replaced, or opened to others. Costs five system calls."""
+        files = (self._server, self._next, self._public, self._roster, self._invitations)
+        return tuple(_stamp(path) for path in files)
 
     # ---- changes, each under the lock -------------------------------------------------------------------------------
 
@@ -98,6 +110,10 @@ class KeyFolder:
         after = change(self.roster())
         keys.write_private(self._roster, rosters.encode(after), overwrite=True)
         return after
+
+    def change_invitations(self, change: Callable[[Invitations], Invitations]) -> None:
+        """Replace the invitations by what `change` makes of them. The caller holds the lock."""
+        keys.write_private(self._invitations, inviting.encode(change(self.invitations())), overwrite=True)
 
     def begin_rotation(self, port: int) -> KeyPair:
         """Make the next server key, which answers at `port`. The caller holds the lock. Raises InputError."""

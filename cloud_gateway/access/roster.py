@@ -82,9 +82,10 @@ class Table(msgspec.Struct, frozen=True):
     user_ids: frozenset[str]  # of those that may send
     api_keys: dict[str, ApiKeyEntry]  # by id; revoked and expired ones too
     stands_until: float  # when the next entry expires; inf if none will
+    guests_until: float = 0.0  # so long an unknown key may come in to show an invitation, and do nothing else
 
     @classmethod
-    def of(cls, roster: Roster, *, utc: float) -> Table:
+    def of(cls, roster: Roster, *, utc: float, guests_until: float = 0.0) -> Table:
         entries: tuple[Entry, ...] = roster.agents + roster.api_keys
         valid = [entry for entry in entries if is_valid(entry, utc=utc)]
         return cls(
@@ -92,6 +93,7 @@ class Table(msgspec.Struct, frozen=True):
             user_ids=frozenset(entry.user_id for entry in valid if isinstance(entry, AgentEntry)),
             api_keys={key.id: key for key in roster.api_keys},
             stands_until=min((entry.expires for entry in valid if entry.expires is not None), default=float("inf")),
+            guests_until=guests_until,
         )
 
 
@@ -102,7 +104,7 @@ def add_agent(roster: Roster, agent: AgentEntry) -> Roster:
             if known.revoked is not None:
                 raise InputError(f"the key of {agent.name} was revoked before (as {known.name})", "make a new key")
             raise InputError(f"the key of {agent.name} is already that of {known.name}", "make a new key")
-    _require_free(roster, agent.name, utc=agent.added)
+    require_free(roster, agent.name, utc=agent.added)
     return msgspec.structs.replace(roster, agents=(*roster.agents, agent))
 
 
@@ -110,7 +112,7 @@ def add_api_key(roster: Roster, key: ApiKeyEntry) -> Roster:
     """Raises InputError if the name is taken, or if the key has no role."""
     if not key.roles:
         raise InputError(f"the API key {key.name} has no role", "give it one with --role infer, metrics or admin")
-    _require_free(roster, key.name, utc=key.added)
+    require_free(roster, key.name, utc=key.added)
     return msgspec.structs.replace(roster, api_keys=(*roster.api_keys, key))
 
 
@@ -139,7 +141,8 @@ def decode(data: bytes, *, name: str) -> Roster:
     return decode_document(data, Roster, version=SCHEMA_VERSION, name=name, error=InputError, remedy=remedy)
 
 
-def _require_free(roster: Roster, name: str, *, utc: int) -> None:
+def require_free(roster: Roster, name: str, *, utc: int) -> None:
+    """Raises InputError if somebody who is not revoked bears `name`."""
     if name == ANONYMOUS:
         raise InputError(f"{ANONYMOUS} is what those without a key are called", "choose another name")
     entries: tuple[Entry, ...] = roster.agents + roster.api_keys

@@ -2,6 +2,8 @@
 
     mechanism, key, address                                     answer
     CURVE, key of an agent that may come                        200, user id NAME/KEY
+    CURVE, unknown key while an invitation is open              200, user id ?KEY: a guest, who may show a token
+    CURVE, unknown key while too many guests come               300   the agent tries again by itself
     CURVE, key that is unknown, revoked or expired              400   the agent gives up, and knocks anew after a while
     NULL, where plain text is allowed (this machine, or all)    200, user id ""
     NULL elsewhere; any other mechanism                         400
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import enum
 import ipaddress
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -22,6 +25,7 @@ from cloud_gateway.access.roster import Table, is_valid
 
 VERSION = b"1.0"
 KEY_NBYTES = 32
+_GUEST = re.compile(r"\?[0-9a-f]{64}")
 
 
 class PlainText(enum.Enum):
@@ -59,8 +63,19 @@ def parse(frames: Sequence[bytes]) -> Request | None:
     return Request(sequence, domain, address.decode("ascii", "replace"), mechanism, tuple(credentials))
 
 
-def decide(request: Request, table: Table | None, *, domain: bytes, plain_text: PlainText, utc: float) -> Reply:
-    """Whether the connection may be made. `table` is None while nobody can be looked up; `utc`: seconds since 1970."""
+def decide(
+    request: Request,
+    table: Table | None,
+    *,
+    domain: bytes,
+    plain_text: PlainText,
+    utc: float,
+    crowded: bool = False,
+) -> Reply:
+    """Whether the connection may be made. `table` is None while nobody can be looked up; `utc`: seconds since 1970.
+
+    `crowded`: no more guests just now.
+    """
     if request.domain != domain:
         return Reply(500, f"the domain {request.domain!r} is not ours")
     if request.mechanism == b"NULL":
@@ -75,11 +90,23 @@ def decide(request: Request, table: Table | None, *, domain: bytes, plain_text: 
         return Reply(300, "the roster cannot be read")
     (key,) = request.credentials
     agent = table.agents.get(key)
+    if agent is None and utc < table.guests_until:
+        return Reply(300, "too many guests come") if crowded else Reply(200, "a guest", guest_id(key))
     if agent is None:
         return Reply(400, f"unknown key {key.hex()}")
     if not is_valid(agent, utc=utc):
         return Reply(400, f"{agent.name}'s key {'was revoked' if agent.revoked is not None else 'has expired'}")
     return Reply(200, "known", agent.user_id)
+
+
+def guest_id(key: bytes) -> str:
+    """What every message of a guest's connection bears. No name begins like that."""
+    return f"?{key.hex()}"
+
+
+def guest_key(user_id: str) -> bytes | None:
+    """The key (32 bytes) that a guest's connection has proven; None for whoever is no guest."""
+    return bytes.fromhex(user_id[1:]) if _GUEST.fullmatch(user_id) else None
 
 
 def _is_here(address: str) -> bool:

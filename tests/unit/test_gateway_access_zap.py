@@ -115,3 +115,37 @@ def test_whatever_asks_only_the_known_key_and_allowed_plain_text_come_in(
     assert reply.status in (200, 300, 400, 500)
     if reply.status == 200:
         assert request.credentials == (KNOWN,) or request.mechanism == b"NULL"
+
+
+# ---- guests ----------------------------------------------------------------------------------------------------------
+
+
+def _answer(key: bytes, *, utc: float, crowded: bool = False) -> zap.Reply:
+    table = Table.of(Roster(), utc=utc, guests_until=300) if key == STRANGER else TABLE
+    request = Request(b"1", DOMAIN, "192.0.2.7", b"CURVE", (key,))
+    return zap.decide(request, table, domain=DOMAIN, plain_text=PlainText.NOWHERE, utc=utc, crowded=crowded)
+
+
+@pytest.mark.parametrize(
+    ("utc", "crowded", "status"), [(299, False, 200), (299, True, 300), (300, False, 400), (300, True, 400)]
+)
+def test_a_stranger_is_a_guest_only_while_an_invitation_is_open(utc: float, crowded: bool, status: int) -> None:
+    reply = _answer(STRANGER, utc=utc, crowded=crowded)
+    assert reply.status == status
+    assert zap.guest_key(reply.user_id) == (STRANGER if status == 200 else None)
+
+
+@pytest.mark.parametrize(("key", "status"), [(KNOWN, 200), (REVOKED, 400), (GUEST, 400)])
+def test_whoever_was_known_once_is_never_a_guest(key: bytes, status: int) -> None:
+    table = Table.of(Roster(), utc=301, guests_until=400)
+    both = Table(TABLE.agents, TABLE.user_ids, {}, float("inf"), table.guests_until)
+    request = Request(b"1", DOMAIN, "192.0.2.7", b"CURVE", (key,))
+    reply = zap.decide(request, both, domain=DOMAIN, plain_text=PlainText.NOWHERE, utc=301)
+    assert reply.status == status
+    assert zap.guest_key(reply.user_id) is None
+
+
+def test_no_name_looks_like_a_guest_and_no_guest_like_a_name() -> None:
+    assert zap.guest_key("camera-7/0011223344556677") is None
+    assert all(zap.guest_key(text) is None for text in ("", "?", "?zz", f"?{'0' * 63}", f"?{'0' * 66}"))
+    assert zap.guest_id(STRANGER) not in TABLE.user_ids

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
+from protocol.oip.service import is_local
 from protocol.settings import Loaded, Section, load, setting
-from protocol.sockets import parse_endpoint
 
 PREFIX = "ISTHMUS_AGENT"
 STATE_DIR = Path("/var/lib/isthmus")
@@ -158,12 +158,12 @@ class AgentSettings(Section, frozen=True):
         elif http.client_ca is not None and http.tls_certificate is None:
             fact = "http.client_ca is set but http has no certificate of its own"
             yield "http.client_ca", fact, "set http.tls_certificate and http.tls_key"
-        is_open = http.bind != "off" and not parse_endpoint(http.bind).is_loopback
+        is_open = http.bind != "off" and not _is_here(http.bind)
         if is_open and not http.insecure and http.client_ca is None:
             fact = f"http.bind {http.bind} would let any machine use this device"
             remedy = "set http.client_ca, http.tls_certificate and http.tls_key: who holds a certificate may ask"
             yield "http.bind", fact, f"{remedy}; or listen on 127.0.0.1"
-        if not parse_endpoint(self.grpc.bind).is_loopback:
+        if not _is_here(self.grpc.bind):
             fact = f"grpc.bind {self.grpc.bind} is not on this machine"
             yield "grpc.bind", fact, "gRPC serves this device alone: use 127.0.0.1"
         if self.health.timeout_s > 6 * self.health.every_s:
@@ -239,6 +239,12 @@ def from_flags(
         "state_dir": _text(state_dir),
     }
     return {key: value for key, value in wanted.items() if value is not None}
+
+
+def _is_here(bind: str) -> bool:
+    """Whether HOST:PORT is this machine alone; a name may mean any."""
+    host = bind.rpartition(":")[0].strip("[]")
+    return host == "localhost" or is_local(host)
 
 
 def _text(path: Path | None) -> str | None:

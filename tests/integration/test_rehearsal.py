@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +10,9 @@ import numpy.typing as npt
 import pytest
 
 from edge_agent.agent import Agent, AgentConfig
-from edge_agent.compute import Rehearsal
-from edge_agent.heads import Prepared
 from protocol.errors import EngineError, InputError
+from tests.daemons import compute_hangs
+from tests.waiting import PATIENCE_S
 
 
 def test_a_rehearsal_gives_the_heads_own_answer_and_is_no_request(
@@ -46,27 +43,8 @@ def test_a_head_that_fails_is_told_to_who_rehearses(toy_bundle: Path, toy_sample
 def test_while_the_compute_thread_hangs_a_rehearsal_is_not_answered(
     toy_bundle: Path, toy_samples: npt.NDArray[Any]
 ) -> None:
-    entered, hold = threading.Event(), threading.Event()
-
-    class Slow(Mapping[str, Any]):
-        """Inputs whose reading takes as long as we like: what a hung driver looks like from outside."""
-
-        def __getitem__(self, name: str) -> Any:
-            entered.set()
-            hold.wait(20)
-            return toy_samples[:1]
-
-        def __iter__(self) -> Iterator[str]:
-            return iter(["x"])
-
-        def __len__(self) -> int:
-            return 1
-
     with Agent(AgentConfig(bundle=toy_bundle)) as agent:
-        stuck: Future[Prepared] = Future()
-        agent.uplink.post(Rehearsal("edge-only", Slow(), stuck))
-        assert entered.wait(10)
-        waiting = agent.rehearse({"x": toy_samples[:1]}, placement="edge-only")
-        assert not waiting.done()
-        hold.set()
-        assert waiting.result(10).outputs["logits"].shape == (1, 10)
+        with compute_hangs(agent):
+            waiting = agent.rehearse({"x": toy_samples[:1]}, placement="edge-only")
+            assert not waiting.done()
+        assert waiting.result(PATIENCE_S).outputs["logits"].shape == (1, 10)

@@ -69,7 +69,8 @@ class Reaction(msgspec.Struct, frozen=True):
 class Simulated(msgspec.Struct, frozen=True):
     """What a replay showed. `regret` is mean latency over the oracle's, less 1; `versus` the same for each fixed
     placement (negative: better than it). The oracle knows the trace and all queues: it takes for each request what
-    answers first, or one placement throughout, whichever is better in the mean.
+    answers first, or one placement throughout, whichever is better in the mean. Where requests come faster than some
+    placements can answer it may be beaten by a little: it gives up no request's advantage for a later one's.
     """
 
     model: str

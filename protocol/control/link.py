@@ -5,6 +5,11 @@ For one message of n bytes sent while nothing else was in flight:
     transfer = round trip - gateway residence - T0          T0 = smallest round trip of the last seconds
     seconds per byte = transfer / n
 
+A message that was sent behind others waits for them first. The uplink is one queue, so its own transfer begins when it
+is sent or when the one before it is through, whichever is later (Lindley): `round trip - residence - T0` after its
+sending it was through itself, and the difference is transfer again. So a stream that never lets the link rest is
+measured with every frame, and just when it overloads the link that matters most.
+
 The estimate is the median of the last seconds-per-byte samples, weighted by size (small messages measure jitter, not
 bandwidth). Seconds per byte is the natural unit: an expected latency needs E[1/B], the harmonic mean of the bandwidth.
 Measured on an emulated link this is within 0.6 % from 1 to 20 Mbit/s and -6 % at 100. A step is noticed after three
@@ -55,6 +60,7 @@ class LinkEstimator:
         self._round_trips: deque[tuple[float, float]] = deque()  # (at, seconds), increasing in both
         self._queue_s = 0.0
         self._last_rtt_s = 0.0
+        self._through_at = -math.inf  # when the last message was through the uplink
         self._noise: float | None = None  # mean absolute deviation of a sample from the estimate before it, relative
 
     def observe(
@@ -69,8 +75,8 @@ class LinkEstimator:
     ) -> None:
         """One answered message: `nbytes` crossed (both ways), of `round_trip_s` the gateway kept it `residence_s`.
 
-        Messages sent while nothing else was in flight say most about the bandwidth. Behind `ahead_nbytes` of others a
-        message had to wait for them; where nothing better comes, all of that counts as one transfer.
+        Behind `ahead_nbytes` of others that were not answered a message had to wait for them. Where it is not known
+        when they were through, and nothing better comes, all of that counts as one transfer.
         """
         network_s = max(round_trip_s - residence_s, 0.0)
         # A large message's round trip holds its own transfer: it may lower T0 but never establish it.
@@ -81,11 +87,16 @@ class LinkEstimator:
         self._queue_s += 0.3 * (queue_s - self._queue_s)
         if nbytes < MIN_SAMPLE_NBYTES or not self._round_trips:
             return
-        if not alone:
+        sent_at, through_at = now - round_trip_s, now - residence_s - self.rtt_s(now)
+        before_at, self._through_at = self._through_at, max(self._through_at, through_at)
+        transfer_s = network_s - self.rtt_s(now)
+        if not alone and sent_at < before_at < through_at:
+            transfer_s = through_at - before_at
+        elif not alone:
             if self._samples and now - self._samples[-1].at < CLEAN_FOR_S:
                 return
             nbytes += ahead_nbytes
-        transfer_s = max(network_s - self.rtt_s(now), TRANSFER_FLOOR_S)
+        transfer_s = max(transfer_s, TRANSFER_FLOOR_S)
         weight = min(nbytes / FULL_WEIGHT_NBYTES, 1.0)
         self._learn_noise(transfer_s / nbytes)
         self._samples.append(Sample(transfer_s / nbytes, weight, now))
@@ -114,6 +125,7 @@ class LinkEstimator:
     def lost(self) -> None:
         """The link broke: what queued before says nothing about what comes after, and T0 is to be measured anew."""
         self._queue_s = 0.0
+        self._through_at = -math.inf
         self._last_rtt_s = self._round_trips[0][1] if self._round_trips else self._last_rtt_s
         self._round_trips.clear()
 

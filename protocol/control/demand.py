@@ -95,9 +95,11 @@ class DemandMeter:
             return
         self._paused.clear()
         self._gaps.append(gap)
-        recent = list(self._gaps)[-STEP_GAPS:]
-        if mean is None or len(recent) < STEP_GAPS:
+        gaps = list(self._gaps)
+        before, recent = gaps[:-STEP_GAPS], gaps[-STEP_GAPS:]
+        if len(before) < LEAST_GAPS:
             return
-        if max(recent) * STEP_FACTOR < mean or min(recent) > mean * STEP_FACTOR:
+        usual = sum(before) / len(before)
+        if max(recent) * STEP_FACTOR < usual or min(recent) > usual * STEP_FACTOR:
             self._gaps.clear()
             self._gaps.extend(recent)

@@ -46,6 +46,7 @@ class Fleet:
         self.remotes: dict[str, Remote] = {}
         self.in_use = ""  # the gateway that was chosen last
         self._chance = chance or AlwaysFirst()
+        self.device = device
         self.rows = device.rows
         self.nobody = Remote("", self.rows.values())  # stands where no gateway is known
         for name in names:
@@ -81,7 +82,7 @@ class Fleet:
         """The gateway to plan with: of those that can do most of the placements the better of two."""
         if len(self.remotes) <= 1:
             return self.current
-        able = {name: self._able(remote, flight, now=now) for name, remote in self.remotes.items()}
+        able = {name: self.able(remote, flight, now=now) for name, remote in self.remotes.items()}
         most = max(able.values())
         if most == 0:
             return self.current
@@ -110,8 +111,10 @@ class Fleet:
         self.in_use = first.name
         return first
 
-    @staticmethod
-    def _able(remote: Remote, flight: Flight, *, now: float) -> int:
-        """How many placements this gateway could do its share of for this request."""
+    def able(self, remote: Remote, flight: Flight, *, now: float) -> int:
+        """How many placements this gateway could do its share of for this request; none once it was not in time."""
+        if remote.name in flight.left:
+            return 0
         avoided = flight.avoided_with(remote.name)
+        avoided |= {r.id: "" for r in self.rows.values() if self.device.reason(r, now=now) is not None}
         return sum(r.id not in avoided and remote.reason(r, now=now) is None for r in remote.rows.values())

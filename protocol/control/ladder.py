@@ -26,15 +26,16 @@ The caller's deadline bounds everything: an attempt may only take what leaves en
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
-from protocol.control.availability import Device, Remote
+from protocol.control.availability import Device
 from protocol.control.demand import DemandMeter
 from protocol.control.fleet import Chance, Fleet
-from protocol.control.flights import CancelRemote, Finish, Flight, Instruction, Phase, Prepare, RefusalCode, Row
+from protocol.control.flights import Finish, Flight, Instruction, Phase, RefusalCode, Row
 from protocol.control.margins import Margins
 from protocol.control.outbox import SHORTEST_PAUSE_S, Outbox
 from protocol.control.planner import Planner
+from protocol.control.steps import Steps
 from protocol.control.ways_out import WaysOut
 from protocol.errors import InvariantViolation
 from protocol.latency import LinkState
@@ -69,10 +70,10 @@ class Ladder:
         self.fleet = Fleet(self.device, gateways, chance)
         self._rows = self.device.rows
         self._local = self.device.local
-        self._expects_gateway = expects_gateway
         self.demand = DemandMeter()
         self._margins = Margins(planner, self.device)
         self._ways = WaysOut(self.flights, self.fleet, self.device, self._margins, planner)
+        self._steps = Steps(self.flights, self._ways, self.fleet, planner, self.demand, expects_gateway=expects_gateway)
         self._outbox = Outbox(self.flights, self.fleet, self._ways, self._margins, self.demand, hedge=hedge)
 
     # ---- events of requests -----------------------------------------------------------------------------------------
@@ -85,7 +86,7 @@ class Ladder:
         flight = self.flights[seq] = Flight(seq, deadline, priority)
         if len(self.flights) > MOST_PENDING:
             return [self._refuse(flight, RefusalCode.BUSY, f"{MOST_PENDING} requests are already waiting")]
-        return self._place(flight, now=now)
+        return self._steps.place(flight, now=now)
 
     def prepared(self, seq: int, generation: int, nbytes: int, edge_s: float, *, now: float) -> list[Instruction]:
         """The device's share of the work is done; `nbytes` encoded bytes are ready to cross (0 for edge-only)."""
@@ -99,12 +100,12 @@ class Ladder:
         if now >= flight.deadline:
             return self._expire(flight, now=now)
         if row.kind is PlacementKind.EDGE_ONLY:
-            cancel = self._leave(flight)
+            cancel = self._steps.leave(flight)
             flight.placement = row.id
             return [*cancel, self._finish(flight), *(self._outbox.send_ready(now=now) if cancel else ())]
         flight.phase, flight.nbytes = Phase.READY, nbytes
         if (lost := self._ways.of(flight).link_reason) is not None:  # while the device was at work
-            down = self._step_down(flight, lost, another=self._ways.another(flight, now=now), now=now)
+            down = self._steps.step_down(flight, lost, another=self._ways.another(flight, now=now), now=now)
             return down + self._outbox.send_ready(now=now)
         return self._outbox.send_ready(now=now)
 
@@ -126,7 +127,7 @@ class Ladder:
             flight.note(f"{failed}: {reason}")
             return []  # the attempt beside it goes on
         prefer = self._ways.best_full_cloud(flight, now=now) if self._rows[failed].kind is PlacementKind.CUT else None
-        return self._step_down(flight, f"{failed}: {reason}", prefer=prefer, now=now)
+        return self._steps.step_down(flight, f"{failed}: {reason}", prefer=prefer, now=now)
 
     def _preparing(self, seq: int, generation: int) -> Flight | None:
         """The request, if it still waits for this preparation."""
@@ -143,7 +144,7 @@ class Ladder:
         if flight is None or not self._was_sent(flight, attempt, gateway):
             return []  # answered late or twice; the request has ended already
         elsewhere = flight.phase is Phase.SENT and flight.gateway != gateway
-        cancel = self._leave(flight) if elsewhere else []
+        cancel = self._steps.leave(flight) if elsewhere else []
         flight.placement, flight.gateway = flight.sent_as[attempt - 1], gateway
         remote.tails[flight.placement].succeeded()
         remote.served(compute_s)
@@ -187,7 +188,7 @@ class Ladder:
         if code is RejectCode.UNKNOWN_REFERENCE and not flight.encoded_anew and not flight.hedge:
             flight.encoded_anew = True
             remote.tails[placement].released()
-            return self._prepare(flight, placement, remote, now=now) + self._outbox.send_ready(now=now)
+            return self._steps.prepare(flight, placement, remote, now=now) + self._outbox.send_ready(now=now)
         if code is RejectCode.UNKNOWN_SEGMENT:
             unknown = self._rows[placement].segment
             remote.broken |= {row.id: why for row in remote.rows.values() if row.segment == unknown}
@@ -213,7 +214,7 @@ class Ladder:
             # Asking again would upload everything again, and the gateway has said twice that it cannot be in time.
             return [self._refuse(flight, RefusalCode.DEADLINE, why), *self._outbox.send_ready(now=now)]
         flight.not_before = now + pause_s
-        down = self._step_down(flight, why, prefer=prefer, again=again, another=another, now=now)
+        down = self._steps.step_down(flight, why, prefer=prefer, again=again, another=another, now=now)
         return down + self._outbox.send_ready(now=now)
 
     def unsent(self, seq: int, *, now: float) -> None:
@@ -273,7 +274,7 @@ class Ladder:
     def _all_step_down(self, gateway: str, phases: tuple[Phase, ...], why: str, *, now: float) -> list[Instruction]:
         out: list[Instruction] = []
         for flight in [f for f in self.flights.values() if f.gateway == gateway and f.phase in phases]:
-            out += self._step_down(flight, why, another=self._ways.another(flight, now=now), now=now)
+            out += self._steps.step_down(flight, why, another=self._ways.another(flight, now=now), now=now)
         return out + self._outbox.send_ready(now=now)
 
     def link_measured(self, link: LinkState | None, *, gateway: str = "") -> None:
@@ -291,24 +292,13 @@ class Ladder:
                 out += self._expire(flight, now=now)
                 continue
             if flight.phase is Phase.SENT and now >= flight.hedge_at:
-                out += self._begin_hedge(flight, now=now)
+                out += self._steps.begin_hedge(flight, now=now)
             if flight.phase is Phase.SENT and now >= flight.attempt_until:
                 out += self._time_out(flight, now=now)
             elif flight.phase is Phase.READY and now >= self._ways.too_late_at(flight):
-                out += self._step_down(flight, "no time left to wait for the gateway", now=now)
+                out += self._steps.step_down(flight, "no time left to wait for the gateway", now=now)
                 flight.local_hopeless = flight.phase is Phase.READY
         return out + self._outbox.send_ready(now=now)
-
-    def _begin_hedge(self, flight: Flight, *, now: float) -> list[Instruction]:
-        """Edge-only, beside the attempt that is out."""
-        flight.hedge_at = float("inf")
-        local = self._local
-        if local is None or local in flight.avoided or self.device.reason(self._rows[local], now=now) is not None:
-            return []
-        flight.generation += 1
-        flight.hedge, flight.hedged = flight.generation, True
-        self.device.breakers[local].passing(now=now)
-        return [Prepare(flight.seq, local)]
 
     def _time_out(self, flight: Flight, *, now: float) -> list[Instruction]:
         self._ways.of(flight).breaker.failed("the gateway does not answer", now=now)
@@ -317,12 +307,12 @@ class Ladder:
             flight.attempt_until = flight.deadline  # edge-only is at work already; the answer may still be first
             return []
         another = self._ways.another(flight, now=now)
-        return self._step_down(flight, "the gateway did not answer in time", another=another, now=now)
+        return self._steps.step_down(flight, "the gateway did not answer in time", another=another, now=now)
 
     def _expire(self, flight: Flight, *, now: float) -> list[Instruction]:
         if flight.phase is Phase.SENT:
             self._ways.of(flight).breaker.failed("the gateway does not answer", now=now)
-        return [*self._leave(flight), self._late(flight)]
+        return [*self._steps.leave(flight), self._late(flight)]
 
     def _late(self, flight: Flight) -> Finish:
         doing = {Phase.PREPARING: "the device was at work", Phase.READY: "waiting for the gateway"}
@@ -356,96 +346,9 @@ class Ladder:
                 raise InvariantViolation(f"flight {seq} is {flight}")
             flight.validate()
 
-    # ---- decisions --------------------------------------------------------------------------------------------------
-
     @staticmethod
     def _was_sent(flight: Flight, attempt: int, gateway: str) -> bool:
         return 1 <= attempt <= len(flight.sent_to) and flight.sent_to[attempt - 1] == gateway
-
-    def _place(self, flight: Flight, *, now: float) -> list[Instruction]:
-        """Choose gateway and placement for a request that has none (or lost it)."""
-        remote = self.fleet.for_any_work(flight, self.flights.values(), now=now)
-        unavailable = self._ways.reasons(remote, now=now) | flight.avoided_with(remote.name)
-        phases = {f.phase for f in self.flights.values() if f is not flight}
-        demand = self.demand.read(preparing=Phase.PREPARING in phases, sent=Phase.SENT in phases, now=now)
-        budget_s = flight.deadline - now
-        decision = self.planner.decide(remote.link, unavailable, demand=demand, budget_s=budget_s, now=now)
-        if decision is None:
-            return self._wait_or_refuse(flight, unavailable, now=now)
-        if self._expects_gateway and remote.link is None and remote.link_reason is not None:
-            flight.note(remote.link_reason)  # without a link the plan is a guess, but this much is known
-        elif decision.because_of is not None:
-            wanted, why = decision.because_of
-            flight.note(why if wanted in why else f"{wanted}: {why}")
-        return self._prepare(flight, decision.id, remote, now=now)
-
-    def _leave(self, flight: Flight) -> list[Instruction]:
-        """If an attempt is out, nobody waits for it any more."""
-        if flight.phase is not Phase.SENT:
-            return []
-        self._ways.of(flight).tails[flight.placement].released()
-        return [CancelRemote(flight.seq, flight.gateway)]
-
-    def _step_down(
-        self,
-        flight: Flight,
-        why: str,
-        *,
-        prefer: tuple[str, Remote] | None = None,
-        again: bool = True,
-        another: Remote | None = None,
-        now: float,
-    ) -> list[Instruction]:
-        """The current placement failed this request; take the next-best one: `another` gateway, what is preferred,
-        edge-only. `again`: the same one may work later. Whoever calls lets `send_ready` follow."""
-        flight.note(why)
-        again = again and flight.phase is not Phase.PREPARING
-        if flight.phase is Phase.PREPARING:
-            flight.avoided[flight.placement] = why
-        elif not again:
-            flight.avoid((flight.placement,), why, at=flight.gateway)
-        cancel = self._leave(flight)
-        if flight.hedge and self._local is not None:
-            flight.hedge, flight.placement, flight.phase = 0, self._local, Phase.PREPARING  # it is at work already
-            flight.gateway = ""
-            return cancel
-        if another is not None:
-            flight.gateway, flight.phase, flight.not_before = another.name, Phase.READY, 0.0
-            return cancel
-        if prefer is not None and prefer[0] != flight.placement:
-            return cancel + self._prepare(flight, *prefer, now=now)
-        local = self._local
-        able = local is not None and self.device.reason(self._rows[local], now=now) is None
-        if local is not None and able and local != flight.placement and local not in flight.avoided:
-            return cancel + self._prepare(flight, local, None, now=now)
-        if again:
-            # Nothing on the device can take over. What is prepared stays so and goes out again under the same id,
-            # which is why nothing is cancelled: the gateway attaches the new attempt to the work it may still do.
-            flight.phase = Phase.READY
-            return []
-        return self._place(flight, now=now)
-
-    def _wait_or_refuse(self, flight: Flight, unavailable: Mapping[str, str], *, now: float) -> list[Instruction]:
-        """No placement can be used now. If only link or gateway need a moment the request waits, else it is refused."""
-        waiting = self._ways.worth_waiting_for(flight, now=now)
-        if waiting is not None:
-            placement, remote, reasons = waiting
-            for why in reasons:
-                flight.note(why)
-            return self._prepare(flight, placement, remote, now=now)
-        reason = "; ".join(dict.fromkeys(unavailable.values())) or "the bundle has no placement"
-        return [self._refuse(flight, RefusalCode.NO_PLACEMENT, reason)]
-
-    def _prepare(self, flight: Flight, placement: str, remote: Remote | None, *, now: float) -> list[Instruction]:
-        flight.placement, flight.phase = placement, Phase.PREPARING
-        crosses = remote is not None and self._rows[placement].kind is not PlacementKind.EDGE_ONLY
-        flight.gateway = remote.name if remote is not None and crosses else ""
-        flight.generation += 1
-        flight.hedge = 0
-        flight.attempt_until = flight.deadline
-        self.device.breakers[placement].passing(now=now)
-        self.demand.preparing(self.planner.local_s(placement), now=now)
-        return [Prepare(flight.seq, placement, flight.gateway)]
 
     def _finish(self, flight: Flight, gateway: str = "") -> Finish:
         del self.flights[flight.seq]

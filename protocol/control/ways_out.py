@@ -71,6 +71,15 @@ class WaysOut:
         other = self._fleet.for_row(row, self._flights.values(), without=without, now=now)
         return None if other is None or now >= self._margins.remote_too_late_at(flight, other.link) else other
 
+    def leads_elsewhere(self, flight: Flight, *, now: float) -> bool:
+        """Whether another gateway could do it as some other placement."""
+        return any(
+            remote.name != flight.gateway
+            and remote.name not in flight.left
+            and self._fleet.able(remote, flight, now=now)
+            for remote in self._fleet.remotes.values()
+        )
+
     def worth_waiting_for(self, flight: Flight, *, now: float) -> tuple[str, Remote, tuple[str, ...]] | None:
         """The placement that only waits for link or gateway, where, and what is in its way."""
         current = self._fleet.current

@@ -13,7 +13,9 @@ from protocol.control.flights import Phase
 from protocol.control.ladder import Ladder
 
 
-def view_of(ladder: Ladder, links: Mapping[str, GatewayLink], counters: Mapping[str, int], *, now: float) -> AgentView:
+def view_of(
+    ladder: Ladder, links: Mapping[str, GatewayLink], counters: Mapping[str, int], *, explain: bool = False, now: float
+) -> AgentView:
     """`now` in monotonic seconds."""
     loads = ladder.fleet.loads(ladder.flights.values())
     phases = [flight.phase for flight in ladder.flights.values()]
@@ -28,6 +30,8 @@ def view_of(ladder: Ladder, links: Mapping[str, GatewayLink], counters: Mapping[
         in_flight=phases.count(Phase.SENT),
         waiting=phases.count(Phase.READY),
         counters=dict(counters),
+        edge_factor=ladder.planner.learned.device_factor,
+        explanation=ladder.explain(now=now) if explain else None,
     )
 
 

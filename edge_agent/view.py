@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from protocol.control.explanation import Explanation
 from protocol.latency import LinkState
 
 
@@ -44,6 +45,8 @@ class AgentView:
     in_flight: int  # of these, at gateways
     waiting: int  # of these, prepared and not sent
     counters: dict[str, int] = field(default_factory=dict)
+    edge_factor: float = 1.0  # how many times slower than planned the device is
+    explanation: Explanation | None = None  # why this placement, and what would flip it; only where it was asked for
 
     @property
     def ready(self) -> bool:

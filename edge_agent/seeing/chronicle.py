@@ -25,7 +25,7 @@ Field = str | int | float | None
 class Line:
     """One event for the log: its level, its name, and what is said of it."""
 
-    level: Literal["debug", "info", "warning"]
+    level: Literal["debug", "info", "warning", "error"]
     event: str
     fields: Mapping[str, Field] = field(default_factory=dict)
 

@@ -60,7 +60,7 @@ class Ledger:
     def introduce(self, digest: str, model: str, version: str) -> None:
         """From now on the bundle of this digest serves: so its answers, and refusals from now on, are labelled."""
         with self._lock:
-            if len(self._bundles) >= MOST_BUNDLES:
+            if digest not in self._bundles and len(self._bundles) >= MOST_BUNDLES:
                 del self._bundles[next(iter(self._bundles))]
             self._bundles[digest] = model, version
             self._nowhere = Scope(model, version, "", "", "")
@@ -79,12 +79,10 @@ class Ledger:
         t = answer.timings
         stages = Stages(t.edge_s, t.encode_s, t.network_s, t.queue_s, t.decode_s, t.compute_s)
         why = causes(answer.degraded)
-        gateway: str = getattr(answer, "gateway", "")
-        hedged: bool = getattr(answer, "hedged", False)
         with self._lock:
             self._now = now
             model, version = self._bundles.get(answer.bundle) or self._nowhere[:2]
-            scope = Scope(model, version, answer.placement, gateway, answer.precision)
+            scope = Scope(model, version, answer.placement, answer.gateway, answer.precision)
             (self._rows.get(scope) or self._row(scope)).answer(
                 stages,
                 t.total_s,
@@ -92,7 +90,7 @@ class Ledger:
                 predicted_s,
                 why,
                 answer.attempts,
-                hedged,
+                answer.hedged,
                 answer.kind != PlacementKind.EDGE_ONLY,
                 (answer.up_nbytes, answer.down_nbytes),
                 answer.engine,

@@ -52,13 +52,13 @@ class Observer:
         self._machine = Machine()
         self._chronicle = Chronicle()
         self._lock = threading.Lock()  # the chronicle's
+        self._predicted: dict[str, float] = {}  # by placement, at the latest look
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="isthmus-seeing", daemon=True)
 
     def start(self) -> None:
-        """Begin to look once a second, where there is a log to tell of it."""
-        if self._log is not None:
-            self._thread.start()
+        """Begin to look once a second, so that the log tells what changes and answers are held against the plan."""
+        self._thread.start()
 
     def close(self) -> None:
         """Safe to call twice, and before `start`."""
@@ -69,9 +69,12 @@ class Observer:
     def observe(self, outcome: Outcome, *, budget_s: float, predicted_s: float | None = None) -> None:
         """One request has ended: call it once for each, where nobody waits for the answer any more if that can be.
 
-        `budget_s` is what its caller gave it, `predicted_s` what the plan had said for the placement it took.
+        `budget_s` is what its caller gave it, `predicted_s` what the plan had said for the placement it took; without
+        it what the plan said at the latest look, unless the answer took a detour, which no plan has in it.
         """
         now = self._clock()
+        if predicted_s is None and isinstance(outcome, Answer) and not outcome.degraded:
+            predicted_s = self._predicted.get(outcome.placement)
         self.ledger.observe(outcome, budget_s=budget_s, predicted_s=predicted_s, now=now)
         if self._log is None:
             return
@@ -84,22 +87,30 @@ class Observer:
     def scene(self) -> Scene:
         """Everything at this moment."""
         now = self._clock()
-        standing = self._standing()
-        bundle = standing.bundle
-        if bundle.digest:
-            self.ledger.introduce(bundle.digest, bundle.model, bundle.version)
+        standing = self._look()
         return Scene(self.ledger.snapshot(now=now), standing, self._machine.read(now=now), f"isthmus {__version__}")
 
     def look(self) -> None:
         """Write down what changed since the look before; `start` has it done once a second."""
-        standing = self._standing()
+        standing = self._look()
         with self._lock:
             lines = self._chronicle.looked(standing)
         self._write(lines)
 
+    def _look(self) -> AgentStanding:
+        standing = self._standing()
+        bundle = standing.bundle
+        if bundle.digest:
+            self.ledger.introduce(bundle.digest, bundle.model, bundle.version)
+        self._predicted = {p.id: p.predicted_s for p in standing.placements if p.predicted_s is not None}
+        return standing
+
     def _watch(self) -> None:
         while True:
-            self.look()
+            try:
+                self.look()
+            except Exception as error:  # whatever is looked at may be broken; who looks goes on, and says so
+                self._write([Line("error", "look_failed", {"reason": f"{type(error).__name__}: {error}"})])
             if self._stop.wait(self._look_every_s):
                 return
 

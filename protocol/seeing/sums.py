@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Self
 
 MOST_CODES = 24  # reasons that one scope tells apart; the protocol has nine
@@ -38,8 +38,9 @@ class Refusals:
             self.slack_budgeted += 1
 
     def copy(self) -> Self:
-        held = ((each.name, getattr(self, each.name)) for each in fields(self))
-        return replace(self, **{name: value.copy() for name, value in held if isinstance(value, dict | list)})
+        made = type(self)()
+        made.absorb(self)
+        return made
 
     def absorb(self, other: Self) -> None:
         """Add another's."""

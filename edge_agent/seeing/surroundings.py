@@ -1,0 +1,42 @@
+"""The board and the store as `sight` wants them told: translations, imported only by who has them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edge_agent.device.board import BoardView, look
+from edge_agent.seeing.standing import BoardStanding, StoreStanding
+from edge_agent.store.journal import Journal
+from edge_agent.store.tickets import State
+
+
+def board_standing(board: BoardView) -> BoardStanding:
+    """The zone nearest to its limit stands for the board's heat."""
+    zone, mode, throttling = board.hottest, board.power_mode, board.throttling
+    limits = [] if zone is None else [c for c in (zone.slows_at_c, zone.stops_at_c) if c is not None]
+    return BoardStanding(
+        model=board.model,
+        power_mode=None if mode is None else mode.name or f"number {mode.number}",
+        heat=None if zone is None else zone.name,
+        celsius=None if zone is None else zone.celsius,
+        limit_celsius=min(limits, default=None),
+        throttled="" if not throttling.now else ", ".join(throttling.reasons) or "the board says that it is",
+        gpu_load=board.gpu_load,
+        watts=board.watts,
+    )
+
+
+def read_board(root: Path = Path("/")) -> BoardStanding:
+    """Takes milliseconds; raises nothing."""
+    return board_standing(look(root))
+
+
+def read_store(journal: Journal) -> StoreStanding:
+    """Raises StoreError."""
+    totals = journal.totals()
+    return StoreStanding(
+        waiting=totals.tickets[State.WAITING],
+        answered=totals.tickets[State.ANSWERED],
+        nbytes=totals.nbytes,
+        limit_nbytes=journal.caps.most_nbytes,
+    )

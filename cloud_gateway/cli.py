@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cloud_gateway.access.cli import audit_app, keys_app
+from cloud_gateway.access.cli import audit_app
+from cloud_gateway.access.invite_cli import keys_app
 from cloud_gateway.config import GatewaySettings, from_flags, load_settings, sources
 from cloud_gateway.config_cli import app as config_app
 from cloud_gateway.operate_cli import dry_run, models_app, status

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cloud_gateway.access import api_keys
+from cloud_gateway.access import api_keys, invitations
 from cloud_gateway.access import roster as rosters
 from cloud_gateway.access.audit import AuditLog
 from cloud_gateway.access.folder import KeyFolder
@@ -58,7 +58,7 @@ def init(
     folder = KeyFolder(keys_dir)
     keys.require_name(name)
     folder.make()
-    with _acting(folder, audit, "keys.init", name):
+    with acting(folder, audit, "keys.init", name):
         pair = folder.create(name)
     if json:
         print_json(_public(pair.public))
@@ -88,7 +88,7 @@ def add(
     """Let an agent in by its CURVE key, or (--api) a program by a new API key."""
     folder, now = KeyFolder(keys_dir), int(time.time())
     keys.require_name(name)
-    until = _moment(expires, now)
+    until = moment(expires, now)
     limits = (requests_per_s, mib_per_s, concurrent, body_mib)
     if api:
         if key or output:
@@ -110,6 +110,7 @@ def list_(keys_dir: Keys = KEYS, json: Json = False) -> None:
     folder, now = KeyFolder(keys_dir), time.time()
     server, roster = folder.server_keys(), folder.roster()
     entries: list[Entry] = [*roster.agents, *roster.api_keys]
+    invited = [i for i in folder.invitations().known if i.is_open(utc=now)]
     if json:
         public = [server.current.public] + ([server.next.public] if server.next else [])
         print_json(
@@ -117,6 +118,7 @@ def list_(keys_dir: Keys = KEYS, json: Json = False) -> None:
                 "server": [_public(key) for key in public],
                 "next_port": server.next_port,
                 "known": [_entry(entry, now) for entry in entries],
+                "invited": [{"name": i.name, "id": i.id, "expires": i.expires} for i in invited],
             }
         )
         return
@@ -128,6 +130,8 @@ def list_(keys_dir: Keys = KEYS, json: Json = False) -> None:
         print(
             f"{shown['kind']:<6} {entry.name:<24} {shown['state']:<8} {shown['id']} {' '.join(shown['roles'])}".rstrip()
         )
+    for invitation in invited:
+        print(f"agent  {invitation.name:<24} invited  {invitation.id}")
 
 
 @keys_app.command()
@@ -137,10 +141,16 @@ def revoke(
     audit: Audit = None,
     json: Json = False,
 ) -> None:
-    """Let NAME in no more. A running gateway acts on it within about a second, on open connections too."""
-    folder = KeyFolder(keys_dir)
-    with _acting(folder, audit, "keys.revoke", name):
-        folder.change(lambda roster: rosters.revoke(roster, name, utc=int(time.time())))
+    """Let NAME in no more, or withdraw its invitation. A running gateway acts on it within about a second, on open
+    connections too.
+    """
+    folder, now = KeyFolder(keys_dir), int(time.time())
+    with acting(folder, audit, "keys.revoke", name):
+        invited = [i for i in folder.invitations().known if i.name == name and i.is_open(utc=now)]
+        if invited:  # whoever is invited is not known yet
+            folder.change_invitations(lambda known: invitations.withdraw(known, name, utc=now))
+        else:
+            folder.change(lambda roster: rosters.revoke(roster, name, utc=now))
     if json:
         print_json({"revoked": name})
     else:
@@ -161,7 +171,7 @@ def rotate(
         raise InputError("--finish and --undo exclude each other", "give one of them")
     folder = KeyFolder(keys_dir)
     act = "keys.rotate.finish" if finish else "keys.rotate.undo" if undo else "keys.rotate"
-    with _acting(folder, audit, act, str(keys_dir)):
+    with acting(folder, audit, act, str(keys_dir)):
         if finish:
             pair = folder.finish_rotation()
         elif undo:
@@ -226,7 +236,7 @@ def show(
 
 
 @contextmanager
-def _acting(folder: KeyFolder, audit: Path | None, action: str, target: str) -> Iterator[None]:
+def acting(folder: KeyFolder, audit: Path | None, action: str, target: str) -> Iterator[None]:
     """Alone with the folder, and on record."""
     user = getpass.getuser()
     actor = f"uid:{os.getuid()} {user}" + (f" for {sudo}" if (sudo := os.environ.get("SUDO_USER")) else "")
@@ -254,7 +264,7 @@ def _add_agent(
         pair = keys.make_pair(name)
         public = pair.public
     entry = AgentEntry(name=name, key=public.data.hex(), added=now, expires=until)
-    with _acting(folder, audit, "keys.add", f"{name} {public.fingerprint}"):
+    with acting(folder, audit, "keys.add", f"{name} {public.fingerprint}"):
         rosters.add_agent(folder.roster(), entry)  # refused before anything is written
         if output is not None and pair is not None:
             try:
@@ -287,7 +297,7 @@ def _add_program(
     entry = ApiKeyEntry(
         name=name, id=key.id, digest=key.digest, roles=roles, added=now, expires=until, allowance=allowance
     )
-    with _acting(folder, audit, "keys.add", f"{name} {key.id} {','.join(roles)}"):
+    with acting(folder, audit, "keys.add", f"{name} {key.id} {','.join(roles)}"):
         folder.change(lambda roster: rosters.add_api_key(roster, entry))
     if json:
         print_json({"kind": "api", "name": name, "id": key.id, "roles": roles, "key": key.text})
@@ -304,7 +314,7 @@ def _roles(wanted: list[str]) -> tuple[ApiRole, ...]:
     return tuple(role for role in known if role in wanted)
 
 
-def _moment(text: str, now: int) -> int | None:
+def moment(text: str, now: int) -> int | None:
     """Seconds since 1970 of `12h`, `30d` from now, or of a date; None for nothing."""
     if not text:
         return None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from edge_agent.device.tree import Tree
 from edge_agent.doctor.verdicts import UnmetError
+from protocol.errors import InputError
 
 if TYPE_CHECKING:  # an installation that lacks some of these is to be looked at, too
     from edge_agent.config import AgentSettings
@@ -110,14 +111,11 @@ class Case:
         return found
 
     @property
-    def bundle_path(self) -> Path:
-        """Where the bundle that is served lies; UnmetError when none is named or installed."""
+    def bundle_path(self) -> Path | None:
+        """Where the bundle that is served lies; None when none is named or installed."""
         from edge_agent.doctor.installed import current_bundle
 
-        path = self.settings.bundle.path or current_bundle(self.settings.state_dir)
-        if path is None:
-            raise UnmetError("no bundle is named, and none is installed (--bundle, or `edge-agent bundles install`)")
-        return path
+        return self.settings.bundle.path or current_bundle(self.settings.state_dir)
 
     def close(self) -> None:
         """Give back what was loaded."""
@@ -132,7 +130,12 @@ class Case:
     def _open(self) -> Bundle:
         from protocol.bundle import Bundle
 
-        return Bundle.open(self.bundle_path)
+        path = self.bundle_path
+        if path is None:
+            raise InputError(
+                "no bundle is named, and none is installed", "`edge-agent bundles install DIR`, or --bundle"
+            )
+        return Bundle.open(path)
 
     def _activate(self) -> Heads:
         from edge_agent.heads import Heads

@@ -40,7 +40,7 @@ def signature(case: Case) -> Verdict:
     from edge_agent.trust.store import TrustStore
 
     store = TrustStore(case.settings.state_dir / "keys")
-    statement = store.trust().check(case.bundle_path)
+    statement = store.trust().check(case.bundle().root)
     if statement is not None:
         return ok(f"signed as number {statement.counter} of {statement.model}; {store.describe()}")
     return warn("it is not signed by anybody this device knows", f"`partitioner sign`; {store.describe()}")

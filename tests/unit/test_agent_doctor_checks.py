@@ -1,0 +1,303 @@
+"""Single checks on machines and folders that were made up for them: what is sound passes, what is not has a remedy."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edge_agent.doctor import (
+    checks_configuration,
+    checks_installation,
+    checks_machine,
+    checks_network,
+    checks_service,
+    checks_storage,
+)
+from edge_agent.doctor.case import Case
+from edge_agent.doctor.verdicts import Status, UnmetError, Verdict
+from protocol import keys
+from tests import boards
+
+UNIT = f"etc/systemd/system/{checks_service.UNIT}"
+SYSTEMD = {
+    "run/systemd/system/.keep": "",
+    f"etc/systemd/system/multi-user.target.wants/{checks_service.UNIT}": "",
+    UNIT: "[Unit]\nAfter=network.target\n[Service]\nType=notify\nWatchdogSec=30\nRestart=on-failure\nUser=isthmus\n"
+    "NoNewPrivileges=yes\nProtectSystem=strict\nMemoryMax=512M\nExecStartPre=a\nExecStartPre=b\n",
+}
+
+
+def case(root: Path, files: dict[str, str] | None = None, **settings: object) -> Case:
+    overrides = {"state_dir": str(root / "state")} | {key.replace("__", "."): v for key, v in settings.items()}
+    return Case(overrides=overrides, root=boards.plant(root, files or {}))
+
+
+def status(check: Callable[[Case], Verdict], case_: Case) -> Status:
+    """Its status; every complaint has a remedy."""
+    try:
+        verdict = check(case_)
+    except UnmetError:
+        return Status.SKIP
+    assert bool(verdict.remedy) == (verdict.status in (Status.WARN, Status.FAIL)), verdict
+    return verdict.status
+
+
+# ---- machine --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("flags : fpu avx2 avx512_vnni", Status.OK),
+        ("flags : fpu avx2 avx_vnni", Status.OK),
+        ("flags : fpu avx2 fma", Status.WARN),  # saturates, so the slower exact products are used
+        ("flags : fpu sse2", Status.WARN),
+        ("Features : fp asimd asimddp", Status.OK),
+        ("Features : fp asimd crc32", Status.WARN),
+        ("", Status.SKIP),
+    ],
+)
+def test_what_eight_bit_products_need_is_looked_for(tmp_path: Path, flags: str, expected: Status) -> None:
+    assert (
+        status(checks_machine.instructions, case(tmp_path, {"proc/cpuinfo": f"processor : 0\n{flags}\n"})) is expected
+    )
+
+
+def test_boards_that_are_hot_weak_or_capped_are_told_from_those_that_are_well(tmp_path: Path) -> None:
+    orin, pi, pc = (
+        case(tmp_path / name, files)
+        for name, files in (("orin", boards.ORIN), ("pi", boards.PI), ("pc", {**boards.X86, **INTEL}))
+    )
+    seen = {
+        check.__name__: [status(check, one) for one in (orin, pi, pc)]
+        for check in (
+            checks_machine.board,
+            checks_machine.governor,
+            checks_machine.throttling,
+            checks_machine.temperature,
+            checks_machine.power_mode,
+            checks_machine.swap,
+            checks_machine.wear,
+        )
+    }
+    good, look, none = Status.OK, Status.WARN, Status.SKIP
+    assert seen == {
+        "board": [good, good, good],
+        "governor": [look, good, good],  # an Orin in a lower mode is capped; "powersave" of intel_pstate is on demand
+        "throttling": [look, look, good],
+        "temperature": [good, look, good],
+        "power_mode": [look, none, none],
+        "swap": [good, good, good],
+        "wear": [good, none, none],
+    }
+
+
+INTEL = {"sys/devices/system/cpu/cpufreq/policy0/scaling_driver": "intel_pstate\n"}
+
+
+def test_a_machine_that_cannot_hold_the_heads_fails(tmp_path: Path) -> None:
+    assert status(checks_machine.memory, case(tmp_path, boards.X86)) is Status.OK
+    assert status(checks_machine.memory, case(tmp_path / "pi", boards.PI)) is Status.FAIL  # 195 MiB can be had
+    group = {"proc/self/cgroup": "0::/agent.service\n", "sys/fs/cgroup/agent.service/memory.max": f"{300 * 2**20}\n"}
+    limited = case(tmp_path / "limited", {**boards.X86, **group})
+    assert status(checks_machine.memory, limited) is Status.WARN  # the control group leaves 300 MiB of 9 GB
+
+
+def test_more_threads_than_cores_or_quota_are_told(tmp_path: Path) -> None:
+    cores = len(os.sched_getaffinity(0))
+    assert status(checks_machine.cores, case(tmp_path, device__threads=cores)) is Status.OK
+    assert status(checks_machine.cores, case(tmp_path, device__threads=cores + 1)) is Status.WARN
+    quota = {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "50000 100000\n"}
+    assert status(checks_machine.cores, case(tmp_path, quota)) is Status.WARN
+
+
+def test_a_clock_that_nobody_keeps_and_a_busy_machine_are_told(tmp_path: Path) -> None:
+    systemd = {"run/systemd/system/.keep": ""}
+    assert status(checks_machine.clock_kept, case(tmp_path)) is Status.SKIP
+    assert status(checks_machine.clock_kept, case(tmp_path, systemd)) is Status.WARN
+    kept = {"run/systemd/timesync/synchronized": ""}
+    assert status(checks_machine.clock_kept, case(tmp_path, kept)) is Status.OK
+    assert status(checks_machine.load, case(tmp_path, {"proc/loadavg": "999.0 1 1 1/1 1\n"})) is Status.WARN
+    assert status(checks_machine.load, case(tmp_path, {"proc/loadavg": "0.0 1 1 1/1 1\n"})) is Status.OK
+    assert status(checks_machine.load, case(tmp_path, {"proc/loadavg": "no number\n"})) is Status.SKIP
+
+
+# ---- storage --------------------------------------------------------------------------------------------------------
+
+
+def test_a_state_directory_is_writable_or_says_why_not(tmp_path: Path) -> None:
+    assert status(checks_storage.state_dir, case(tmp_path)) is Status.OK  # it can be made
+    (tmp_path / "state").mkdir(mode=0o750)
+    assert status(checks_storage.state_dir, case(tmp_path)) is Status.OK
+    (tmp_path / "state").chmod(0o757)
+    assert status(checks_storage.state_dir, case(tmp_path)) is Status.FAIL  # everybody could put a bundle there
+    (tmp_path / "state").rmdir()
+    (tmp_path / "state").write_text("")
+    assert status(checks_storage.state_dir, case(tmp_path)) is Status.FAIL
+
+
+def test_what_is_kept_on_something_that_forgets_is_told(tmp_path: Path) -> None:
+    def mounted(kind: str, options: str = "rw") -> Status:
+        lines = f"/dev/root / ext4 ro,relatime 0 0\nsomething {tmp_path} {kind} {options} 0 0\n"
+        return status(checks_storage.file_system, case(tmp_path, {"proc/self/mounts": lines}))
+
+    assert mounted("ext4") is Status.OK
+    assert mounted("tmpfs") is Status.WARN
+    assert mounted("nfs4") is Status.WARN
+    assert mounted("ext4", "ro,noatime") is Status.FAIL
+    assert status(checks_storage.root, case(tmp_path)) is Status.OK
+    assert "read-only" in checks_storage.root(case(tmp_path)).fact
+
+
+def test_durable_writes_are_timed_and_leave_nothing(tmp_path: Path) -> None:
+    assert status(checks_storage.sync, case(tmp_path)) in (Status.OK, Status.WARN)
+    assert status(checks_storage.free, case(tmp_path)) in (Status.OK, Status.WARN)
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- configuration --------------------------------------------------------------------------------------------------
+
+
+def test_a_variable_with_one_underscore_too_few_is_found(tmp_path: Path) -> None:
+    def of(name: str) -> Status:
+        return status(checks_configuration.unread, Case(env={name: "1"}, root=tmp_path))
+
+    assert of("ISTHMUS_AGENT_DEVICE__THREADS") is Status.WARN
+    assert of("isthmus_agent__device__threads") is Status.WARN
+    assert of("ISTHMUS_AGENT__DEVICE__THREADS") is Status.OK
+    assert of("ISTHMUS_AGENT_CONFIG") is Status.OK
+    assert of("PATH") is Status.OK
+
+
+def test_settings_that_everybody_can_change_fail(tmp_path: Path) -> None:
+    file = tmp_path / "agent.toml"
+    file.write_text("")
+    file.chmod(0o644)
+    assert status(checks_configuration.settings_file, Case(file=file)) is Status.OK
+    file.chmod(0o646)
+    assert status(checks_configuration.settings_file, Case(file=file)) is Status.FAIL
+    secrets = tmp_path / "secrets"
+    secrets.mkdir()
+    (secrets / "keys.server_key").write_text("")
+    (secrets / "keys.server_key").chmod(0o600)
+    assert status(checks_configuration.secrets, Case(secrets_dir=secrets)) is Status.OK
+    (secrets / "keys.server_key").chmod(0o604)
+    assert status(checks_configuration.secrets, Case(secrets_dir=secrets)) is Status.FAIL
+
+
+def test_keys_are_wanted_for_a_gateway_elsewhere_and_looked_at_where_they_are(tmp_path: Path) -> None:
+    def of(endpoint: str, **more: object) -> Status:
+        try:
+            return status(checks_configuration.keys, case(tmp_path, gateways__endpoints=[endpoint], **more))
+        except keys.InputError:
+            return Status.FAIL  # as the examination counts it
+
+    assert of("tcp://127.0.0.1:7447") is Status.SKIP
+    assert of("tcp://10.0.0.1:7447") is Status.FAIL
+    assert of("tcp://gateway.example.org:7447") is Status.FAIL
+    assert of("tcp://10.0.0.1:7447", gateways__insecure=True) is Status.WARN
+    folder = tmp_path / "keys"
+    folder.mkdir(mode=0o700)
+    assert of("tcp://10.0.0.1:7447", keys__dir=str(folder)) is Status.FAIL
+    pair = keys.make_pair("camera-7")
+    keys.write_pair(folder / "agent.key", pair)
+    keys.write_public(folder / "server.pub", (pair.public,))
+    assert of("tcp://10.0.0.1:7447", keys__dir=str(folder)) is Status.OK
+    (folder / "agent.key").chmod(0o644)
+    assert of("tcp://10.0.0.1:7447", keys__dir=str(folder)) is Status.FAIL
+
+
+def test_a_socket_left_behind_is_told_from_one_in_use_and_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    one = case(tmp_path, http__unix_socket=str(path))
+    assert status(checks_configuration.unix_socket, one) is Status.OK
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        path.chmod(0o660)
+        listener.listen()
+        assert status(checks_configuration.unix_socket, one) is Status.OK
+        path.chmod(0o666)
+        assert status(checks_configuration.unix_socket, one) is Status.WARN
+    assert status(checks_configuration.unix_socket, one) is Status.WARN  # nobody listens on it any more
+    path.unlink()
+    path.write_text("")
+    assert status(checks_configuration.unix_socket, one) is Status.FAIL
+    long = case(tmp_path, http__unix_socket=str(tmp_path / ("n" * 120)))
+    assert status(checks_configuration.unix_socket, long) is Status.FAIL
+
+
+# ---- installation ---------------------------------------------------------------------------------------------------
+
+
+def test_this_installation_is_sound(tmp_path: Path) -> None:
+    for check in (checks_installation.python, checks_installation.version, checks_installation.requirements):
+        assert status(check, case(tmp_path)) is Status.OK, check(case(tmp_path))
+    for check in (checks_installation.encryption, checks_installation.signatures, checks_installation.images):
+        assert status(check, case(tmp_path)) is Status.OK, check(case(tmp_path))
+
+
+def test_both_builds_of_the_engine_together_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(boards.plant(tmp_path / "site", {
+        "onnxruntime_gpu-1.31.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: onnxruntime-gpu\nVersion: 1.31.0\n"
+    })))  # fmt: skip
+    verdict = checks_installation.engine(case(tmp_path))
+    assert verdict.status is Status.FAIL
+    assert "together" in verdict.fact
+
+
+def test_a_provider_that_this_build_lacks_is_told(tmp_path: Path) -> None:
+    assert status(checks_installation.providers, case(tmp_path)) is Status.OK
+    asked = case(tmp_path, device__providers=["tensorrt", "cpu"])
+    if "tensorrt" not in checks_installation.providers(case(tmp_path)).fact:
+        assert status(checks_installation.providers, asked) is Status.WARN
+
+
+# ---- network and service --------------------------------------------------------------------------------------------
+
+
+def test_the_kernels_settings_of_tcp_are_judged(tmp_path: Path) -> None:
+    def of(check: Callable[[Case], Verdict], name: str, value: str) -> Status:
+        return status(check, case(tmp_path, {f"proc/sys/net/ipv4/{name}": f"{value}\n"}))
+
+    assert of(checks_network.congestion, "tcp_congestion_control", "bbr") is Status.OK
+    assert of(checks_network.congestion, "tcp_congestion_control", "cubic") is Status.WARN
+    assert of(checks_network.idle_restart, "tcp_slow_start_after_idle", "0") is Status.OK
+    assert of(checks_network.idle_restart, "tcp_slow_start_after_idle", "1") is Status.WARN
+    assert of(checks_network.buffers, "tcp_wmem", "4096 16384 4194304") is Status.OK
+    assert of(checks_network.buffers, "tcp_wmem", "4096 16384 65536") is Status.WARN
+    assert of(checks_network.buffers, "tcp_wmem", "nonsense") is Status.SKIP
+
+
+def test_a_unit_is_enabled_watched_and_confined_or_says_what_it_lacks(tmp_path: Path) -> None:
+    checks = (checks_service.systemd, checks_service.watchdog, checks_service.hardening)
+    assert [status(check, case(tmp_path)) for check in checks] == [Status.SKIP] * 3
+    sound = case(tmp_path / "sound", SYSTEMD)
+    assert [status(check, sound) for check in checks] == [Status.OK] * 3
+    bare = case(tmp_path / "bare", {"run/systemd/system/.keep": "", UNIT: "[Service]\nExecStart=/bin/agent\n"})
+    assert [status(check, bare) for check in checks] == [Status.WARN] * 3
+    absent = case(tmp_path / "absent", {"run/systemd/system/.keep": ""})
+    assert [status(check, absent) for check in checks] == [Status.WARN, Status.SKIP, Status.SKIP]
+    broken = case(tmp_path / "broken", {"run/systemd/system/.keep": "", UNIT: "no section\n"})
+    assert status(checks_service.watchdog, broken) is Status.SKIP
+
+
+def test_a_port_that_somebody_else_has_fails(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert status(checks_service.port, case(tmp_path, http__bind=f"127.0.0.1:{port}")) is Status.FAIL
+    assert status(checks_service.port, case(tmp_path, http__bind="127.0.0.1:0")) is Status.OK
+    assert status(checks_service.port, case(tmp_path, http__bind="off")) is Status.SKIP
+
+
+def test_who_holds_the_state_directory_is_read_from_the_kernels_list(tmp_path: Path) -> None:
+    one = case(tmp_path)
+    assert "no daemon has used" in checks_service.lock(one).fact
+    boards.plant(tmp_path, {"state/run/lock": "4711\n"})
+    assert "nobody holds" in checks_service.lock(one).fact
+    inode = (tmp_path / "state/run/lock").stat().st_ino
+    boards.plant(tmp_path, {"proc/locks": f"1: FLOCK  ADVISORY  WRITE 4711 fd:01:{inode} 0 EOF\n"})
+    assert "4711 holds" in checks_service.lock(one).fact

@@ -14,6 +14,11 @@ from protocol.messages import RequestId
 from protocol.tensors import Array, Tensors
 
 
+def accepts(model: str, inputs: Tensors) -> None:
+    if inputs["x"][0] < 0:
+        raise InputError("x is negative", "give another")
+
+
 @dataclass
 class ToyAgent:
     """`held` waits for `release`; a negative x does not fit the model."""
@@ -23,10 +28,11 @@ class ToyAgent:
     waiting: list[tuple[Future[Outcome], int]] = field(default_factory=list)
     outcome: Callable[[int], Outcome] = field(default=lambda x: answer(x + 1))
 
-    def submit(self, inputs: Tensors, *, deadline_s: float, identity: RequestId | None = None) -> Future[Outcome]:
+    def submit(
+        self, inputs: Tensors, *, deadline_s: float, priority: int = 4, identity: RequestId | None = None
+    ) -> Future[Outcome]:
+        accepts("", inputs)
         x = int(inputs["x"][0])
-        if x < 0:
-            raise InputError("x is negative", "give another")
         self.asked.append((str(identity), x, deadline_s))
         future: Future[Outcome] = Future()
         self.waiting.append((future, x))

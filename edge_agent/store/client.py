@@ -14,18 +14,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import Future
 
 from edge_agent.store.journal import Journal
-from edge_agent.store.tickets import State, Ticket, Totals, Wish
-from protocol.tensors import Tensors
-
-Accepts = Callable[[str, Tensors], None]
+from edge_agent.store.tickets import Accepts, State, Ticket, Totals, Wish
 
 
 class StoreClient:
-    """Safe for several threads. `accepts` raises InputError for a model, or tensors, that cannot be answered here."""
+    """Safe for several threads. What `accepts` refuses is not stored."""
 
     def __init__(self, journal: Journal, accepts: Accepts = lambda model, inputs: None) -> None:
         self._journal = journal

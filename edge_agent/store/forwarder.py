@@ -22,27 +22,31 @@ from typing import Protocol, Self
 from edge_agent.outcomes import Answer, Outcome, Refusal
 from edge_agent.store.journal import Journal
 from edge_agent.store.pacing import FOR_GOOD, Pace, Pacing
-from edge_agent.store.tickets import State, StoreError, Ticket
+from edge_agent.store.tickets import Accepts, State, StoreError, Ticket
 from protocol.control.flights import RefusalCode
 from protocol.errors import InputError, WireError
 from protocol.messages import RequestId
 from protocol.tensors import Tensors
 
 SWEEP_S = 30.0
+_PRIORITY = 9  # whatever its turn in the store, it is behind every live request at the agent and the gateway
 _TROUBLE_S = 5.0  # the disk failed: look again then
 
 
 class Carrier(Protocol):
     """What of an agent this room needs. `identity` is the request's id over restarts of the process."""
 
-    def submit(self, inputs: Tensors, *, deadline_s: float, identity: RequestId | None = None) -> Future[Outcome]: ...
+    def submit(
+        self, inputs: Tensors, *, deadline_s: float, priority: int = 4, identity: RequestId | None = None
+    ) -> Future[Outcome]: ...
 
 
 class Forwarder:
     """`start` and `close`; `wake` when a gateway has come back.
 
-    `current` gives the agent that answers now, `live` how many requests of others it has not answered yet, `serves` the
-    name of its model: requests for others wait. `said` hears of what a log should hold.
+    `current` gives the agent that answers now, and `accepts` tells what its model takes from what it does not; `live` says
+    how many requests of others are unanswered, `serves` the name of the model: requests for others wait. `said` hears
+    what a log should hold.
     """
 
     def __init__(
@@ -50,6 +54,7 @@ class Forwarder:
         journal: Journal,
         current: Callable[[], Carrier],
         *,
+        accepts: Accepts,
         live: Callable[[], int] = lambda: 0,
         serves: Callable[[], str] = lambda: "",
         pace: Pace | None = None,
@@ -59,6 +64,7 @@ class Forwarder:
     ) -> None:
         self._journal = journal
         self._current = current
+        self._accepts = accepts
         self._live = live
         self._serves = serves
         self._pace = pace or Pace()
@@ -171,11 +177,20 @@ class Forwarder:
         self._flying[ticket.id] = ticket
         try:
             budget_s = self._pacing.budget_s(ticket.attempts - ticket.unreturned, ticket.left_s)
-            future = self._current().submit(inputs, deadline_s=budget_s, identity=identity)
+            future = self._current().submit(inputs, deadline_s=budget_s, priority=_PRIORITY, identity=identity)
         except InputError as error:
-            self._landed.append((ticket.id, error))
+            self._landed.append((ticket.id, self._unfit(ticket, inputs, error)))
+            self._changed.set()
             return
         future.add_done_callback(lambda done: self._on_outcome(ticket.id, done))
+
+    def _unfit(self, ticket: Ticket, inputs: Tensors, error: InputError) -> Outcome | BaseException:
+        """Only what the model does not take ends for good; an agent that cannot be asked may be able to later."""
+        try:
+            self._accepts(ticket.model, inputs)
+        except InputError as unfit:
+            return unfit
+        return Refusal(ticket.id, RefusalCode.CLOSED, str(error), 0.0)
 
     def _on_outcome(self, ticket: str, done: Future[Outcome]) -> None:
         """On the agent's thread: it must not wait for the disk."""

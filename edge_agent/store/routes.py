@@ -26,9 +26,8 @@ from typing import Any, TypeVar
 import msgspec
 
 from edge_agent.serving.service import VERSION, provenance
-from edge_agent.store.client import Accepts
 from edge_agent.store.journal import Journal
-from edge_agent.store.tickets import State, StoreError, StoreFullError, Ticket, Wish
+from edge_agent.store.tickets import Accepts, State, StoreError, StoreFullError, Ticket, Wish
 from protocol.errors import InputError
 from protocol.oip import codec
 from protocol.oip.routes import Answer, Call, Route

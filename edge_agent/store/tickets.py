@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import enum
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from protocol.errors import InputError, IsthmusError
 from protocol.messages import RequestId
 from protocol.tensors import Tensors
 
+Accepts = Callable[[str, Tensors], None]  # raises InputError for a model, or tensors, that are not answered here
 MOST_PRIORITY = 9
 MOST_KEY_LENGTH = 200
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")

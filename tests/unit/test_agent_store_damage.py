@@ -19,7 +19,7 @@ from edge_agent.store.journal import FILE, Journal
 from edge_agent.store.pacing import Pace
 from edge_agent.store.tickets import Caps, State, StoreError, Wish
 from protocol.errors import InputError
-from tests.toy_agent import ToyAgent, answer
+from tests.toy_agent import ToyAgent, accepts, answer
 from tests.waiting import until
 
 
@@ -187,7 +187,7 @@ def test_the_forwarder_goes_on_when_the_disk_has_room_again(tmp_path: Path, monk
     told: list[str] = []
     agent = ToyAgent(held=True)
     journal = Journal(tmp_path / "store")
-    with journal, Forwarder(journal, lambda: agent, pace=Pace(quiet_s=0.0), said=told.append):
+    with journal, Forwarder(journal, lambda: agent, accepts=accepts, pace=Pace(quiet_s=0.0), said=told.append):
         journal.put(Wish({"x": np.array([1], np.int64)}))
         until(lambda: agent.asked)
         journal._database.run("PRAGMA query_only=ON")  # every write fails, as on a disk that became read-only

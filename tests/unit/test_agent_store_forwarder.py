@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +20,7 @@ from edge_agent.store.pacing import Pace
 from edge_agent.store.tickets import State, Wish
 from protocol.control.flights import RefusalCode
 from protocol.errors import InputError
-from protocol.tensors import Tensors
-from tests.toy_agent import ToyAgent, answer
+from tests.toy_agent import ToyAgent, accepts, answer
 from tests.waiting import PATIENCE_S, until
 
 BRISK = Pace(quiet_s=0.0, look_s=0.001)
@@ -46,7 +47,7 @@ def agent() -> ToyAgent:
 
 def test_what_is_stored_is_answered_under_its_own_identity(journal: Journal, agent: ToyAgent) -> None:
     client = StoreClient(journal)
-    with Forwarder(journal, lambda: agent, pace=BRISK):
+    with Forwarder(journal, lambda: agent, accepts=accepts, pace=BRISK):
         tickets = [client.put(wish(x)) for x in range(5)]
         for x, ticket in enumerate(tickets):
             ended = client.wait(ticket, timeout_s=PATIENCE_S)
@@ -59,7 +60,10 @@ def test_what_is_stored_is_answered_under_its_own_identity(journal: Journal, age
 def test_what_was_stored_before_a_restart_is_sent_after_it(tmp_path: Path, agent: ToyAgent) -> None:
     with Journal(tmp_path / "store") as journal:
         tickets = [journal.put(wish(x, priority=9 - x)) for x in range(3)]
-    with Journal(tmp_path / "store") as journal, Forwarder(journal, lambda: agent, pace=Pace(in_flight=1)):
+    with (
+        Journal(tmp_path / "store") as journal,
+        Forwarder(journal, lambda: agent, accepts=accepts, pace=Pace(in_flight=1)),
+    ):
         until(lambda: journal.totals().tickets[State.ANSWERED] == 3)
     assert [identity for identity, *_ in agent.asked] == tickets[::-1]  # the most important first
 
@@ -68,9 +72,9 @@ def test_an_attempt_that_a_restart_cut_off_is_made_again_under_the_same_identity
     first, second = ToyAgent(held=True), ToyAgent()
     with Journal(tmp_path / "store") as journal:
         ticket = journal.put(wish(1))
-        with Forwarder(journal, lambda: first, pace=BRISK):
+        with Forwarder(journal, lambda: first, accepts=accepts, pace=BRISK):
             until(lambda: first.asked)
-    with Journal(tmp_path / "store") as journal, Forwarder(journal, lambda: second, pace=BRISK):
+    with Journal(tmp_path / "store") as journal, Forwarder(journal, lambda: second, accepts=accepts, pace=BRISK):
         until(lambda: journal.totals().tickets[State.ANSWERED] == 1)
     assert [asked[0] for asked in first.asked + second.asked] == [ticket, ticket]
 
@@ -82,7 +86,7 @@ def test_live_requests_go_first(journal: Journal, agent: ToyAgent) -> None:
         looked.set()
         return live[0]
 
-    with Forwarder(journal, lambda: agent, live=count, pace=BRISK) as forwarder:
+    with Forwarder(journal, lambda: agent, accepts=accepts, live=count, pace=BRISK) as forwarder:
         ticket = journal.put(wish(1))
         for _ in range(3):
             looked.clear()
@@ -95,7 +99,7 @@ def test_live_requests_go_first(journal: Journal, agent: ToyAgent) -> None:
 
 def test_no_more_are_in_flight_than_the_pace_allows(journal: Journal) -> None:
     agent = ToyAgent(held=True)
-    with Forwarder(journal, lambda: agent, pace=replace(BRISK, in_flight=2)) as forwarder:
+    with Forwarder(journal, lambda: agent, accepts=accepts, pace=replace(BRISK, in_flight=2)) as forwarder:
         for x in range(5):
             journal.put(wish(x))
         until(lambda: len(agent.asked) == 2)
@@ -108,7 +112,7 @@ def test_a_request_that_does_not_fit_is_refused_for_good_and_the_others_go_on(
     journal: Journal, agent: ToyAgent
 ) -> None:
     client = StoreClient(journal)
-    with Forwarder(journal, lambda: agent, pace=BRISK):
+    with Forwarder(journal, lambda: agent, accepts=accepts, pace=BRISK):
         bad, good = client.put(wish(-1)), client.put(wish(1))
         ended = client.wait(bad, timeout_s=PATIENCE_S)
         assert ended is not None
@@ -119,10 +123,25 @@ def test_a_request_that_does_not_fit_is_refused_for_good_and_the_others_go_on(
         assert answered.state is State.ANSWERED
 
 
+def test_an_agent_that_cannot_be_asked_is_no_reason_to_give_a_request_up(journal: Journal) -> None:
+    class Stopped(ToyAgent):
+        def submit(self, *args: Any, **kwargs: Any) -> Future[Outcome]:
+            raise InputError("the agent was not started", "start it")
+
+    told: list[str] = []
+    with Forwarder(journal, Stopped, accepts=accepts, pace=BRISK, said=told.append):
+        ticket = journal.put(wish(1))
+        until(lambda: told)
+    found = journal.look(ticket)
+    assert found is not None
+    assert found.state is State.WAITING
+    assert "not started" in told[0]
+
+
 def test_a_refusal_leaves_the_request_waiting_until_things_get_better(journal: Journal, agent: ToyAgent) -> None:
     agent.outcome = refusal(RefusalCode.NO_PLACEMENT)
     told: list[str] = []
-    with Forwarder(journal, lambda: agent, pace=BRISK, said=told.append) as forwarder:
+    with Forwarder(journal, lambda: agent, accepts=accepts, pace=BRISK, said=told.append) as forwarder:
         ticket = journal.put(wish(1))
         until(lambda: told)
         found = journal.look(ticket)
@@ -135,7 +154,7 @@ def test_a_refusal_leaves_the_request_waiting_until_things_get_better(journal: J
 
 def test_what_was_dropped_while_in_hand_stays_dropped(journal: Journal) -> None:
     agent = ToyAgent(held=True)
-    with Forwarder(journal, lambda: agent, pace=BRISK) as forwarder:
+    with Forwarder(journal, lambda: agent, accepts=accepts, pace=BRISK) as forwarder:
         ticket = journal.put(wish(1))
         until(lambda: agent.asked)
         journal.drop(ticket)
@@ -146,7 +165,7 @@ def test_what_was_dropped_while_in_hand_stays_dropped(journal: Journal) -> None:
 
 def test_requests_for_another_model_wait_for_it(journal: Journal, agent: ToyAgent) -> None:
     serves = ["digits"]
-    with Forwarder(journal, lambda: agent, serves=lambda: serves[0], pace=BRISK) as forwarder:
+    with Forwarder(journal, lambda: agent, accepts=accepts, serves=lambda: serves[0], pace=BRISK) as forwarder:
         other = journal.put(replace(wish(1), model="faces"))
         mine = journal.put(replace(wish(2), model="digits"))
         assert StoreClient(journal).wait(mine, timeout_s=PATIENCE_S) is not None
@@ -162,7 +181,9 @@ def test_who_was_in_hand_at_a_crash_goes_alone_and_after_too_many_is_refused(jou
     for _ in range(3):
         journal.begin(poison)
     journal.begin(suspect)
-    with Forwarder(journal, lambda: agent, pace=replace(BRISK, in_flight=4, most_unreturned=3)) as forwarder:
+    with Forwarder(
+        journal, lambda: agent, accepts=accepts, pace=replace(BRISK, in_flight=4, most_unreturned=3)
+    ) as forwarder:
         until(lambda: [asked[0] for asked in agent.asked] == [healthy])
         agent.release()
         until(lambda: [asked[0] for asked in agent.asked] == [healthy, suspect])
@@ -178,7 +199,7 @@ def test_who_was_in_hand_at_a_crash_goes_alone_and_after_too_many_is_refused(jou
 
 def test_closing_waits_for_answers_as_long_as_it_is_told_to(journal: Journal) -> None:
     agent = ToyAgent(held=True)
-    forwarder = Forwarder(journal, lambda: agent, pace=BRISK)
+    forwarder = Forwarder(journal, lambda: agent, accepts=accepts, pace=BRISK)
     forwarder.start()
     journal.put(wish(1))
     until(lambda: agent.asked)
@@ -190,11 +211,8 @@ def test_closing_waits_for_answers_as_long_as_it_is_told_to(journal: Journal) ->
 
 
 def test_a_client_is_told_at_once_what_the_model_does_not_take(journal: Journal) -> None:
-    def accepts(model: str, inputs: Tensors) -> None:
-        raise InputError("no", "")
-
-    with pytest.raises(InputError):
-        StoreClient(journal, accepts).put(wish(1))
+    with pytest.raises(InputError, match="negative"):
+        StoreClient(journal, accepts).put(wish(-1))
     assert journal.entries() == []
 
 

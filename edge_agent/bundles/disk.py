@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 CHUNK_NBYTES = 1 << 20
+LEAVING = ".leaving-"  # begins the name of a folder that is being removed
 
 
 class Disk:
@@ -70,10 +71,16 @@ class Disk:
         return digest.hexdigest()
 
     def remove(self, path: Path) -> None:
-        """A file, or a folder with all that is in it; nothing where nothing is."""
+        """A file, or a folder with all that is in it, which is gone at once; nothing where nothing is."""
         if path.is_dir() and not path.is_symlink():
+            leaving = path.with_name(f"{LEAVING}{path.name}")
+            if path.name.startswith(LEAVING):
+                leaving = path
+            else:
+                shutil.rmtree(leaving, ignore_errors=True)
+                self.rename(path, leaving)
             with self._act(f"remove folder {path.name}"):
-                shutil.rmtree(path, ignore_errors=True)
+                shutil.rmtree(leaving, ignore_errors=True)
         elif os.path.lexists(path):
             with self._act(f"remove {path.name}"):
                 path.unlink(missing_ok=True)

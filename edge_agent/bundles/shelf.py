@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from edge_agent.bundles import record as records
-from edge_agent.bundles.disk import Disk, sha256_of
+from edge_agent.bundles.disk import LEAVING, Disk, sha256_of
 from edge_agent.bundles.record import Record
 from protocol.bundle import (
     MANIFEST,
@@ -227,6 +227,10 @@ class Shelf:
 
     def prune(self, wanted: frozenset[str]) -> list[str]:
         """Remove every bundle that is not `wanted`, and files that are still arriving unless a wanted one is."""
+        for above in (self._incoming, self._held):
+            for name in os.listdir(above) if above.exists() else ():
+                if name.startswith(LEAVING):
+                    self.disk.remove(above / name)
         gone = [d for d in {*_names(self._held), *_names(self._incoming)} if d not in wanted]
         for digest in sorted(gone):
             self.drop(digest)

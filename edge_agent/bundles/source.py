@@ -7,8 +7,10 @@ stand in the manifest, and the manifest's own digest in a signature that the dev
 from __future__ import annotations
 
 import errno
+from pathlib import Path
+from typing import Protocol
 
-from edge_agent.bundles.courier import Courier
+from edge_agent.bundles.disk import Disk
 from edge_agent.bundles.shelf import Shelf
 from protocol import dsse
 from protocol import messages as m
@@ -20,6 +22,16 @@ MOST_MANIFEST_NBYTES = 32 << 20
 MIB = 1024 * 1024
 
 
+class Fetches(Protocol):
+    """Gateways, as seen from here: see `courier`, which is them."""
+
+    fetched_nbytes: int
+
+    def offers(self, model: str = "") -> m.Offers: ...
+
+    def fetch(self, sha: str, nbytes: int, part: Path, disk: Disk) -> None: ...
+
+
 class BundleRefusedError(IsthmusError):
     """The bundle itself is to blame: fetching it again would not help."""
 
@@ -28,7 +40,7 @@ def fetch_bundle(
     shelf: Shelf,
     digest: str,
     offer: m.Offer | None,
-    courier: Courier | None,
+    courier: Fetches | None,
     trust: Trust,
     *,
     model: str,
@@ -44,7 +56,9 @@ def fetch_bundle(
     """
     held = shelf.folder(digest)
     if held.exists():
-        return shelf.opened(held, digest)  # to be verified again
+        if shelf.trouble(digest) is None:
+            return shelf.opened(held, digest)  # to be verified again
+        shelf.disk.remove(held)
     signed_with = shelf.signed_with(digest)
     known = offer.signature.hex() if offer is not None and offer.signature is not None else signed_with
     if signed_with is None or known != signed_with:
@@ -71,7 +85,7 @@ def fetch_bundle(
     return bundle
 
 
-def _begin(shelf: Shelf, digest: str, offer: m.Offer | None, courier: Courier | None) -> None:
+def _begin(shelf: Shelf, digest: str, offer: m.Offer | None, courier: Fetches | None) -> None:
     """Fetch manifest and signature; neither is parsed."""
     if courier is None:
         raise NetworkError("it is not on the shelf, and no gateway is known", "name one under gateways.endpoints")
@@ -93,7 +107,7 @@ def _begin(shelf: Shelf, digest: str, offer: m.Offer | None, courier: Courier | 
         shelf.disk.remove(shelf.part(sha))
 
 
-def _document(shelf: Shelf, courier: Courier, sha: str, nbytes: int) -> bytes:
+def _document(shelf: Shelf, courier: Fetches, sha: str, nbytes: int) -> bytes:
     courier.fetch(sha, nbytes, shelf.part(sha), shelf.disk)
     return shelf.part(sha).read_bytes()
 

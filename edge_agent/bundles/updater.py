@@ -18,10 +18,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from edge_agent.bundles import update as u
-from edge_agent.bundles.courier import Courier, Stopped
+from edge_agent.bundles.courier import Stopped
 from edge_agent.bundles.record import Record, Step
 from edge_agent.bundles.shelf import Shelf
-from edge_agent.bundles.source import BundleRefusedError, fetch_bundle
+from edge_agent.bundles.source import BundleRefusedError, Fetches, fetch_bundle
 from edge_agent.bundles.wishes import Wish, take_wish
 from protocol import messages as m
 from protocol.bundle import Bundle
@@ -79,7 +79,7 @@ class Updater:
         *,
         switch: Callable[[Path | None], None],
         smoke: Callable[[Path], str],
-        courier: Courier | None = None,
+        courier: Fetches | None = None,
         trusting: Trusting | None = None,
         policy: Policy | None = None,
         base: Bundle | None = None,
@@ -165,7 +165,7 @@ class Updater:
 
     def check_now(self) -> None:
         """Ask gateways for offers without waiting for the next time."""
-        self._events.put(self._check)
+        self._events.put(self.check)
 
     def roll_back(self, reason: str = "an operator went back") -> None:
         self._events.put(u.RollBack(reason))
@@ -208,7 +208,7 @@ class Updater:
         if (wish := take_wish(self._shelf)) is not None:
             self._grant(wish)
         if self._courier is not None and self.policy.automatic and time.monotonic() >= self._check_at:
-            self._check()
+            self.check()
 
     def handle(self, event: u.Event) -> None:
         """One event and everything that follows from it. On the thread, or before it starts."""
@@ -300,8 +300,8 @@ class Updater:
 
     # ---- what is new ------------------------------------------------------------------------------------------------
 
-    def _check(self) -> None:
-        """Ask for offers and revocations, and take the newest bundle that is not known to be bad."""
+    def check(self) -> None:
+        """Ask for offers and revocations, and take the newest bundle that is not known to be bad. On the thread."""
         now = time.monotonic()
         self._checked_at, self._check_at = now, now + self.policy.check_every_s
         if self._courier is None:
@@ -358,7 +358,7 @@ class Updater:
             case "roll back":
                 self.handle(u.RollBack(wish.reason or "an operator went back"))
             case "check":
-                self._check()
+                self.check()
             case "prune":
                 self._shelf.prune(self._update.record.wanted)
 

@@ -49,16 +49,15 @@ class KnownAnswer:
             raise EngineError("no head of the bundle can be asked a known question", "see the reasons above")
         self.placement = entry.id
         self._inputs = {spec.name: _question(spec) for spec in agent.bundle.manifest.model.inputs}
-        self._wanted: Prepared | None = None
-        self._wanted, why = self._ask(timeout_s)
-        if why:
+        made, why = self._ask(timeout_s)
+        if made is None:
             raise EngineError(f"the device cannot answer its own question ({why})", "rebuild the bundle")
+        self.wanted = made
 
     def check(self, timeout_s: float) -> str:
         """Ask again: why the answer is a bad one, or "". Returns within `timeout_s`."""
-        assert self._wanted is not None
         made, why = self._ask(timeout_s)
-        return why or _difference(self._wanted, made)
+        return why if made is None else _difference(self.wanted, made)
 
     def _ask(self, timeout_s: float) -> tuple[Prepared | None, str]:
         try:
@@ -85,8 +84,7 @@ def _question(spec: TensorSpec) -> Array:
     return np.zeros(shape, dtype)
 
 
-def _difference(wanted: Prepared, made: Prepared | None) -> str:
-    assert made is not None
+def _difference(wanted: Prepared, made: Prepared) -> str:
     if made.outputs.keys() != wanted.outputs.keys():
         return "a known question got other outputs"
     for name, known in wanted.outputs.items():

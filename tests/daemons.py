@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent.agent import Agent
-from edge_agent.compute import Rehearsal
+from edge_agent.compute import Rehearsal, Rehearsed
 from edge_agent.config import from_flags, load_settings
 from edge_agent.daemon import Daemon
 from edge_agent.device.notify import Notifier
 from edge_agent.heads import Prepared
+from protocol.errors import EngineError
 from protocol.seeing.logs import Logs
 from tests.waiting import PATIENCE_S
 
@@ -58,6 +59,26 @@ def compute_hangs(agent: Agent, placement: str = "edge-only") -> Iterator[None]:
 
     hung: Future[Prepared] = Future()
     agent.uplink.post(Rehearsal(placement, Slow(), hung))
+    assert entered.wait(PATIENCE_S)
+    try:
+        yield
+    finally:
+        over.set()
+
+
+@contextmanager
+def socket_hangs(agent: Agent) -> Iterator[None]:
+    """While this lasts the agent's socket thread does nothing."""
+    entered, over = threading.Event(), threading.Event()
+
+    class Slow(Future[Prepared]):
+        """A caller whose callback takes as long as we like."""
+
+        def set_exception(self, exception: BaseException | None) -> None:
+            entered.set()
+            over.wait(PATIENCE_S)
+
+    agent.uplink.post(Rehearsed(Rehearsal("", {}, Slow()), EngineError("nothing", "")))
     assert entered.wait(PATIENCE_S)
     try:
         yield

@@ -294,6 +294,11 @@ def test_a_file_in_the_sockets_place_is_one_sentence(toy_bundle: Path, tmp_path:
     assert (tmp_path / "precious").read_text() == "not a socket"
 
 
+def test_a_path_that_is_too_long_for_a_socket_is_one_sentence(toy_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="choose a shorter one with"):
+        daemon_of(toy_bundle, tmp_path / ("s" * 120))
+
+
 def test_other_machines_need_a_certificate_of_the_authority(toy_bundle: Path, tmp_path: Path) -> None:
     authority = trustme.CA()
     certificate = authority.issue_cert("127.0.0.1")

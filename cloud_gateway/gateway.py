@@ -17,7 +17,9 @@ import traceback
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from cloud_gateway.access.audit import AuditLog
 from cloud_gateway.access.authority import Authority
+from cloud_gateway.access.enrolment import Enrolment
 from cloud_gateway.access.folder import KeyFolder
 from cloud_gateway.cached_desk import CachedDesk
 from cloud_gateway.config import MIB, GatewaySettings
@@ -34,7 +36,7 @@ from cloud_gateway.models.repository import Repository
 from cloud_gateway.models.settings import VersionPolicy
 from cloud_gateway.models.states import State
 from cloud_gateway.models.worker import Worker
-from cloud_gateway.offers.offering import Offering
+from cloud_gateway.offers.offering import Brought, Offering
 from cloud_gateway.scheduling.admission import Limits
 from cloud_gateway.seeing.health import DeepCheck
 from cloud_gateway.seeing.ledger import Ledger
@@ -125,6 +127,13 @@ class Gateway:
         access = settings.access
         folder = None if access.keys_dir is None else KeyFolder(access.keys_dir)
         self.authority = Authority(folder, insecure=settings.zmq.insecure, told=self.told, is_full=self._is_full)
+        self.enrolment = Enrolment(
+            folder,
+            None if folder is None else AuditLog(access.audit_log or folder.audit_log),
+            answer=lambda route, enrolled: self.frontend.post_all([Brought(route, enrolled)]),
+            changed=self.authority.look_soon,
+            told=self.told,
+        )
         self._wanted = sockets.resolve(sockets.parse_endpoint(settings.zmq.bind))
         if folder is None:
             sockets.require_loopback(self._wanted, insecure=settings.zmq.insecure, doing="listening on")
@@ -148,8 +157,9 @@ class Gateway:
             socket, self.endpoint = self._bind()
             self.frontend = Frontend(
                 socket, self.endpoint, self.catalogue, self.desk, self.ledger,
-                authority=self.authority, cache=self.cache, tracing=self.tracing, offering=self.offering,
-                beats=self.beats, told=self.told, crashed=self._crashed, relayed=self.front is not None,
+                authority=self.authority, enrolment=self.enrolment, cache=self.cache, tracing=self.tracing,
+                offering=self.offering, beats=self.beats, told=self.told, crashed=self._crashed,
+                relayed=self.front is not None,
             )  # fmt: skip
             try:
                 self.standard = self._standard_door()
@@ -175,6 +185,7 @@ class Gateway:
             worker.start()
         self.frontend.start()
         self.offering.start()
+        self.enrolment.start()
         self._started = True
         if self.front is not None:
             try:
@@ -189,6 +200,7 @@ class Gateway:
         if self.standard is not None:
             counts |= self.standard.stats()
         counts |= {f"offers_{what}": n for what, n in self.offering.stats.items()}
+        counts |= {f"enrolment_{what}": n for what, n in self.enrolment.stats.items()}
         if self.cache is not None:
             counts |= {f"cache_{what}": n for what, n in self.cache.counts.items()}
         if self.front is not None:
@@ -204,6 +216,7 @@ class Gateway:
         self._closed = True
         grace_s = self.drain_s
         self.offering.stop()
+        self.enrolment.stop()
         self.desk.drain()
         self.frontend.post_all([Shutdown(grace_s)])
         # First, or who waits for a load or unload would hold the door open. False: a load is still under way, and would

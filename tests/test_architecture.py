@@ -26,6 +26,7 @@ DOORS: dict[str, tuple[str, ...]] = {
         "edge_agent/connection.py",
         "edge_agent/doctor/probe.py",
         "edge_agent/bundles/courier.py",
+        "edge_agent/trust/enrol.py",
         "cloud_gateway/doors/frontend.py",
         "cloud_gateway/doors/replies.py",
         "cloud_gateway/doors/relay.py",

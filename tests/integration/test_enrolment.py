@@ -1,0 +1,200 @@
+"""A device becomes known through real sockets: with one token, once, and whoever has none gets nowhere."""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+import pytest
+
+from cloud_gateway.access import invitations as inviting
+from cloud_gateway.access.audit import AuditLog
+from cloud_gateway.access.folder import KeyFolder
+from cloud_gateway.access.invitations import Invitation
+from cloud_gateway.gateway import Gateway
+from edge_agent.agent import Agent, AgentConfig
+from edge_agent.outcomes import Answer
+from edge_agent.trust import identity
+from edge_agent.trust.enrol import enrol
+from protocol import invitation, keys
+from protocol import messages as m
+from protocol.errors import InputError, NetworkError
+from protocol.sockets import CurveClient
+from tests.gateways import gateway_of
+from tests.waiting import PATIENCE_S, until
+from tests.wire_client import WireClient
+
+
+class Place:
+    """A gateway with keys, and the operator who invites."""
+
+    def __init__(self, gateway: Gateway, folder: KeyFolder) -> None:
+        self.gateway = gateway
+        self.folder = folder
+
+    @property
+    def endpoint(self) -> str:
+        return str(self.gateway.endpoint)
+
+    def invite(self, name: str, *, lasts_s: int = 1000) -> str:
+        server = self.folder.server_keys().current.public.data
+        token = invitation.make_token(os.urandom(40), server)
+        now = int(time.time())
+        digest = invitation.digest_of(token.id, token.secret)
+        made = Invitation(name=name, id=token.id.hex(), digest=digest, made=now - 10, expires=now + lasts_s)
+        with self.folder.locked():
+            roster = self.folder.roster()
+            self.folder.change_invitations(lambda before: inviting.invite(before, roster, made))
+        until(lambda: (t := self.gateway.authority.table) is not None and t.guests_until > 0, "nobody may come")
+        return token.text()
+
+    @property
+    def names(self) -> list[str]:
+        return [agent.name for agent in self.folder.roster().agents]
+
+    @property
+    def record(self) -> list[str]:
+        return [f"{r.action} {r.target} {r.outcome}" for r in AuditLog(self.folder.audit_log).records()]
+
+
+@pytest.fixture
+def place(toy_bundle: Path, tmp_path: Path) -> Iterator[Place]:
+    folder = KeyFolder(tmp_path / "gateway-keys")
+    folder.make()
+    with folder.locked():
+        folder.create("gateway")
+    settings: dict[str, object] = {"access.keys_dir": str(folder.path), "drain.grace_s": 2.0}
+    with gateway_of(toy_bundle, settings=settings) as gateway:
+        yield Place(gateway, folder)
+
+
+def test_an_enrolled_device_is_answered_and_its_key_was_never_elsewhere(
+    place: Place, toy_bundle: Path, toy_samples: npt.NDArray[Any], tmp_path: Path
+) -> None:
+    device = tmp_path / "device"
+    made = enrol(place.endpoint, place.invite("camera-7"), device)
+    assert made.name == "camera-7"
+    assert place.names == ["camera-7"]
+    assert (device / "agent.key").stat().st_mode & 0o777 == 0o600
+    secret = keys.read_pair(device / "agent.key").secret
+    assert all(secret.hex() not in path.read_text() for path in place.folder.path.iterdir())
+    assert any(line.startswith("keys.enroll camera-7") and line.endswith("done") for line in place.record)
+    config = AgentConfig(bundle=toy_bundle, gateway=place.endpoint, keys=device, placements=("full-cloud",))
+    with Agent(config) as agent:
+        assert agent.wait_ready(PATIENCE_S)
+        outcome = agent.submit({"x": toy_samples[:1]}, deadline_s=PATIENCE_S).result()
+    assert isinstance(outcome, Answer), outcome
+
+
+def test_both_server_keys_are_kept_while_the_gateways_key_is_replaced(place: Place, tmp_path: Path) -> None:
+    with place.folder.locked():
+        place.folder.begin_rotation(7448)
+    made = enrol(place.endpoint, place.invite("camera-7"), tmp_path / "device")
+    assert [(key.data, key.port) for key in made.server] == [(key.data, key.port) for key in place.folder.public_keys()]
+    assert keys.read_public(tmp_path / "device" / "server.pub") == made.server
+
+
+def test_of_many_devices_with_one_token_one_becomes_known(place: Place, tmp_path: Path) -> None:
+    token = place.invite("camera-7")
+    place.invite("camera-8")  # so that strangers may still come in when the first token is used up
+    outcomes: list[str] = []
+
+    def try_it(number: int) -> None:
+        try:
+            outcomes.append(enrol(place.endpoint, token, tmp_path / f"device-{number}", patience_s=PATIENCE_S).name)
+        except InputError as error:
+            outcomes.append(str(error))
+
+    threads = [threading.Thread(target=try_it, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outcomes.count("camera-7") == 1
+    assert sum("was used already" in outcome for outcome in outcomes) == 3
+    assert place.names == ["camera-7"]
+
+
+def test_a_device_whose_answer_was_lost_asks_again_and_is_welcome(place: Place, tmp_path: Path) -> None:
+    token = place.invite("camera-7")
+    first = enrol(place.endpoint, token, tmp_path / "device")
+    (tmp_path / "device" / "server.pub").unlink()
+    assert enrol(place.endpoint, token, tmp_path / "device") == first
+    assert place.names == ["camera-7"]
+
+
+def test_wrong_expired_and_withdrawn_tokens_are_refused_in_a_sentence(place: Place, tmp_path: Path) -> None:
+    place.invite("camera-9")
+    expired = place.invite("camera-7", lasts_s=-5)
+    withdrawn = place.invite("camera-8")
+    with place.folder.locked():
+        place.folder.change_invitations(lambda known: inviting.withdraw(known, "camera-8", utc=int(time.time())))
+    good = invitation.parse_token(withdrawn)
+    wrong = good._replace(secret=bytes(32)).text()
+    for token, part in ((expired, "has expired"), (withdrawn, "was withdrawn"), (wrong, "not known here")):
+        with pytest.raises(InputError, match=part):
+            enrol(place.endpoint, token, tmp_path / "device")
+        assert any(part in line for line in place.record)
+    assert place.names == []
+    assert not (tmp_path / "device" / "server.pub").exists()
+
+
+def test_a_copied_key_gets_no_second_name(place: Place, tmp_path: Path) -> None:
+    enrol(place.endpoint, place.invite("camera-7"), tmp_path / "device")
+    with pytest.raises(InputError, match="known as camera-7 already: two devices must not share one"):
+        enrol(place.endpoint, place.invite("camera-8"), tmp_path / "device")
+    assert place.names == ["camera-7"]
+
+
+def test_while_nobody_is_invited_a_stranger_is_not_let_in(place: Place, tmp_path: Path) -> None:
+    server = place.folder.server_keys().current.public.data
+    token = invitation.make_token(bytes(40), server).text()
+    with pytest.raises(InputError, match="no invitation is open there"):
+        enrol(place.endpoint, token, tmp_path / "device")
+    assert place.gateway.stats().get("guests", 0) == 0
+
+
+def test_a_gateway_with_another_key_never_sees_the_secret(place: Place, tmp_path: Path) -> None:
+    place.invite("camera-7")
+    other = invitation.make_token(bytes(40), keys.make_pair("other").public.data).text()
+    with pytest.raises(NetworkError, match="no gateway with the token's key"):
+        enrol(place.endpoint, other, tmp_path / "device", patience_s=1.0)
+    assert place.gateway.stats().get("guests", 0) == 0
+
+
+def test_a_device_that_knows_another_gateway_is_not_enrolled_by_accident(place: Place, tmp_path: Path) -> None:
+    device = tmp_path / "device"
+    identity.identity(device)
+    keys.write_public(device / "server.pub", (keys.make_pair("other").public,))
+    token = place.invite("camera-7")
+    with pytest.raises(InputError, match="names another gateway"):
+        enrol(place.endpoint, token, device)
+    assert place.names == []
+    assert enrol(place.endpoint, token, device, replace=True).name == "camera-7"
+
+
+def test_a_guest_that_says_anything_else_is_hung_up_on_and_served_nothing(place: Place) -> None:
+    place.invite("camera-7")
+    pair = keys.make_pair("stranger")
+    curve = CurveClient(pair.secret, place.folder.server_keys().current.public.data)
+    stats = place.gateway.stats
+    for message in (m.Hello(bytes(8), "stranger", "test", bytes(32)), m.Ping(1), m.AskOffers("")):
+        heard, let_in = stats().get("guests", 0), stats().get("access_zap_200", 0)
+        with WireClient(place.endpoint, curve=curve) as client:
+            client.send(message)
+            until(functools.partial(_more, stats, "guests", heard), "it was not heard")
+            # Its socket knocks anew by itself when its connection was ended: once for the first time, once for that.
+            until(functools.partial(_more, stats, "access_zap_200", let_in + 1), "it was not hung up on")
+            assert client.silent(0.0)
+    assert stats().get("hellos", 0) == 0
+    assert place.gateway.frontend.agents == 0
+
+
+def _more(stats: Callable[[], dict[str, int]], name: str, than: int) -> bool:
+    return stats().get(name, 0) > than

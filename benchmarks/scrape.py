@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from benchmarks import scrape_agent
 from benchmarks.results import Options, Result
 from cloud_gateway.seeing.ledger import MOST_SCOPES, Ledger, Scope
 from cloud_gateway.seeing.metrics import Scene, metrics_text
@@ -24,7 +25,7 @@ MOST_REQUEST_US = 3.0
 
 
 def run(options: Options) -> list[Result]:
-    """Scrape, status document, and the account per request."""
+    """Scrape, status document, and the account per request, of either daemon."""
     repeats = max(options.repeats, 3 if options.quick else 10)
     scopes = [Scope(f"model-{i}", "1", "cut-1") for i in range(MOST_SCOPES - 1)]
     ledger, now = busy(scopes)
@@ -44,6 +45,7 @@ def run(options: Options) -> list[Result]:
         Result.bounded(
             "account of a request", "us", per_request(repeats), at_most=MOST_REQUEST_US, note="batch of 1: 3 calls"
         ),
+        *scrape_agent.results(lambda work, scale: timed(work, repeats, scale)),
     ]
 
 

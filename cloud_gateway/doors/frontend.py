@@ -22,6 +22,8 @@ from dataclasses import dataclass
 import zmq
 
 from cloud_gateway.access.authority import Authority
+from cloud_gateway.access.enrolment import Enrolment
+from cloud_gateway.access.zap import guest_key
 from cloud_gateway.cached_desk import CachedDesk
 from cloud_gateway.desk import GUEST, Desk
 from cloud_gateway.doors.answers import infer_of, reference_of
@@ -85,6 +87,7 @@ class Frontend:
         ledger: Ledger,
         *,
         authority: Authority,
+        enrolment: Enrolment,
         cache: CachedDesk | None,
         tracing: Tracing | None,
         offering: Offering,
@@ -100,6 +103,7 @@ class Frontend:
         self._socket = socket
         self._endpoint = endpoint
         self._authority = authority
+        self._enrolment = enrolment
         self._relayed = relayed
         self._bound = {at: secret for at, secret in authority.secrets(endpoint).items() if at == endpoint}
         self._listen_again_at: float | None = None
@@ -254,6 +258,9 @@ class Frontend:
                 return
             route = frames[0].bytes
             user_id = user_id_of(route) if self._relayed else _user_id(frames[-1]) if self._bound else ""
+            if (key := guest_key(user_id)) is not None:
+                self._receive_guest(route, key, frames)
+                continue
             buffers: list[Buffer] = [f.buffer if len(f) >= SMALL_FRAME_NBYTES else f.bytes for f in frames[1:]]
             try:
                 self._receive(route, user_id, buffers, time.monotonic())
@@ -264,6 +271,13 @@ class Frontend:
                 self.stats["wire_errors"] += 1
 
     # ---- what comes in ----------------------------------------------------------------------------------------------
+
+    def _receive_guest(self, route: bytes, key: bytes, frames: list[zmq.Frame]) -> None:
+        """Somebody who is not known may show an invitation; whatever else it says ends its connection."""
+        self.stats["guests"] += 1
+        taken = len(frames) == 2 and self._enrolment.take_frame(route, key, frames[1].bytes)
+        if not taken and not self._relayed:  # behind a front its process counts the connections
+            sockets.hang_up(int(frames[-1].get(zmq.SRCFD)))
 
     def _receive(self, route: bytes, user_id: str, frames: list[Buffer], now: float) -> None:
         if not frames:
@@ -292,6 +306,8 @@ class Frontend:
             case m.Cancel(request):
                 self._require_own(peer, request)
                 self._cancel(peer, request)
+            case m.Enroll() if (key := self._authority.key_of(user_id)) is not None:
+                self._enrolment.take(route, key, message)
             case m.AskOffers() | m.FetchPart():
                 if (reply := self._offering.ask(route, message)) is not None:
                     self._replies.send(route, reply)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 CONNECT_S = 3.0
 GREET_S = 4.0
 MEASURE_S = 4.0
+HANG_UPS = 3  # once may be a gateway that has just been restarted
 _SMALL_PINGS, _LARGE_PINGS = 5, 4
 _FIRST_NBYTES, _LARGE_NBYTES = 8_000, 60_000
 _SLOW_S = 0.5  # a first padded ping that takes this long is measurement enough
@@ -64,8 +65,9 @@ def probe_all(settings: AgentSettings, endpoints: Sequence[str], bundle: Bundle 
     threads = [threading.Thread(target=_probe, args=(p, settings, digest), daemon=True) for p in probes]
     for thread in threads:
         thread.start()
+    until = time.monotonic() + CONNECT_S + 2 * GREET_S + MEASURE_S
     for thread in threads:
-        thread.join(CONNECT_S + 2 * GREET_S + MEASURE_S)
+        thread.join(max(until - time.monotonic(), 0.0))
     return tuple(probes)
 
 
@@ -129,6 +131,7 @@ class _Greeting:
         self._began = time.monotonic()
         self._pongs: dict[int, float] = {}
         self._numbers = 0
+        self._hang_ups = 0
         self._context = sockets.make_context()
         self._socket, self._monitor = sockets.watched_dealer(self._context, *way)
         self._poller = zmq.Poller()
@@ -174,6 +177,12 @@ class _Greeting:
         elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
             fact = "what answers there is no gateway, or one that wants keys"
             problems["handshake"] = (fact, "check the port, and keys.dir")
+        elif event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
+            self._hang_ups += 1
+            if self._hang_ups >= HANG_UPS:
+                problems.setdefault(
+                    "handshake", ("whoever listens there hangs up in the handshake", self._is_it_ours())
+                )
         elif event == zmq.EVENT_DISCONNECTED and self._probe.handshake_s is not None:
             problems.setdefault("welcome", ("the gateway hung up after the handshake", _LOOK))
 
@@ -210,10 +219,13 @@ class _Greeting:
         if self._probe.handshake_s is not None:
             self._probe.problems["welcome"] = (f"no welcome within {GREET_S:g} s after the handshake", _LOOK)
             return
-        remedy = "is it a gateway's port? One with keys hangs up on a device without: keys.dir"
+        fact = f"no handshake within {GREET_S:g} s, though the port is open"
+        self._probe.problems["handshake"] = (fact, self._is_it_ours())
+
+    def _is_it_ours(self) -> str:
         if self._probe.encrypted:
-            remedy = "is it a gateway's port, and is its key the one in server.pub?"
-        self._probe.problems["handshake"] = (f"no handshake within {GREET_S:g} s, though the port is open", remedy)
+            return "is it a gateway's port, and is its key the one in server.pub?"
+        return "is it a gateway's port? One with keys hangs up on a device without: keys.dir"
 
     # ---- the link ---------------------------------------------------------------------------------------------------
 

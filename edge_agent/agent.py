@@ -203,18 +203,19 @@ class Agent:
         self.uplink.post(Rehearsal(placement, inputs, future))
         return future
 
-    def look(self, timeout_s: float = 1.0) -> AgentView:
-        """How things stand now. Any thread may ask but the one that runs callbacks. Raises IsthmusError if the socket
+    def look(self, timeout_s: float = 1.0, *, explain: bool = False) -> AgentView:
+        """How things stand now; with `explain`, also why, and what would change it (a fraction of a millisecond of the
+        socket thread's time). Any thread may ask but the one that runs callbacks. Raises IsthmusError if the socket
         thread does not say so within `timeout_s`."""
         future: Future[AgentView] = Future()
         if not self.uplink.runs():
-            return self.uplink.view()
-        self.uplink.post(Look(future))
+            return self.uplink.view(explain=explain)
+        self.uplink.post(Look(future, explain))
         try:
             return future.result(timeout_s)
         except TimeoutError as error:
             if not self.uplink.runs():  # ended meanwhile
-                return self.uplink.view()
+                return self.uplink.view(explain=explain)
             fact = f"the agent's socket thread has not answered for {timeout_s:g} s"
             raise IsthmusError(fact, "if it hangs, restart the agent; its watchdog would") from error
 

@@ -48,6 +48,7 @@ class Look:
     """Somebody wants to know how things stand."""
 
     future: Future[AgentView]
+    explain: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,9 +89,9 @@ class Uplink:
         """Whether the thread is there to answer."""
         return self._thread.is_alive()
 
-    def view(self) -> AgentView:
+    def view(self, *, explain: bool = False) -> AgentView:
         """How things stand. Only for this thread, and while it does not run."""
-        return looking.view_of(self._ladder, self.gateways.links, self.stats, now=time.monotonic())
+        return looking.view_of(self._ladder, self.gateways.links, self.stats, explain=explain, now=time.monotonic())
 
     # ---- the loop ---------------------------------------------------------------------------------------------------
 
@@ -150,8 +150,8 @@ class Uplink:
             case Resolved():
                 self._carry_out(self.gateways.resolved(item, hello=self._hello, now=now))
                 self._note_readiness()
-            case Look(future):
-                future.set_result(self.view())
+            case Look(future, explain):
+                future.set_result(self.view(explain=explain))
             case Crashed(error):
                 raise InvariantViolation("the compute thread crashed") from error
             case Stop():

@@ -30,6 +30,7 @@ from collections.abc import Iterable
 
 from protocol.control.availability import Device
 from protocol.control.demand import DemandMeter
+from protocol.control.explanation import Explanation
 from protocol.control.fleet import Chance, Fleet
 from protocol.control.flights import Finish, Flight, Instruction, Phase, RefusalCode, Row
 from protocol.control.margins import Margins
@@ -338,6 +339,13 @@ class Ladder:
     def unavailable(self, *, now: float, gateway: str | None = None) -> dict[str, str]:
         """For every placement that cannot be used now, with this gateway or the one in use, why."""
         return self._ways.reasons(self.fleet.current if gateway is None else self.fleet.of(gateway), now=now)
+
+    def explain(self, *, now: float) -> Explanation:
+        """Why requests are placed as they are now, and what would change that. Changes nothing."""
+        remote = self.fleet.current
+        return self.planner.explain(
+            remote.link, self._ways.reasons(remote, now=now), demand=self._steps.demand_now(None, now=now)
+        )
 
     def validate(self) -> None:
         """Raise InvariantViolation if a promise of this room is broken (called after every test)."""

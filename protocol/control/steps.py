@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from protocol.control.availability import Remote
-from protocol.control.demand import DemandMeter
+from protocol.control.demand import Demand, DemandMeter
 from protocol.control.fleet import Fleet
 from protocol.control.flights import CancelRemote, Flight, Instruction, Phase, Prepare, RefusalCode
 from protocol.control.planner import Planner
@@ -43,8 +43,7 @@ class Steps:
         """Choose gateway and placement for a request that has none (or lost it)."""
         remote = self._fleet.for_any_work(flight, self._flights.values(), now=now)
         unavailable = self._ways.reasons(remote, now=now) | flight.avoided_with(remote.name)
-        phases = {f.phase for f in self._flights.values() if f is not flight}
-        demand = self._demand.read(preparing=Phase.PREPARING in phases, sent=Phase.SENT in phases, now=now)
+        demand = self.demand_now(flight, now=now)
         budget_s = flight.deadline - now
         decision = self._planner.decide(remote.link, unavailable, demand=demand, budget_s=budget_s, now=now)
         if decision is None:
@@ -55,6 +54,12 @@ class Steps:
             wanted, why = decision.because_of
             flight.note(why if wanted in why else f"{wanted}: {why}")
         return self.prepare(flight, decision.id, remote, now=now)
+
+    def demand_now(self, flight: Flight | None, *, now: float) -> Demand:
+        """What device and uplink have to do, beside `flight`."""
+        phases = {Phase.PREPARING if f.hedge else f.phase for f in self._flights.values() if f is not flight}
+        phases |= {f.phase for f in self._flights.values() if f is not flight}
+        return self._demand.read(preparing=Phase.PREPARING in phases, sent=Phase.SENT in phases, now=now)
 
     def leave(self, flight: Flight) -> list[Instruction]:
         """If an attempt is out, nobody waits for it any more."""

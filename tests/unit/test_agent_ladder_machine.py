@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, field
 
 from hypothesis import HealthCheck, settings
@@ -38,6 +39,7 @@ BUNDLES = [
 ]
 NO_HEAD = ["", "", "cut-2", "cloud", "edge"]  # which head cannot be loaded
 LINKS = [None, LinkState(1e6, 0.01), LinkState(2e4, 0.2), LinkState(1e8, 0.001, queue_s=0.05)]
+FLEETS = [("",), ("a", "b"), ("a", "b", "c")]
 picks = st.integers(0, 1000)
 
 
@@ -47,34 +49,69 @@ class Caller:
 
     deadline: float
     attempts: dict[int, str] = field(default_factory=dict)  # attempt -> placement
+    gateways: dict[int, str] = field(default_factory=dict)  # attempt -> gateway
     ended: int = 0
+
+
+@dataclass
+class Gateway:
+    """What the outside knows of one gateway."""
+
+    up: bool = False
+    credit: tuple[int, int] = (0, 0)
+    pause_until: float = 0.0
 
 
 class LadderMachine(RuleBasedStateMachine):
     """Plays shell, link and gateway. `carry_out` checks every instruction against what the outside knows."""
 
     @initialize(
-        bundle=st.sampled_from(BUNDLES), link=st.sampled_from(LINKS), up=st.booleans(), broken=st.sampled_from(NO_HEAD)
+        bundle=st.sampled_from(BUNDLES),
+        names=st.sampled_from(FLEETS),
+        link=st.sampled_from(LINKS),
+        up=st.booleans(),
+        broken=st.sampled_from(NO_HEAD),
+        hedge=st.booleans(),
+        seed=st.integers(0, 100),
     )
-    def begin(self, bundle: tuple[str, ...], link: LinkState | None, up: bool, broken: str) -> None:
+    def begin(
+        self,
+        bundle: tuple[str, ...],
+        names: tuple[str, ...],
+        link: LinkState | None,
+        up: bool,
+        broken: str,
+        hedge: bool,
+        seed: int,
+    ) -> None:
         self.now = 1000.0
         rows = [row for row in ROWS if row.id in bundle]
-        self.ladder = Ladder(rows, Planner([Candidate(row.id, COSTS[row.id]) for row in rows]))
-        self.ladder.link_measured(link)
+        self.ladder = Ladder(
+            rows,
+            Planner([Candidate(row.id, COSTS[row.id]) for row in rows]),
+            gateways=names,
+            chance=random.Random(seed),
+            hedge=hedge,
+        )
+        self.names = names
+        self.gateways = {name: Gateway() for name in names}
+        for name in names:
+            self.ladder.link_measured(link, gateway=name)
         self.placements = bundle
         self.callers: dict[int, Caller] = {}
         self.jobs: list[tuple[int, int, str]] = []  # (seq, generation, placement) on the device, some of them stale
-        self.wire: list[tuple[int, int]] = []  # (seq, attempt) that the gateway may still answer, some of them twice
-        self.up = False
-        self.credit = (0, 0)
-        self.pause_until = 0.0
+        self.wire: list[tuple[int, int]] = []  # (seq, attempt) that a gateway may still answer, some of them twice
         self.sent_at = 0.0
         self.disabled: set[str] = set()
         if broken in bundle[1:]:
             self.disabled.add(broken)
             self.ladder.disable(broken, "its file is damaged")
         if up:
-            self.welcome_with_everything()
+            for pick in range(len(names)):
+                self.welcome_with_everything(pick)
+
+    def picked(self, pick: int) -> str:
+        return self.names[pick % len(self.names)]
 
     # ---- what the shell does ----------------------------------------------------------------------------------------
 
@@ -84,31 +121,33 @@ class LadderMachine(RuleBasedStateMachine):
             caller = self.callers[instruction.seq]
             assert not caller.ended, f"{instruction} comes after the request has ended"
             match instruction:
-                case Prepare(seq, placement):
+                case Prepare(seq, placement, gateway):
+                    assert gateway in self.ladder.fleet.remotes or gateway == ""
                     assert placement in self.placements
                     assert placement not in self.disabled, "a disabled placement is never used"
                     self.jobs.append((seq, self.ladder.flights[seq].generation, placement))
-                case Send(seq, placement, attempt, budget_s):
-                    assert self.up, "nothing is sent while the link is down"
-                    assert self.now >= self.pause_until, "the gateway asked for a pause"
+                case Send(seq, placement, attempt, budget_s, gateway):
+                    assert self.gateways[gateway].up, "nothing is sent while the link is down"
+                    assert self.now >= self.gateways[gateway].pause_until, "the gateway asked for a pause"
                     assert KINDS[placement] is not PlacementKind.EDGE_ONLY
                     assert attempt == len(caller.attempts) + 1, "attempts are numbered without gaps"
                     assert 0.0 <= budget_s <= caller.deadline - self.now
-                    caller.attempts[attempt] = placement
+                    caller.attempts[attempt], caller.gateways[attempt] = placement, gateway
                     self.wire.append((seq, attempt))
                     self.sent_at = self.now
-                case CancelRemote():
-                    assert caller.attempts, "only what was sent is cancelled"
-                case Finish(seq, placement, attempts, _, code, reason):
+                case CancelRemote(_, gateway):
+                    assert gateway in caller.gateways.values(), "only what was sent there is cancelled"
+                case Finish(seq, placement, attempts, _, code, reason, gateway):
                     caller.ended += 1
                     assert attempts == len(caller.attempts)
                     assert (code is None) == (seq == answers), "answered if and only if there is an answer"
                     assert code is None or reason, "a refusal has a reason"
                     assert code is not None or placement in self.placements
-        if any(isinstance(i, Send) for i in out):
-            flying = self.ladder.in_flight()
-            assert len(flying) <= self.credit[0]
-            assert len(flying) == 1 or sum(f.nbytes for f in flying) <= self.credit[1]
+                    assert gateway == "" or gateway in caller.gateways.values()
+        for name in {i.gateway for i in out if isinstance(i, Send)}:
+            flying, (requests, nbytes) = self.ladder.in_flight(name), self.gateways[name].credit
+            assert len(flying) <= requests
+            assert len(flying) == 1 or sum(f.nbytes for f in flying) <= nbytes
         if answers is not None:
             assert self.callers[answers].ended == 1
 
@@ -136,7 +175,8 @@ class LadderMachine(RuleBasedStateMachine):
     def job_is_done(self, pick: int, nbytes: int, slow: float) -> None:
         seq, generation, placement = self.jobs.pop(pick % len(self.jobs))
         flight = self.ladder.flights.get(seq)
-        current = flight is not None and (flight.phase, flight.generation) == (Phase.PREPARING, generation)
+        hedge = flight is not None and flight.hedge == generation
+        current = hedge or (flight is not None and (flight.phase, flight.generation) == (Phase.PREPARING, generation))
         local = KINDS[placement] is PlacementKind.EDGE_ONLY
         out = self.ladder.prepared(seq, generation, nbytes, COSTS[placement].edge_s * slow, now=self.now)
         in_time = seq in self.callers and self.now < self.callers[seq].deadline
@@ -155,66 +195,89 @@ class LadderMachine(RuleBasedStateMachine):
         seq, attempt = self.wire[at] if again else self.wire.pop(at)
         caller = self.callers[seq]
         known = attempt in caller.attempts and not caller.ended
-        out = self.ladder.answered(seq, attempt, 0.002, now=self.now)
+        gateway = caller.gateways.get(attempt, self.names[0])
+        out = self.ladder.answered(seq, attempt, 0.002, gateway=gateway, now=self.now)
         if known:
-            assert isinstance(out[0], Finish)
-            assert out[0].placement == caller.attempts[attempt], "the answer says where it was made"
+            finish = next(i for i in out if isinstance(i, Finish))
+            assert finish.placement == caller.attempts[attempt], "the answer says where it was made"
+            assert finish.gateway == gateway or finish.code is not None
         self.carry_out(out, answers=seq if known and self.now < caller.deadline else None)
 
     @precondition(lambda self: self.wire)
-    @rule(pick=picks, code=st.sampled_from(list(RejectCode)), retry_after_s=st.sampled_from([0.0, 0.05, 2.0]))
-    def gateway_rejects(self, pick: int, code: RejectCode, retry_after_s: float) -> None:
+    @rule(
+        pick=picks,
+        code=st.sampled_from(list(RejectCode)),
+        retry_after_s=st.sampled_from([0.0, 0.05, 2.0]),
+        credit=st.sampled_from([None, 0, 3]),
+    )
+    def gateway_rejects(self, pick: int, code: RejectCode, retry_after_s: float, credit: int | None) -> None:
         seq, attempt = self.wire.pop(pick % len(self.wire))
         flight = self.ladder.flights.get(seq)
         current = flight is not None and flight.phase is Phase.SENT and flight.attempt == attempt
+        gateway = self.callers[seq].gateways.get(attempt, self.names[0])
         if current and code in (RejectCode.BUSY, RejectCode.DRAINING):
-            self.pause_until = max(self.pause_until, self.now + retry_after_s)
-        out = self.ladder.rejected(seq, attempt, code, "because", retry_after_s, now=self.now)
+            known = self.gateways[gateway]
+            known.pause_until = max(known.pause_until, self.now + retry_after_s)
+        out = self.ladder.rejected(
+            seq, attempt, code, "because", retry_after_s, credit=credit, gateway=gateway, now=self.now
+        )
         if not current:
             assert out == []
         self.carry_out(out)
 
-    @precondition(lambda self: not self.up or len(self.callers) % 4 == 0)
+    @precondition(lambda self: not all(g.up for g in self.gateways.values()) or len(self.callers) % 4 == 0)
     @rule(
+        pick=picks,
         held=st.sets(st.sampled_from(ROWS[:3])),
         requests=st.sampled_from([0, 1, 2, 8]),
         nbytes=st.sampled_from([0, 6_000, 10**6]),
     )
-    def welcome(self, held: set[Row], requests: int, nbytes: int) -> None:
-        if self.up:
-            self.loses_link()  # the shell greets anew only on a new connection
-        self.up = True
-        self.credit = (requests, nbytes)
-        self.pause_until = 0.0
+    def welcome(self, pick: int, held: set[Row], requests: int, nbytes: int) -> None:
+        name = self.picked(pick)
+        if self.gateways[name].up:
+            self.loses_link(pick)  # the shell greets anew only on a new connection
+        self.gateways[name] = Gateway(True, (requests, nbytes))
         digests = frozenset(row.segment for row in held if row.segment is not None)
-        out = self.ladder.link_up(held=digests, credit_requests=requests, credit_nbytes=nbytes, now=self.now)
+        out = self.ladder.link_up(
+            held=digests, credit_requests=requests, credit_nbytes=nbytes, gateway=name, now=self.now
+        )
         self.carry_out(out)
 
-    @precondition(lambda self: not self.up or len(self.callers) % 4 == 0)
-    @rule()
-    def welcome_with_everything(self) -> None:
-        self.welcome(set(ROWS[:3]), 8, 10**6)
+    @precondition(lambda self: not all(g.up for g in self.gateways.values()) or len(self.callers) % 4 == 0)
+    @rule(pick=picks)
+    def welcome_with_everything(self, pick: int) -> None:
+        self.welcome(pick, set(ROWS[:3]), 8, 10**6)
 
     @precondition(lambda self: len(self.callers) % 4 == 0)  # else there is little to see but lost links
-    @rule()
-    def loses_link(self) -> None:
-        self.up = False
-        out = self.ladder.link_lost("the link is lost", now=self.now)
+    @rule(pick=picks)
+    def loses_link(self, pick: int) -> None:
+        name = self.picked(pick)
+        self.gateways[name].up = False
+        out = self.ladder.link_lost("the link is lost", gateway=name, now=self.now)
         self.carry_out(out)
-        assert not self.ladder.in_flight()
+        assert not self.ladder.in_flight(name)
+
+    @precondition(lambda self: len(self.names) > 1 and len(self.callers) % 4 == 2)
+    @rule(pick=picks)
+    def is_gone_and_another_one_is_found(self, pick: int) -> None:
+        name = self.picked(pick)
+        self.gateways[name].up = False
+        self.carry_out(self.ladder.gateway_gone(name, "it is no longer named", now=self.now))
+        self.ladder.gateway_found(name, rank=pick % 2)
 
     @precondition(lambda self: self.ladder.in_flight())
     @rule(pick=picks, code=st.sampled_from(list(RejectCode)), retry_after_s=st.sampled_from([0.0, 0.05, 2.0]))
     def gateway_rejects_what_flies(self, pick: int, code: RejectCode, retry_after_s: float) -> None:
         flying = self.ladder.in_flight()
         flight = flying[pick % len(flying)]
-        self.gateway_rejects(self.wire.index((flight.seq, flight.attempt)), code, retry_after_s)
+        self.gateway_rejects(self.wire.index((flight.seq, flight.attempt)), code, retry_after_s, None)
 
-    @precondition(lambda self: self.up and len(self.callers) % 4 == 1)
-    @rule()
-    def gateway_drains(self) -> None:
-        self.up = False
-        self.carry_out(self.ladder.draining("the gateway drains", now=self.now))
+    @precondition(lambda self: len(self.callers) % 4 == 1)
+    @rule(pick=picks)
+    def gateway_drains(self, pick: int) -> None:
+        name = self.picked(pick)
+        self.gateways[name].up = False
+        self.carry_out(self.ladder.draining("the gateway drains", gateway=name, now=self.now))
 
     @precondition(lambda self: self.wire)
     @rule()
@@ -224,12 +287,12 @@ class LadderMachine(RuleBasedStateMachine):
         if flight is None or (flight.phase, flight.attempt) != (Phase.SENT, attempt) or self.now > self.sent_at:
             return  # the shell says so at once, or never
         self.wire.pop()
-        del self.callers[seq].attempts[attempt]
+        del self.callers[seq].attempts[attempt], self.callers[seq].gateways[attempt]
         self.ladder.unsent(seq, now=self.now)
 
-    @rule(link=st.sampled_from(LINKS))
-    def link_is_measured(self, link: LinkState | None) -> None:
-        self.ladder.link_measured(link)
+    @rule(pick=picks, link=st.sampled_from(LINKS))
+    def link_is_measured(self, pick: int, link: LinkState | None) -> None:
+        self.ladder.link_measured(link, gateway=self.picked(pick))
 
     @rule(after_s=st.sampled_from([0.0, 0.001, 0.01, 0.05, 0.05, 0.3, 1.0, 12.0]))
     def time_passes(self, after_s: float) -> None:

@@ -1,6 +1,6 @@
 """All decisions about an update: events in, instructions out; what must survive a reboot is in the record. Pure.
 
-           Offered            Fetched              Verified            Tested              Switched
+           Offered            Fetched              Verified            Tried              Switched
     IDLE ---------> FETCHING ---------> VERIFYING ----------> TESTING ---------> SWITCHING ---------> ON_TRIAL
       ^                 |                   |                    |                   |                 |     |
       |<--- Failed -----+<------------------+<-------------------+<------------------+                 |     |
@@ -59,7 +59,7 @@ class Verified:
 
 
 @dataclass(frozen=True, slots=True)
-class Tested:
+class Tried:
     pass
 
 
@@ -112,7 +112,7 @@ class Tick:
 
 
 Event = (
-    Started | Offered | Fetched | Verified | Tested | Switched | Failed | Answered | Health | Unusable | RollBack | Tick
+    Started | Offered | Fetched | Verified | Tried | Switched | Failed | Answered | Health | Unusable | RollBack | Tick
 )
 
 
@@ -196,7 +196,7 @@ class Update:
                 return self._onward(Step.FETCHING, Step.VERIFYING)
             case Verified():
                 return self._onward(Step.VERIFYING, Step.TESTING)
-            case Tested():
+            case Tried():
                 return self._onward(Step.TESTING, Step.SWITCHING)
             case Switched(bundle):
                 return self._switched(bundle, now)

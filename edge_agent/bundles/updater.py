@@ -236,7 +236,7 @@ class Updater:
                     return u.Verified()
                 case u.Try(bundle):
                     reason = self._smoke(self._shelf.folder(bundle))
-                    return u.Failed(reason, for_good=True) if reason else u.Tested()
+                    return u.Failed(reason, for_good=True) if reason else u.Tried()
                 case u.Switch(bundle):
                     return self._let_serve(bundle)
                 case u.Confirm(bundle):

@@ -12,13 +12,18 @@ from protocol.terminal import print_json
 if TYPE_CHECKING:
     from edge_agent.trust.store import TrustStore
 
-KEYS = Path("/var/lib/isthmus/keys")
+STATE_DIR = Path("/var/lib/isthmus")
+KEYS = STATE_DIR / "keys"
 
 keys_app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="The device's own key, and the keys that it believes."
 )
 Keys = Annotated[
     Path, typer.Option("--keys", envvar="ISTHMUS_AGENT__KEYS__DIR", help="Folder of keys, made if it is not there.")
+]
+State = Annotated[
+    Path,
+    typer.Option("--state-dir", envvar="ISTHMUS_AGENT__STATE_DIR", help="The daemon's folder; its keys/ is meant."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
@@ -67,30 +72,30 @@ def trust(
     known: Annotated[
         list[str], typer.Argument(metavar="FILE.pub...", help="Who signs bundles: current key, next key.")
     ],
-    keys_dir: Keys = KEYS,
+    state_dir: State = STATE_DIR,
     json: Json = False,
 ) -> None:
     """Take bundles only if one of these keys has signed them. Keys that are not named are believed no longer."""
     from edge_agent.trust.store import TrustStore
     from protocol import signers
 
-    store = TrustStore(keys_dir)
+    store = TrustStore(state_dir / "keys")
     store.believe(tuple(key for text in known for key in signers.given_verify_keys(text)))
     _show(store, json=json)
 
 
 @keys_app.command()
-def trusted(keys_dir: Keys = KEYS, json: Json = False) -> None:
+def trusted(state_dir: State = STATE_DIR, json: Json = False) -> None:
     """Say whose bundles are taken here, how new they must be, and what was revoked."""
     from edge_agent.trust.store import TrustStore
 
-    _show(TrustStore(keys_dir), json=json)
+    _show(TrustStore(state_dir / "keys"), json=json)
 
 
 @keys_app.command()
 def revocations(
     file: Annotated[Path, typer.Argument(help="A list of `partitioner revoke`.", show_default=False)],
-    keys_dir: Keys = KEYS,
+    state_dir: State = STATE_DIR,
     json: Json = False,
 ) -> None:
     """Take a signed list of bundles and keys that hold no longer. The daemon also gets it over the air."""
@@ -101,7 +106,7 @@ def revocations(
         data = file.read_bytes()
     except OSError as error:
         raise InputError(f"{file} cannot be read ({error.strerror})", "name the list") from error
-    store = TrustStore(keys_dir)
+    store = TrustStore(state_dir / "keys")
     store.take_revocations(data)
     _show(store, json=json)
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,7 +14,7 @@ import pytest
 from edge_agent.bundles.record import Step
 from protocol.bundle import Bundle
 from tests.bundles import bundle_in
-from tests.updating import Device, FolderGateway, Stop
+from tests.updating import Device, FolderGateway, Stop, folder_in_memory
 
 ROOT = Path(__file__).parents[2]
 SHARED = {"full.onnx": b"full model" * 10, "weights/a": b"weights"}
@@ -26,10 +24,8 @@ NEW = {**SHARED, "edge.onnx": b"new edge" * 12, "cut-1/head.onnx": b"a new cut"}
 
 @pytest.fixture
 def tmp_path() -> Iterator[Path]:
-    """In memory where the system has such a place: these tests synchronise thousands of times."""
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
-        yield Path(folder)
+    with folder_in_memory() as folder:
+        yield folder
 
 
 @pytest.fixture

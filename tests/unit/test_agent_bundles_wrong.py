@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -22,10 +23,16 @@ from protocol.bundle import MANIFEST, Bundle
 from protocol.errors import EngineError, InputError, NetworkError, WireError
 from protocol.signing import Revocations, Trust
 from tests.bundles import bundle_in
-from tests.updating import Device, FolderGateway, Unsigned
+from tests.updating import Device, FolderGateway, Unsigned, folder_in_memory
 
 OLD = {"full.onnx": b"full model", "edge.onnx": b"old edge"}
 NEW = {"full.onnx": b"full model", "edge.onnx": b"a new edge", "cut-1/head.onnx": b"a new cut"}
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    with folder_in_memory() as folder:
+        yield folder
 
 
 @pytest.fixture

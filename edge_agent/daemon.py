@@ -16,6 +16,9 @@ from edge_agent.agent import Agent, AgentConfig
 from edge_agent.config import AgentSettings
 from edge_agent.device.notify import Notifier
 from edge_agent.known_answer import KnownAnswer
+from edge_agent.seeing.observer import Observer
+from edge_agent.seeing.sight import Sight
+from edge_agent.seeing.surroundings import read_board
 from edge_agent.serving.door import LocalDoor
 from edge_agent.serving.service import AgentService
 from edge_agent.serving.standing import Standing, routes
@@ -23,6 +26,7 @@ from edge_agent.state_dir import StateDir
 from edge_agent.vitals import Vitals
 from protocol.errors import InputError, NetworkError
 from protocol.seeing.logs import Logs
+from protocol.seeing.routes import ViewRoutes
 
 _FIRST_ANSWER_S = 60.0  # a slow board, a large model, nothing in any cache
 
@@ -40,10 +44,12 @@ class Daemon:
         self._agent: Agent | None = None
         self._known: KnownAnswer | None = None
         self._closing = threading.Lock()
+        self.observer = Observer(Sight(lambda: self._agent, unwell=self.unwell, board=read_board), logs=logs)
         self.service = AgentService(
             lambda: self.agent,
             deadline_s=settings.requests.deadline_ms / 1e3,
             most_pending=settings.requests.most_pending,
+            observe=lambda outcome, budget_s: self.observer.observe(outcome, budget_s=budget_s),
             unwell=self.unwell,
         )
         self.vitals = Vitals(
@@ -53,7 +59,9 @@ class Daemon:
             timeout_s=settings.health.timeout_s,
             changed=self._health_changed,
         )
-        self.door = LocalDoor(settings, self.service, extra=routes(self.standing))
+        self.door = LocalDoor(
+            settings, self.service, extra=[*routes(self.standing), *ViewRoutes(self.observer.views).routes()]
+        )
 
     @property
     def agent(self) -> Agent:
@@ -91,6 +99,7 @@ class Daemon:
             self.close()
             raise
         self.vitals.start()
+        self.observer.start()
         self._notifier.ready(self.in_a_sentence())
 
     def close(self) -> None:
@@ -98,6 +107,7 @@ class Daemon:
         with self._closing:
             self._notifier.stopping("finishing what was begun")
             self.vitals.stop()
+            self.observer.close()
             self.door.close(self.settings.drain.grace_s)
             if self._agent is not None:
                 self._agent.close()

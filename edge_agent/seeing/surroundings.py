@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edge_agent.device.board import BoardView, look
 from edge_agent.seeing.standing import BoardStanding, StoreStanding
-from edge_agent.store.journal import Journal
 from edge_agent.store.tickets import State
+
+if TYPE_CHECKING:  # a daemon without a store needs no sqlite
+    from edge_agent.store.journal import Journal
 
 
 def board_standing(board: BoardView) -> BoardStanding:

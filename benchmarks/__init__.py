@@ -21,6 +21,9 @@ SUITES: dict[str, Suite] = {
     "prediction": Suite(
         "benchmarks.prediction", "run", "error of predicted head and tail times at cuts not measured (~15 min)"
     ),
+    "deciding": Suite(
+        "benchmarks.deciding", "run", "the controller, simulated: regret, reaction, flapping; time of a choice (~30 s)"
+    ),
     "solver": Suite("benchmarks.solver", "run", "time of the exact plan table, 500 to 100,000 units (~2 min)"),
     "policies": Suite("benchmarks.policies", "run", "the scheduler beside other servers' rules, simulated (~1 min)"),
     "merging": Suite(
@@ -66,6 +69,9 @@ SUITES: dict[str, Suite] = {
         "benchmarks.large_model",
         "run",
         "2.2 GB of weights through load, split, bundle and back: peak memory (~2 min)",
+    ),
+    "store": Suite(
+        "benchmarks.store", "run", "durable requests: puts beside bare SQLite, and 1,000 kills (~15 min; --set kills=N)"
     ),
     "scrape": Suite("benchmarks.scrape", "run", "what metrics cost: one scrape, one request's account (~30 s)"),
 }

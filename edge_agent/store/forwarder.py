@@ -3,8 +3,8 @@
     wait until it may -> count the attempt, on the disk -> agent.submit -> outcome -> answered | refused | waits again
 
 An outcome is written down before the next attempt of the same request can begin, and a request that ended meanwhile
-(dropped, expired) stays ended. Requests that were in hand when the process last ended go alone, behind all others:
-if one of them is what ended it, it takes nobody with it, and after `most_unreturned` times it is refused for good.
+(dropped, expired) stays ended. Requests that were in hand when the process last ended go alone: if one of them is what
+ended it, it takes nobody with it, and after `most_unreturned` times it is refused for good.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class Carrier(Protocol):
 class Forwarder:
     """`start` and `close`; `wake` when a gateway has come back.
 
-    `current` gives the agent that answers now, and `accepts` tells what its model takes from what it does not; `live` says
-    how many requests of others are unanswered, `serves` the name of the model: requests for others wait. `said` hears
-    what a log should hold.
+    `current` gives the agent that answers now, and `accepts` tells what its model takes from what it does not; `live`
+    says how many requests of others are unanswered, `serves` the name of the model: requests for others wait. `said`
+    hears what a log should hold.
     """
 
     def __init__(

@@ -163,8 +163,7 @@ class Journal:
     def waiting(self, most: int, *, but: Collection[int] = (), model: str = "") -> list[Ticket]:
         """Who is next: the most important first, then the oldest; `but` are passed over.
 
-        A `model` leaves out requests for others. Whoever was in the agent's hands when the process ended comes behind
-        those who were not.
+        A `model` leaves out requests for others.
         """
         return self._do(lambda connection: next_waiting(connection, self._clock(), most, but, model))
 

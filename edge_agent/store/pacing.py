@@ -32,7 +32,7 @@ class Pace:
     attempt_s: float = 30.0  # the budget of a first attempt; each that ran out doubles it, up to the request's life
     quiet_s: float = 0.05  # no live request for so long before a stored one is sent
     look_s: float = 0.05  # how often to look whether live requests have ended
-    most_unreturned: int = 8  # a process that ended so often with a request in hand was ended by that request
+    most_unreturned: int = 5  # a process that ended so often with a request in hand was ended by that request
 
     def __post_init__(self) -> None:
         for name in ("in_flight", "attempt_s", "look_s", "most_unreturned"):

@@ -40,7 +40,7 @@ def next_waiting(
         connection,
         now,
         f"state = :state AND seq NOT IN ({passed}) AND life_s > ({AGE}) AND :model IN ('', model)"
-        " ORDER BY unreturned > 0, priority, seq LIMIT :most",
+        " ORDER BY priority, seq LIMIT :most",
         state=State.WAITING,
         model=model,
         most=most,

@@ -184,12 +184,12 @@ def test_who_was_in_hand_at_a_crash_goes_alone_and_after_too_many_is_refused(jou
     with Forwarder(
         journal, lambda: agent, accepts=accepts, pace=replace(BRISK, in_flight=4, most_unreturned=3)
     ) as forwarder:
-        until(lambda: [asked[0] for asked in agent.asked] == [healthy])
+        until(lambda: [asked[0] for asked in agent.asked] == [suspect])
+        urgent = journal.put(wish(9, priority=0))
+        until(lambda: journal.totals().tickets[State.WAITING] == 3)
+        assert len(agent.asked) == 1
         agent.release()
-        until(lambda: [asked[0] for asked in agent.asked] == [healthy, suspect])
-        journal.put(wish(9))
-        agent.release()
-        until(lambda: len(agent.asked) == 3)
+        until(lambda: [asked[0] for asked in agent.asked] == [suspect, urgent, healthy])
         agent.release()
         until(lambda: forwarder.in_flight == 0)
         found = journal.look(poison)

@@ -215,12 +215,12 @@ def test_the_most_important_comes_first_and_then_the_oldest(journal: Journal) ->
     assert [t.id for t in journal.waiting(1, but=[journal.waiting(1)[0].sequence])] == [late]
 
 
-def test_who_was_in_hand_when_the_process_ended_comes_behind_the_others(tmp_path: Path) -> None:
+def test_it_is_known_who_was_in_hand_when_the_process_ended(tmp_path: Path) -> None:
     with Journal(tmp_path / "store") as journal:
         suspect, other = journal.put(wish(priority=0)), journal.put(wish())
         journal.begin(suspect)
     with Journal(tmp_path / "store") as journal:
-        assert [(t.id, t.attempts, t.unreturned) for t in journal.waiting(9)] == [(other, 0, 0), (suspect, 1, 1)]
+        assert [(t.id, t.attempts, t.unreturned) for t in journal.waiting(9)] == [(suspect, 1, 1), (other, 0, 0)]
         journal.begin(suspect)
         journal.came_back(suspect)
         journal.came_back(suspect)

@@ -15,6 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from edge_agent.errands import Found, Resolved
@@ -101,14 +102,13 @@ def addresses(host: str, port: int) -> tuple[Endpoint, ...]:
 def ask_srv(name: str, *, servers: Sequence[Endpoint] = ()) -> tuple[tuple[Target, ...], float]:
     """Targets and time to live in seconds; blocks. `servers` instead of the system's. Raises NetworkError."""
     import dns.exception
-    import dns.rdatatype
+    import dns.nameserver
     import dns.resolver
 
     try:
         resolver = dns.resolver.Resolver(configure=not servers)
         if servers:
-            resolver.nameservers = [server.host for server in servers]
-            resolver.port = servers[0].port
+            resolver.nameservers = [dns.nameserver.Do53Nameserver(server.host, server.port) for server in servers]
         answer = resolver.resolve(name, "SRV", lifetime=QUESTION_S, raise_on_no_answer=True)
     except dns.exception.DNSException as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -121,23 +121,24 @@ def ask_srv(name: str, *, servers: Sequence[Endpoint] = ()) -> tuple[tuple[Targe
     return targets[:MOST_GATEWAYS], float(answer.rrset.ttl if answer.rrset is not None else TTL_S[0])
 
 
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """Who is asked; `allowed` says whether an address may be connected to."""
+
+    allowed: Callable[[Endpoint], bool] = lambda _: True
+    hosts: Callable[[str, int], tuple[Endpoint, ...]] = addresses
+    srv: Callable[[str], tuple[tuple[Target, ...], float]] = ask_srv
+
+
 class Resolver:
-    """Posts what it finds. `hosts` and `srv` ask; `allowed` says whether an address may be connected to."""
+    """Posts what it finds."""
 
     def __init__(
-        self,
-        sources: Sequence[Source],
-        post: Callable[[Resolved], None],
-        *,
-        allowed: Callable[[Endpoint], bool] = lambda _: True,
-        hosts: Callable[[str, int], tuple[Endpoint, ...]] = addresses,
-        srv: Callable[[str], tuple[tuple[Target, ...], float]] = ask_srv,
+        self, sources: Sequence[Source], post: Callable[[Resolved], None], asking: Asking | None = None
     ) -> None:
         self._sources = sources
         self._post = post
-        self._allowed = allowed
-        self._hosts = hosts
-        self._srv = srv
+        self._asking = asking or Asking()
         self._failures: dict[Source, int] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="isthmus-resolver", daemon=True)
@@ -148,6 +149,9 @@ class Resolver:
     def stop(self) -> None:
         """Does not wait for a question that is being asked."""
         self._stop.set()
+
+    def join(self) -> None:
+        self._thread.join(timeout=QUESTION_S * 2)
 
     def _run(self) -> None:
         due = dict.fromkeys(self._sources, time.monotonic())
@@ -175,7 +179,7 @@ class Resolver:
     def _ask(self, source: Source) -> tuple[tuple[Found, ...], float]:
         if not source.is_srv:
             return (self._found(source.host, source.port),), HOST_IVL_S
-        targets, ttl_s = self._srv(source.host)
+        targets, ttl_s = self._asking.srv(source.host)
         found: dict[str, Found] = {}
         trouble: NetworkError | None = None
         for target in targets:
@@ -189,8 +193,8 @@ class Resolver:
         return tuple(found.values()), min(max(ttl_s, TTL_S[0]), TTL_S[1])
 
     def _found(self, host: str, port: int, rank: int = 0) -> Found:
-        known = self._hosts(host, port)
-        endpoints = tuple(endpoint for endpoint in known if self._allowed(endpoint))
+        known = self._asking.hosts(host, port)
+        endpoints = tuple(endpoint for endpoint in known if self._asking.allowed(endpoint))
         if not endpoints:
             fact = f"{host} is {known[0].host if known else 'nowhere'}, off this machine, and there are no keys"
             raise NetworkError(fact, "give it keys (--keys), or say --insecure")

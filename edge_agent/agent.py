@@ -31,7 +31,7 @@ from edge_agent.errands import Ending, Found, Look, Stop, Submit
 from edge_agent.heads import Heads, Prepared
 from edge_agent.outcomes import Answer, Outcome, Refusal, StageTimings
 from edge_agent.references import References
-from edge_agent.resolver import Asking, Resolver, Source, ask_srv, parse, require_private
+from edge_agent.resolver import Resolver, Source, parse, require_private
 from edge_agent.uplink import Uplink
 from edge_agent.view import AgentView
 from edge_agent.ways import Ways
@@ -45,7 +45,7 @@ from protocol.control.session import State
 from protocol.errors import BundleError, InputError, IsthmusError
 from protocol.messages import MAX_TEXT_LENGTH, PlacementKind
 from protocol.signing import Trust
-from protocol.sockets import Endpoint, parse_endpoint
+from protocol.sockets import Endpoint
 from protocol.tensors import Array, Tensors, check_inputs
 
 
@@ -66,7 +66,6 @@ class AgentConfig:
     placements: tuple[str, ...] = ()  # only these placement ids may be used; empty allows all
     providers: tuple[str, ...] = ("cpu",)  # what may run heads, the preferred first: tensorrt, cuda, cpu
     hedge: bool = False  # start edge-only beside a request that is out when its budget gets tight; the first one wins
-    name_servers: tuple[str, ...] = ()  # ADDRESS:PORT to ask for SRV records; empty asks the system's
     seed: int | None = None  # of the draws among several gateways; None is a new one every time
     trust: Trust | None = None  # whose signature the bundle must bear; None takes it as it is
 
@@ -140,7 +139,10 @@ class Agent:
         )
         self._compute = Compute(self.heads, references, self.uplink.post, self.uplink.wanted)
         named = [source for source in self._sources if source.literal is None]
-        self._resolver = Resolver(named, self.uplink.post, _asking(config)) if named else None
+        private = config.keys is None and not config.insecure
+        self._resolver = (
+            Resolver(named, self.uplink.post, allowed=lambda e: e.is_loopback or not private) if named else None
+        )
 
     def start(self) -> None:
         """Load the heads and start the threads. Raises BundleError for a damaged file."""
@@ -335,13 +337,6 @@ class Agent:
             gateway=ending.finish.gateway,
             hedged=ending.finish.hedged,
         )
-
-
-def _asking(config: AgentConfig) -> Asking:
-    """Whom to ask for names, and which addresses may be connected to. Raises InputError."""
-    servers = tuple(parse_endpoint(text) for text in config.name_servers)
-    private = config.keys is None and not config.insecure
-    return Asking(allowed=lambda endpoint: endpoint.is_loopback or not private, srv=partial(ask_srv, servers=servers))
 
 
 def _sources(config: AgentConfig) -> tuple[Source, ...]:

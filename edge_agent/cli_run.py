@@ -35,7 +35,9 @@ def run(
         list[str] | None, typer.Option(help="tcp://HOST:PORT, may be repeated; without one the device works alone.")
     ] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file; see `edge-agent config`.")] = None,
-    state_dir: Annotated[Path | None, typer.Option(help="All that is written lies here [/var/lib/isthmus].")] = None,
+    state_dir: Annotated[
+        Path | None, typer.Option(help="All that is written lies here; else /var/lib/isthmus.")
+    ] = None,
     http: Annotated[
         str | None, typer.Option(help="HOST:PORT of the local API [127.0.0.1:7490]; off: the Unix socket alone.")
     ] = None,

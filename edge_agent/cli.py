@@ -11,7 +11,7 @@ from edge_agent import cli_ask, cli_config
 from edge_agent.cli_infer import infer
 from edge_agent.cli_run import run
 from edge_agent.doctor.cli import doctor
-from protocol.errors import InputError
+from edge_agent.trust import cli as trust_cli
 from protocol.terminal import print_json
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -19,6 +19,8 @@ app.command()(run)
 app.command()(infer)
 app.command()(cli_ask.status)
 app.command()(doctor)
+app.command()(trust_cli.enroll)
+app.add_typer(trust_cli.keys_app, name="keys")
 app.add_typer(cli_config.app, name="config")
 
 
@@ -46,28 +48,3 @@ def profile(
     else:
         whole = made.anchors[0].time
         print(f"{output}: {made.model} takes {whole.median_s * 1e3:.3f} ms here; {len(made.anchors) - 1} segments")
-
-
-@app.command("keys")
-def keys_(
-    folder: Annotated[Path, typer.Argument(help="Folder for agent.key, made if it is not there.", show_default=False)],
-    name: Annotated[str, typer.Option(help="What this device calls itself.")] = "edge-agent",
-    json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
-) -> None:
-    """Make this device's key if it has none, and print the public half for `cloud-gateway keys add NAME --key`."""
-    from protocol import keys
-
-    path = folder / "agent.key"
-    if path.exists():
-        pair = keys.read_pair(path)
-    else:
-        pair = keys.make_pair(name)
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{folder} cannot be made ({error.strerror})", "choose another folder") from error
-        keys.write_pair(path, pair)
-    if json:
-        print_json({"name": pair.name, "key": pair.public.data.hex(), "fingerprint": pair.public.fingerprint})
-    else:
-        print(pair.public.line())

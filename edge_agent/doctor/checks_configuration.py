@@ -60,8 +60,13 @@ def keys(case: Case) -> Verdict:
         if not away:
             return skip("no keys are named, and no gateway is on another machine")
         if case.settings.gateways.insecure:
-            return warn(f"{away[0]} is spoken to in plain text", "`edge-agent keys` makes a key; then keys.dir")
-        return fail(f"{away[0]} is on another machine and there are no keys", "`edge-agent keys DIR`, then keys.dir")
+            return warn(
+                f"{away[0]} is spoken to in plain text",
+                "`edge-agent enroll`, or `edge-agent keys show`, makes a key; then keys.dir",
+            )
+        return fail(
+            f"{away[0]} is on another machine and there are no keys", "`edge-agent enroll --keys DIR`, then keys.dir"
+        )
     pair = curve.read_pair(folder / "agent.key")
     if not case.settings.keys.server_key:
         curve.read_public(folder / "server.pub")

@@ -259,4 +259,4 @@ class _Greeting:
 
 
 _LOOK = "look into the gateway's log"
-_ADD_KEY = "`cloud-gateway keys add NAME --key KEY` with the key that `edge-agent keys` prints"
+_ADD_KEY = "`cloud-gateway keys add NAME --key KEY` with the key that `edge-agent keys show` prints"

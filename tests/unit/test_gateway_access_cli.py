@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 
 from cloud_gateway.access import api_keys
 from cloud_gateway.access.audit import AuditLog
-from cloud_gateway.access.cli import audit_app, keys_app
+from cloud_gateway.access.cli import audit_app
 from cloud_gateway.access.folder import KeyFolder
+from cloud_gateway.access.invite_cli import keys_app
 from cloud_gateway.access.roster import Allowance, Table
 from protocol import keys
 from protocol.errors import AccessError, InputError, IsthmusError
@@ -221,7 +222,7 @@ def test_the_commands_of_the_security_page_do_what_it_says(tmp_path: Path, monke
         if program == "cloud-gateway" and app in apps:
             _invoked(apps[app], words)
             typed += 1
-    assert typed == 10
+    assert typed == 11
     folder = KeyFolder(tmp_path / "keys")
     states = {entry.name: entry.revoked is None for entry in (*folder.roster().agents, *folder.roster().api_keys)}
     assert states == {"camera-7": False, "shop": True, "ops": True}

@@ -45,7 +45,7 @@ class Full(enum.StrEnum):
     DROP_OLDEST = "drop-oldest"  # the oldest waiting one of the least priority makes room, if none is more important
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots: its defaults can be read from the class
 class Caps:
     """How much may lie in the store, and for how long. Waiting requests and answers count; what else ended has no data.
 

@@ -147,7 +147,8 @@ class Uplink:
                     rehearsal.future.set_exception(made)
                 else:
                     rehearsal.future.set_result(made)
-            case Resolved():
+            case Resolved(found=found):
+                self.stats["names_unresolved"] += not found
                 self._carry_out(self.gateways.resolved(item, hello=self._hello, now=now))
                 self._note_readiness()
             case Look(future, explain):

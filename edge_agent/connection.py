@@ -12,7 +12,6 @@ import enum
 from collections.abc import Iterator, Sequence
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from edge_agent.ways import Ways
 from protocol import messages as m
@@ -112,7 +111,7 @@ class Connection:
     def changes(self) -> Iterator[Change]:
         """What the monitor has seen since."""
         while self._monitor is not None and self._monitor.poll(0):
-            change = _CHANGES.get(int(recv_monitor_message(self._monitor)["event"]))
+            change = _CHANGES.get(sockets.monitor_event(self._monitor))
             match change:
                 case Change.HANDSHAKE:
                     self._connected, self._hang_ups, self._turns = True, 0, 0

@@ -51,6 +51,7 @@ SEND_HWM = 1024
 BACKLOG = 512
 ZAP_DOMAIN = b"isthmus"
 ZAP_ENDPOINT = "inproc://zeromq.zap.01"
+_EVENT = struct.Struct("=H")  # and a value of 32 bits: see zmq_socket_monitor(3)
 _BYTES_RECEIVED = struct.Struct("=Q")  # tcpi_bytes_received, in the kernel's struct tcp_info
 REBIND_S = 0.5  # libzmq closes a listener in its I/O thread, so that its port is free only a little later
 
@@ -155,6 +156,14 @@ def watched_dealer(context: Context, endpoint: Endpoint, curve: CurveClient | No
     monitor = sock.get_monitor_socket()
     sock.connect(str(endpoint))
     return sock, monitor
+
+
+def monitor_event(monitor: Socket) -> int:
+    """The next event that a monitor tells, one of `zmq.EVENT_*`. Blocks until there is one.
+
+    pyzmq's own reader of these messages brings asyncio and ssl along: 5 MB and 50 ms on a device that needs neither.
+    """
+    return int(_EVENT.unpack_from(monitor.recv_multipart()[0])[0])
 
 
 def _dealer(context: Context, curve: CurveClient | None) -> Socket:

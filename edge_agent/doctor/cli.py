@@ -14,10 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from protocol.terminal import print_json
 
@@ -88,6 +84,11 @@ def _overrides(
 
 def _told(case: Case, checks: Sequence[Check]) -> list[Finding]:
     """For people: what runs now while it runs, then the table and a sentence."""
+    from rich import box  # slow to import, and every command of edge-agent imports this file
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     from edge_agent.doctor.examination import examine
 
     console = Console()

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from edge_agent.ways import Way, Ways
 from protocol import __version__, sockets, wire
@@ -160,7 +159,7 @@ class _Greeting:
                 return False
             self._poller.poll(int((until - now) * 1e3) + 1)
             while self._monitor.poll(0):
-                self._changed(int(recv_monitor_message(self._monitor)["event"]), time.monotonic())
+                self._changed(sockets.monitor_event(self._monitor), time.monotonic())
             while self._socket.poll(0):
                 frames = self._socket.recv_multipart(copy=False)
                 self._received(frames[0].buffer, time.monotonic())

@@ -46,6 +46,9 @@ SUITES: dict[str, Suite] = {
         "benchmarks.roundtrip", "run", "one request's way against a raw echo, 1 KB to 1.6 MB, and with models (~2 min)"
     ),
     "front": Suite("benchmarks.front_process", "run", "what a front that is a process of its own costs (~1 min)"),
+    "footprint": Suite(
+        "benchmarks.footprint", "run", "the agent's memory over a bare engine, its disk, its imports (~1 min)"
+    ),
     "idle": Suite("benchmarks.idle", "run", "what serving costs while nobody asks: start, memory, processor (~1 min)"),
     "input_codecs": Suite(
         "benchmarks.input_codecs",

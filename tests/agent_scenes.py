@@ -78,7 +78,7 @@ def standing() -> AgentStanding:
         ready=True,
         placement="cut-1",
         kind="cut",
-        why="it is predicted to take 18 ms; edge-only would take 45 ms",
+        why="It is predicted to take 18 ms; the next best, edge-only, would take 45 ms.",
         placements=(
             PlacementStanding("full-cloud", "full-cloud", 0.061),
             PlacementStanding("cut-1", "cut", 0.018),

@@ -29,13 +29,15 @@ _PHRASES = (
     ("s to travel and", "no_time"),
     ("does not hold", "not_held"),
     ("no gateway", "link"),
+    ("the link to the gateway", "link"),
+    ("nobody listens", "link"),
     ("did not welcome", "link"),
     ("hangs up", "link"),
     ("does not let us in", "link"),
     ("does not know us", "link"),
     ("speaks another version", "link"),
     ("speaks versions", "link"),
-    ("connection", "link"),
+    ("resolve", "link"),
 )
 # A placement's own failure is told with its id in front; see `Ladder.preparation_failed`.
 _PLACEMENT = re.compile(r"(full-cloud|cut|edge-only)[^\s:]*: ")

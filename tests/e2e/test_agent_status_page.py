@@ -37,7 +37,7 @@ def test_the_page_names_nothing_outside_itself_but_the_status_beside_it() -> Non
 def test_the_owner_of_a_device_reads_where_requests_run_and_why(site: Site, tmp_path: Path) -> None:
     dom = browse(site, tmp_path, "--dump-dom")
     read = words(dom)
-    for told in ("Requests run on the device and at the gateway", "it is predicted to take 18 ms",
+    for told in ("Requests run on the device and at the gateway", "It is predicted to take 18 ms",
                  "cut-1, predicted 18 ms",
                  "19.2 Mbit/s up, 5.2 ms there and back", "1 of 2 can be used", "power mode 15W, 71.5 °C of 99 °C",
                  "1.4 times slower than planned", "digits 3, abababababab, confirmed, signed by factory",
@@ -53,7 +53,7 @@ def test_the_owner_of_a_device_reads_where_requests_run_and_why(site: Site, tmp_
 def test_an_agent_that_has_done_nothing_says_so_and_not_zero(site: Site, tmp_path: Path) -> None:
     site.body = status_json(new_scene())
     read = words(browse(site, tmp_path, "--dump-dom"))
-    for told in ("Not ready starting", "no request was placed yet", "none: no gateway is named", "Nothing yet."):
+    for told in ("Not ready Starting", "no request was placed yet", "none: no gateway is named", "Nothing yet."):
         assert told in read, f"{told!r} is not on the page: {read}"
     assert "°C" not in read
     assert "NaN" not in read

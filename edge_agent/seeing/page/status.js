@@ -109,7 +109,7 @@ function showGateways(seen) {
   return $("gateways").replaceChildren(table(
     [["gateway", "long"], ["state", ""], ["up", "n"], ["there and back", "n"], ["its queue", "n"], ["expected wait", "n"], ["out there", "n"]],
     seen.gateways.map((g) => [g.name, el("span", { class: `state ${g.ready ? "good" : "bad"}` }, g.state.toUpperCase()),
-      bitrate(g.uplink_bytes_per_s), seconds(g.rtt_s), seconds(g.queue_s), seconds(g.wait_s),
+      ...(g.ready ? [bitrate(g.uplink_bytes_per_s), seconds(g.rtt_s), seconds(g.queue_s), seconds(g.wait_s)] : ["–", "–", "–", "–"]),
       g.in_flight ? `${count(g.in_flight)}, ${bytes(g.in_flight_nbytes)}` : "–"])),
     ...told.map((g) => el("p", { class: "why warn" }, `${g.name}: ${g.reason}`)));
 }
@@ -119,13 +119,13 @@ function showScopes(seen) {
   if (!used.length) return $("scopes").replaceChildren(el("p", { class: "soft" }, "None yet."));
   const q = (found, name) => (found ? seconds(found[name]) : "–");
   return $("scopes").replaceChildren(table(
-    [["placement", ""], ["last minute", ""], ["answers/s", "n"], ["in time", "n"], ["P50", "n"], ["P90", "n"], ["P99", "n"],
-      ["device P50", "n"], ["link P50", "n"], ["predicted", "n"], ["answered", "n"], ["degraded", "n"], ["sent", "n"]],
-    used.map((s) => [el("span", {}, `${s.placement}, ${s.precision}`, el("br"),
-        el("span", { class: "soft" }, `${s.model} ${s.version}${s.gateway ? ` at ${s.gateway}` : ""}`)),
+    [["placement", "long"], ["last minute", ""], ["answers/s", "n"], ["in time", "n"], ["P50", "n"], ["P90", "n"], ["P99", "n"],
+      ["device P50", "n"], ["link P50", "n"], ["predicted", "n"], ["answered", "n"], ["degraded", "n"]],
+    used.map((s) => [el("span", {}, s.placement, s.precision && s.precision !== "none" ? `, ${s.precision}` : "", el("br"),
+        el("span", { class: "soft" }, `${s.model} ${s.version}${s.gateway ? ` at ${s.gateway.replace(/^tcp:..(?=.)/, "")}` : ""}`)),
       sparkline(s.in_time.slice(0, -1)), digits(s.qps), s.qps > 0 ? percent(s.goodput / s.qps) : "–",
       q(s.total, "p50_s"), q(s.total, "p90_s"), q(s.total, "p99_s"), q(s.edge, "p50_s"), q(s.network, "p50_s"),
-      percent(s.predicted_over_actual), count(s.counters.answered), count(s.counters.degraded), bytes(s.counters.up_nbytes)])));
+      percent(s.predicted_over_actual), count(s.counters.answered), count(s.counters.degraded)])));
 }
 
 function showStages(seen) {
@@ -182,7 +182,7 @@ function showRoom(seen) {
     bar(`${gpu.uuid}, memory`, gpu.memory_used_nbytes, gpu.memory_total_nbytes, `${bytes(gpu.memory_used_nbytes)} of ${bytes(gpu.memory_total_nbytes)}`);
   }
   const engines = [...new Set(seen.scopes.map((s) => s.engine).filter((e) => e))];
-  $("room").replaceChildren(figure("What is used of what there is", shares(rows, "use of board, processors and memory")),
+  $("room").replaceChildren(rows.length ? figure("What is used of what there is", shares(rows, "use of board, processors and memory")) : "",
     figure("This process", pairs([["memory", bytes(m.process_memory_nbytes)],
       ["processor", m.process_cpu_share === null ? "–" : `${percent(m.process_cpu_share)} of one`],
       ["threads", m.process_threads === null ? "–" : count(m.process_threads)],
@@ -213,7 +213,7 @@ function show(seen) {
   $("software").textContent = seen.software;
   $("uptime").textContent = `, up for ${span(seen.uptime_s)}`;
   if ($("state").textContent !== headline(seen)) $("state").textContent = headline(seen);
-  $("reason").textContent = seen.ready ? seen.now.why : seen.reason;
+  $("reason").textContent = seen.ready ? seen.now.why : seen.reason.replace(/^./, (first) => first.toUpperCase());
   for (const part of [showWords, showMinute, showPlan, showGateways, showScopes, showStages, showTrouble, showRoom, showEvents]) part(seen);
   showFigures(seen, rates);
   $("body").hidden = false;

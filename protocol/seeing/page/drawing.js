@@ -35,7 +35,7 @@ function digits(value, most = 3) {
 
 function seconds(value) {
   if (value === null || value === undefined) return "–";
-  if (value < 0.001) return `${digits(value * 1e6)} µs`;
+  if (value < 0.001) return `${value < 1e-7 ? 0 : digits(value * 1e6)} µs`;
   return value < 1 ? `${digits(value * 1e3)} ms` : `${digits(value)} s`;
 }
 

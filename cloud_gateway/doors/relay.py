@@ -34,6 +34,7 @@ from zmq.utils.monitor import recv_monitor_message
 
 from cloud_gateway.access.authority import Authority
 from cloud_gateway.access.folder import KeyFolder
+from cloud_gateway.access.zap import guest_key
 from cloud_gateway.doors.holdings import MOVING_NBYTES, Holdings, Window
 from cloud_gateway.doors.routes import peer_of, to_route
 from protocol import messages as m
@@ -42,6 +43,7 @@ from protocol.errors import InputError, IsthmusError, NetworkError, WireError
 from protocol.sockets import Endpoint
 from protocol.tensors import MAX_TENSORS
 
+_ENROLL = bytes((wire.VERSION, 16))  # how the one message begins that a guest may send
 MOST_PARTS = wire.MAX_PAYLOAD_NBYTES // wire.PART_NBYTES + MAX_TENSORS + 1
 MOST_NBYTES = wire.MAX_PAYLOAD_NBYTES + wire.MAX_HEADER_NBYTES
 WINDOW_NBYTES = 64 << 20
@@ -182,6 +184,10 @@ class Relay:
             return True
         # Whether that key still holds is for the gateway to say, with a reason, for every message.
         user_id = "" if self._authority.table is None else _user_id(frame)
+        if guest_key(user_id) is not None and (count != 1 or parts[0].bytes[:2] != _ENROLL):
+            self._stats["guests_refused"] += 1
+            sockets.hang_up(descriptor)
+            return True
         try:
             self._gateway.send_multipart([to_route(self._order.life, peer, user_id), *parts], zmq.NOBLOCK, copy=False)
         except zmq.Again:  # the gateway is going: its agents shall know

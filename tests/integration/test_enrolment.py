@@ -7,11 +7,13 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 import pytest
+import zmq
 
 from cloud_gateway.access import invitations as inviting
 from cloud_gateway.access.audit import AuditLog
@@ -65,11 +67,17 @@ class Place:
 
 @pytest.fixture
 def place(toy_bundle: Path, tmp_path: Path) -> Iterator[Place]:
+    with _place(toy_bundle, tmp_path) as made:
+        yield made
+
+
+@contextmanager
+def _place(toy_bundle: Path, tmp_path: Path, **more: object) -> Iterator[Place]:
     folder = KeyFolder(tmp_path / "gateway-keys")
     folder.make()
     with folder.locked():
         folder.create("gateway")
-    settings: dict[str, object] = {"access.keys_dir": str(folder.path), "drain.grace_s": 2.0}
+    settings: dict[str, object] = {"access.keys_dir": str(folder.path), "drain.grace_s": 2.0, **more}
     with gateway_of(toy_bundle, settings=settings) as gateway:
         yield Place(gateway, folder)
 
@@ -194,6 +202,31 @@ def test_a_guest_that_says_anything_else_is_hung_up_on_and_served_nothing(place:
             assert client.silent(0.0)
     assert stats().get("hellos", 0) == 0
     assert place.gateway.frontend.agents == 0
+
+
+def test_a_front_that_is_a_process_hands_on_what_shows_a_token_and_nothing_else(
+    toy_bundle: Path, tmp_path: Path
+) -> None:
+    with _place(toy_bundle, tmp_path, **{"zmq.front": "process"}) as place:
+        token = place.invite("camera-7")
+        place.invite("camera-8")
+        stats = place.gateway.stats
+        stranger = keys.make_pair("stranger")
+        curve = CurveClient(stranger.secret, place.folder.server_keys().current.public.data)
+
+        def is_refused() -> bool:
+            """Knock with a new socket each time: one that came before the front knew of the invitation has given up."""
+            with WireClient(place.endpoint, curve=curve) as client:
+                if client.socket.poll(1000, zmq.POLLOUT):
+                    client.send(m.Ping(1))
+                    assert client.silent(1.5)
+            return _more(stats, "front_guests_refused", 0)
+
+        until(is_refused, "the front has let it pass")
+        made = enrol(place.endpoint, token, tmp_path / "device")
+        assert made.name == "camera-7"
+        assert stats().get("guests", 0) == stats()["enrolment_enrolled"] == 1
+        assert place.names == ["camera-7"]
 
 
 def _more(stats: Callable[[], dict[str, int]], name: str, than: int) -> bool:

@@ -41,5 +41,5 @@ def test_looking_at_a_board_needs_no_engine() -> None:
 
 
 def test_the_commands_load_no_engine_before_they_need_one() -> None:
-    unwanted = NEVER | {"onnxruntime", "uvicorn", "cryptography", "dns", "sqlite3"}
+    unwanted = NEVER | {"onnxruntime", "uvicorn", "cryptography", "dns"}
     assert not loaded_by("import edge_agent.cli") & unwanted

@@ -6,15 +6,16 @@
     async with AsyncClient("bundle", gateway="tcp://127.0.0.1:7447") as client:
         outcome = await client.infer({"image": frame}, deadline_s=0.5)
 
-`infer` returns an `Answer` or a `Refusal` (a value: whoever is refused still has time to act); `unwrap` turns the
-latter into an exception for those who prefer one. Both clients raise InputError for tensors that the model does not
-take.
+Several gateways are given as a list, or as srv://NAME of a DNS SRV record. `infer` returns an `Answer` or a `Refusal`
+(a value: whoever is refused still has time to act); `unwrap` turns the latter into an exception for those who prefer
+one. Both clients raise InputError for tensors that the model does not take.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -29,12 +30,17 @@ __all__ = ["Answer", "AsyncClient", "Client", "Outcome", "Refusal", "RefusedErro
 class Client:
     """Blocking calls; may be used by several threads at once. Keyword options are those of `AgentConfig`."""
 
-    def __init__(self, bundle: str | os.PathLike[str], *, gateway: str | None = None, **options: Any) -> None:
+    def __init__(
+        self, bundle: str | os.PathLike[str], *, gateway: str | Sequence[str] | None = None, **options: Any
+    ) -> None:
         self.agent = Agent(AgentConfig(bundle=Path(bundle), gateway=gateway, **options))
 
-    def infer(self, inputs: Tensors, *, deadline_s: float) -> Outcome:
-        """One request, answered or refused within `deadline_s` seconds. Raises InputError."""
-        return self.agent.submit(inputs, deadline_s=deadline_s).result()
+    def infer(self, inputs: Tensors, *, deadline_s: float, priority: int = 4) -> Outcome:
+        """One request, answered or refused within `deadline_s` seconds; 0 is the most urgent, 9 the least.
+
+        Raises InputError.
+        """
+        return self.agent.submit(inputs, deadline_s=deadline_s, priority=priority).result()
 
     def wait_ready(self, timeout_s: float) -> bool:
         """Whether a gateway has welcomed us; without one, requests are answered on the device."""
@@ -51,12 +57,17 @@ class Client:
 class AsyncClient:
     """The same for asyncio: the socket stays on its own plain thread, only the result crosses to the event loop."""
 
-    def __init__(self, bundle: str | os.PathLike[str], *, gateway: str | None = None, **options: Any) -> None:
+    def __init__(
+        self, bundle: str | os.PathLike[str], *, gateway: str | Sequence[str] | None = None, **options: Any
+    ) -> None:
         self.agent = Agent(AgentConfig(bundle=Path(bundle), gateway=gateway, **options))
 
-    async def infer(self, inputs: Tensors, *, deadline_s: float) -> Outcome:
-        """One request, answered or refused within `deadline_s` seconds. Raises InputError."""
-        return await asyncio.wrap_future(self.agent.submit(inputs, deadline_s=deadline_s))
+    async def infer(self, inputs: Tensors, *, deadline_s: float, priority: int = 4) -> Outcome:
+        """One request, answered or refused within `deadline_s` seconds; 0 is the most urgent, 9 the least.
+
+        Raises InputError.
+        """
+        return await asyncio.wrap_future(self.agent.submit(inputs, deadline_s=deadline_s, priority=priority))
 
     async def wait_ready(self, timeout_s: float) -> bool:
         """Whether a gateway has welcomed us; without one, requests are answered on the device."""

@@ -1,15 +1,20 @@
-"""The board and the store as `sight` wants them told: translations, imported only by who has them."""
+"""The board, the store and the life of a bundle as `sight` wants them told: translations, for who has them."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edge_agent.bundles.record import Step
 from edge_agent.device.board import BoardView, look
-from edge_agent.seeing.standing import BoardStanding, StoreStanding
+from edge_agent.seeing import sight
+from edge_agent.seeing.standing import BoardStanding, BundleStanding, StoreStanding
 from edge_agent.store.tickets import State
+from protocol.bundle import Bundle
 
-if TYPE_CHECKING:  # a daemon without a store needs no sqlite
+if TYPE_CHECKING:  # a daemon without a store needs no sqlite, and one without updates no courier
+    from edge_agent.bundles.updater import UpdateView
     from edge_agent.store.journal import Journal
 
 
@@ -43,3 +48,16 @@ def read_store(journal: Journal) -> StoreStanding:
         nbytes=totals.nbytes,
         limit_nbytes=journal.caps.most_nbytes,
     )
+
+
+def bundle_standing(bundle: Bundle, updates: UpdateView) -> BundleStanding:
+    """What the bundle says of itself, whether it is proven, and what comes next."""
+    record = updates.record
+    state = "on trial" if record.step is Step.ON_TRIAL else "proven" if bundle.digest == record.proven else ""
+    coming = record.said if record.step is Step.REVERTED else updates.trouble
+    if record.step is Step.ON_TRIAL:
+        coming = updates.trial
+    elif record.step not in (Step.IDLE, Step.REVERTED):
+        fetched = f", {updates.fetched_nbytes / 1e6:.1f} MB fetched" if record.step is Step.FETCHING else ""
+        coming = f"{record.step} {record.candidate[:12]}{fetched}"
+    return replace(sight.bundle_standing(bundle), state=state, coming=coming)

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from edge_agent.bundles.record import Record, Step
+from edge_agent.bundles.updater import UpdateView
 from edge_agent.device.board import look as look_at_board
 from edge_agent.seeing.sight import BOARD_EVERY_S, Sight, in_use, why
 from edge_agent.seeing.standing import BoardStanding
-from edge_agent.seeing.surroundings import board_standing, read_store
+from edge_agent.seeing.surroundings import board_standing, bundle_standing, read_store
 from edge_agent.store.journal import Journal
 from edge_agent.store.tickets import Wish
 from edge_agent.view import AgentView, GatewayView
@@ -166,3 +168,26 @@ def test_what_is_stored_is_counted(journal: Journal) -> None:
     assert (seen.waiting, seen.answered) == (1, 0)
     assert seen.nbytes > 40
     assert seen.limit_nbytes == journal.caps.most_nbytes
+
+
+@pytest.mark.parametrize(
+    ("record", "state", "coming"),
+    [
+        (Record(), "", ""),
+        (Record(step=Step.FETCHING, candidate="c" * 64), "", "fetching cccccccccccc, 2.5 MB fetched"),
+        (Record(step=Step.VERIFYING, candidate="c" * 64), "", "verifying cccccccccccc"),
+        (Record(step=Step.ON_TRIAL), "on trial", "9 of 20 good answers"),
+        (Record(step=Step.REVERTED, said="it failed the known answer"), "", "it failed the known answer"),
+    ],
+)
+def test_a_bundles_life_is_told_in_words(bundle: Bundle, record: Record, state: str, coming: str) -> None:
+    trial = "9 of 20 good answers" if record.step is Step.ON_TRIAL else ""
+    update = UpdateView(record, trial, 2_500_000, None, "", ())
+    told = bundle_standing(bundle, update)
+    assert (told.digest, told.state, told.coming) == (bundle.digest, state, coming)
+
+
+def test_a_bundle_that_has_run_well_is_proven(bundle: Bundle) -> None:
+    update = UpdateView(Record(proven=bundle.digest), "", 0, None, "no gateway offers anything", ())
+    told = bundle_standing(bundle, update)
+    assert (told.state, told.coming) == ("proven", "no gateway offers anything")

@@ -94,13 +94,14 @@ function showMinute(seen) {
 function showPlan(seen) {
   if (!seen.placements.length) return $("plan").replaceChildren(el("p", { class: "soft" }, "The bundle holds no placement."));
   const most = Math.max(...seen.placements.map((p) => p.predicted_s || 0), 1e-9);
-  const bar = (p) => picture(110, 12, `predicted ${seconds(p.predicted_s)}`,
-    draw("rect", { class: p.unavailable ? "pale" : "full", x: 0, y: 3, height: 7, rx: 3.5, width: p.predicted_s ? Math.max(p.predicted_s / most * 110, 2) : 0 }));
+  const bar = (p) => picture(110, 14, `predicted ${seconds(p.predicted_s)}`,
+    draw("rect", { class: p.unavailable ? "pale" : "full", x: 0, y: 6, height: 7, rx: 3.5, width: p.predicted_s ? Math.max(p.predicted_s / most * 110, 2) : 0 }));
   return $("plan").replaceChildren(table(
-    [["placement", ""], ["where", ""], ["predicted", "n"], ["", ""], ["now", "long"]],
-    seen.placements.map((p) => [p.id, named(p), seconds(p.predicted_s), bar(p),
+    [["placement", ""], ["now", "long"], ["predicted", "n"], ["", ""], ["where", ""]],
+    seen.placements.map((p) => [p.id,
       p.id === seen.now.placement ? el("span", { class: "state good" }, "IN USE")
-        : p.unavailable ? el("span", { class: "warn" }, p.unavailable) : el("span", { class: "soft" }, "can be used")])));
+        : p.unavailable ? el("span", { class: "warn" }, p.unavailable) : el("span", { class: "soft" }, "can be used"),
+      seconds(p.predicted_s), bar(p), named(p)])));
 }
 
 function showGateways(seen) {

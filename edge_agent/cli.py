@@ -11,6 +11,7 @@ from edge_agent import cli_ask, cli_config
 from edge_agent.cli_infer import infer
 from edge_agent.cli_run import run
 from edge_agent.doctor.cli import doctor
+from edge_agent.store.cli import app as store_app
 from edge_agent.trust import cli as trust_cli
 from protocol.terminal import print_json
 
@@ -18,9 +19,11 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 app.command()(run)
 app.command()(infer)
 app.command()(cli_ask.status)
+app.command()(cli_ask.explain)
 app.command()(doctor)
 app.command()(trust_cli.enroll)
 app.add_typer(trust_cli.keys_app, name="keys")
+app.add_typer(store_app, name="store")
 app.add_typer(cli_config.app, name="config")
 
 

@@ -1,8 +1,9 @@
-"""`edge-agent status`: what a running daemon says of itself, over its Unix socket or HTTP."""
+"""`edge-agent status | explain`: what a running daemon says of itself, over its Unix socket or HTTP."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,8 @@ from edge_agent.config import load_settings
 from edge_agent.local_client import LocalClient
 from protocol.errors import InputError
 from protocol.terminal import print_json
+
+SCHEMA = 1
 
 Socket = Annotated[
     str | None,
@@ -24,23 +27,32 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.
 
 
 def status(socket: Socket = None, config: Config = None, json: Json = False) -> None:
-    """How the daemon stands: what it serves, with which gateway, and whether it is well."""
+    """How the daemon stands: what it serves, where requests run now, and whether it is well."""
     document = asked(socket, config, "/v2/isthmus/status")
     if json:
         print_json(document)
         return
-    from edge_agent.serving.standing import SCHEMA, lines, read  # it brings numpy along
-
-    if document.get("schema") != SCHEMA:
-        raise InputError("the daemon's status is none that this command reads", "use its own version of edge-agent")
-    for line in lines(read(document)):
+    for line in lines(document):
         print(line)
 
 
-def asked(socket: str | None, config: Path | None, path: str) -> dict[str, Any]:
-    """A document of the running daemon. Raises NetworkError if none runs."""
+def explain(socket: Socket = None, config: Config = None, json: Json = False) -> None:
+    """Why requests run where they run now, why nowhere else, and what would change that."""
+    document = asked(socket, config, "/v2/isthmus/explain")
+    if json:
+        print_json(document)
+        return
+    for sentence in document["sentences"]:
+        print(sentence)
+
+
+def asked(socket: str | None, config: Path | None, path: str) -> Mapping[str, Any]:
+    """A document of the running daemon. Raises NetworkError if none runs, InputError for one of another version."""
     with LocalClient(where(socket, config)) as client:
-        return client.document(path)
+        document = client.document(path)
+    if document.get("schema") != SCHEMA:
+        raise InputError("the daemon's answer is none that this command reads", "use its own version of edge-agent")
+    return document
 
 
 def where(socket: str | None, config: Path | None) -> str:
@@ -49,3 +61,21 @@ def where(socket: str | None, config: Path | None) -> str:
         return socket
     settings = load_settings(file=config, env=os.environ).settings
     return str(settings.http.unix_socket or settings.state_dir / "run" / "agent.sock")
+
+
+def lines(seen: Mapping[str, Any]) -> list[str]:
+    """The status for people."""
+    health = "well" if seen["well"] else f"unwell: {seen['reason']}"
+    alone = "can answer alone" if seen["serves_alone"] else "cannot answer alone"
+    said = [f"{seen['model']}: {health}, up {seen['uptime_s']:.0f} s, {seen['pending']} requests in flight"]
+    now = seen["now"]
+    if now["placement"]:
+        said.append(f"requests run as {now['placement']}. {now['why']}")
+    if now["degraded"]:
+        said.append(f"not where it is planned: {now['degraded']}")
+    for gateway in seen["gateways"]:
+        rtt = "" if gateway["rtt_s"] is None else f", round trip {gateway['rtt_s'] * 1e3:.1f} ms"
+        said.append(f"gateway {gateway['name']}: {gateway['reason'] or gateway['state']}{rtt}")
+    said.append(f"{'' if seen['gateways'] else 'no gateway is named; '}the device {alone}")
+    said.append(f"bundle {seen['bundle'][:12]}, placements {', '.join(seen['placements'])}")
+    return said + [f"  {placement} is out: {reason}" for placement, reason in seen["failed"].items()]

@@ -30,6 +30,10 @@ class BundleSettings(Section, frozen=True):
         Path | None, setting("A bundle's folder; else the bundle that `edge-agent bundles` made the current one.")
     ] = None
     placements: Annotated[tuple[str, ...], setting("Use only these placements of it; none named allows all.")] = ()
+    signatures: Annotated[
+        Literal["auto", "required", "unsigned"],
+        setting("Whether bundles must be signed; auto requires it of what came over the air and where a key is known."),
+    ] = "auto"
 
 
 class GatewaysSettings(Section, frozen=True):
@@ -40,6 +44,9 @@ class GatewaysSettings(Section, frozen=True):
     ] = ()
     insecure: Annotated[bool, setting("Connect to other machines in plain text.")] = False
     name: Annotated[str, setting("What gateways call this device where no key names it.")] = "edge-agent"
+    hedge: Annotated[
+        bool, setting("Begin on the device as well when a request's budget gets tight; the first answer counts.")
+    ] = False
     wait_s: Annotated[
         float, setting("At the start, wait this long for a gateway before saying what is served.", ge=0, le=600)
     ] = 3.0
@@ -129,6 +136,36 @@ class LogsSettings(Section, frozen=True):
     ] = 10.0
 
 
+class StoreSettings(Section, frozen=True):
+    """Requests that may be answered late, kept on the disk until they are."""
+
+    enabled: Annotated[bool, setting("Take requests for late answers at /v2/isthmus/store.")] = False
+    most_requests: Annotated[int, setting("Requests and answers kept at once.", ge=1, le=10_000_000)] = 10_000
+    most_mib: Annotated[int, setting("Their tensors may take so much.", ge=1, le=1024 * 1024)] = 256
+    life_s: Annotated[float, setting("A request waits this long unless it says otherwise.", ge=1, le=31_536_000)] = (
+        86_400.0
+    )
+    keep_s: Annotated[float, setting("An answer waits this long for its caller.", ge=1, le=31_536_000)] = 86_400.0
+    full: Annotated[
+        Literal["refuse", "drop-oldest"], setting("What becomes of a new request where there is no room.")
+    ] = "refuse"
+
+
+class UpdatesSettings(Section, frozen=True):
+    """Bundles that gateways offer. Nothing is fetched while no key is known to check their signatures with."""
+
+    enabled: Annotated[bool, setting("Ask gateways for bundles.")] = True
+    automatic: Annotated[bool, setting("Take what is offered; else only what `edge-agent bundles` asks for.")] = True
+    check_every_s: Annotated[float, setting("Ask this often.", ge=1, le=31_536_000)] = 3600.0
+    mib_per_s: Annotated[float, setting("Fetch no faster than this.", ge=0.001, le=100_000)] = 1.0
+    most_mib: Annotated[int, setting("All bundles together may take so much.", ge=1, le=1024 * 1024)] = 4096
+    reserve_mib: Annotated[int, setting("They leave so much of the disk to others.", ge=0, le=1024 * 1024)] = 64
+    try_s: Annotated[float, setting("A new bundle must answer a known question in this time.", ge=1, le=3600)] = 120.0
+    try_mib: Annotated[int, setting("It must do so with this much memory.", ge=64, le=1024 * 1024)] = 2048
+    trial_answers: Annotated[int, setting("It is proven after so many good answers.", ge=1, le=1_000_000)] = 20
+    trial_s: Annotated[float, setting("It is not proven before it has served so long.", ge=0, le=86_400)] = 60.0
+
+
 class DrainSettings(Section, frozen=True):
     """Shutting down."""
 
@@ -147,6 +184,8 @@ class AgentSettings(Section, frozen=True):
     requests: Annotated[RequestsSettings, setting("Applications' requests.")] = RequestsSettings()
     device: Annotated[DeviceSettings, setting("What runs on the device.")] = DeviceSettings()
     health: Annotated[HealthSettings, setting("Known answers and the watchdog.")] = HealthSettings()
+    store: Annotated[StoreSettings, setting("Requests that may be answered late.")] = StoreSettings()
+    updates: Annotated[UpdatesSettings, setting("Bundles over the air.")] = UpdatesSettings()
     logs: Annotated[LogsSettings, setting("What is logged.")] = LogsSettings()
     drain: Annotated[DrainSettings, setting("Shutting down.")] = DrainSettings()
 

@@ -1,9 +1,10 @@
 """What `edge-agent run` runs: an agent, the door for applications, and the question that feeds the watchdog.
 
-    lock state_dir -> take the port -> open bundle, load heads -> record the known answer -> gateway, for a while
+    lock state_dir -> take the port -> open the bundle, load heads, record the known answer -> gateway, for a while
         -> listen -> READY=1 ... SIGTERM -> STOPPING=1 -> finish what is held -> close
 
-A gateway that does not answer is no reason not to serve: the device answers alone and says so.
+A gateway that does not answer is no reason not to serve: the device answers alone and says so. Whose turn it is to
+serve is `bundles.switch.Stage`'s: updates put another agent there, and applications notice nothing.
 """
 
 from __future__ import annotations
@@ -12,23 +13,32 @@ import threading
 import time
 from pathlib import Path
 
-from edge_agent.agent import Agent, AgentConfig
+from edge_agent.agent import Agent
+from edge_agent.bundles.record import Step
+from edge_agent.bundles.switch import Stage
 from edge_agent.config import AgentSettings
 from edge_agent.device.notify import Notifier
 from edge_agent.known_answer import KnownAnswer
+from edge_agent.outcomes import Outcome, Refusal
 from edge_agent.seeing.observer import Observer
-from edge_agent.seeing.sight import Sight
-from edge_agent.seeing.surroundings import read_board
+from edge_agent.seeing.sight import Sight, bundle_standing
+from edge_agent.seeing.standing import BundleStanding
+from edge_agent.seeing.surroundings import read_board, read_store
 from edge_agent.serving.door import LocalDoor
 from edge_agent.serving.service import AgentService
 from edge_agent.serving.standing import Standing, routes
 from edge_agent.state_dir import StateDir
+from edge_agent.storing import Storing
+from edge_agent.tenant import Front, Tenant
+from edge_agent.updating import trust_of, updater_of
 from edge_agent.vitals import Vitals
+from protocol.bundle import Bundle
+from protocol.control.flights import RefusalCode
 from protocol.errors import InputError, NetworkError
 from protocol.seeing.logs import Logs
 from protocol.seeing.routes import ViewRoutes
 
-_FIRST_ANSWER_S = 60.0  # a slow board, a large model, nothing in any cache
+_LAST_REQUEST_S = 60.0
 
 
 class Daemon:
@@ -41,15 +51,18 @@ class Daemon:
         self._notifier = notifier
         self._log = logs.get()
         self._began = time.monotonic()
-        self._agent: Agent | None = None
-        self._known: KnownAnswer | None = None
+        self._bug: BaseException | None = None
         self._closing = threading.Lock()
-        self.observer = Observer(Sight(lambda: self._agent, unwell=self.unwell, board=read_board), logs=logs)
+        self._trust = trust_of(settings)
+        base = settings.bundle.path
+        self._base = None if base is None else Bundle.open(base, self._trust.trust())
+        self.stage: Stage[Tenant] = Stage()
+        self.front = Front(self.stage)
         self.service = AgentService(
-            lambda: self.agent,
+            lambda: self.front,
             deadline_s=settings.requests.deadline_ms / 1e3,
             most_pending=settings.requests.most_pending,
-            observe=lambda outcome, budget_s: self.observer.observe(outcome, budget_s=budget_s),
+            observe=self._ended,
             unwell=self.unwell,
         )
         self.vitals = Vitals(
@@ -57,32 +70,70 @@ class Daemon:
             notifier,
             every_s=settings.health.every_s,
             timeout_s=settings.health.timeout_s,
+            asked=lambda reason: self._updates.health(not reason, reason),
             changed=self._health_changed,
         )
-        self.door = LocalDoor(
-            settings, self.service, extra=[*routes(self.standing), *ViewRoutes(self.observer.views).routes()]
+        self.store: Storing | None = None
+        if settings.store.enabled:
+            self.store = Storing(
+                settings,
+                self.stage,
+                live=lambda: self.service.pending,
+                said=lambda sentence: self._log.warning("store", text=sentence),
+                crashed=self._crashed,
+            )
+        self._updates = updater_of(
+            settings,
+            self._trust,
+            switch=self._switch,
+            base=self._base,
+            told=lambda event, text: self._log.info(event, text=text),
+            crashed=self._crashed,
         )
+        store = self.store
+        self.sight = Sight(
+            lambda: None if (tenant := self.stage.agent) is None else tenant.agent,
+            unwell=self.unwell,
+            board=read_board,
+            store=(lambda: None) if store is None else (lambda: read_store(store.journal)),
+            bundle=self._bundle_standing,
+        )
+        self.observer = Observer(self.sight, logs=logs)
+        extra = [*routes(self.standing, self.sight, self.explanation), *ViewRoutes(self.observer.views).routes()]
+        if self.store is not None:
+            extra += self.store.routes()
+        self.door = LocalDoor(settings, self.service, extra=extra)
+
+    @property
+    def tenant(self) -> Tenant:
+        """Who serves. Raises InputError while nobody does."""
+        if (tenant := self.stage.agent) is None:
+            raise InputError("no bundle serves on this device", "install one with `edge-agent bundles install DIR`")
+        return tenant
 
     @property
     def agent(self) -> Agent:
-        """The one that new requests go to."""
-        assert self._agent is not None
-        return self._agent
+        """The agent of whoever serves. Raises InputError while nobody does."""
+        return self.tenant.agent
 
     @property
-    def known(self) -> KnownAnswer:
-        assert self._known is not None
-        return self._known
+    def known(self) -> KnownAnswer | None:
+        """The question of whoever serves, None while nobody does."""
+        tenant = self.stage.agent
+        return None if tenant is None else tenant.known
 
     @property
     def fatal(self) -> BaseException | None:
-        """The bug that ended the agent's threads, if one did: the process has to go."""
-        return self._agent.fatal if self._agent is not None else None
+        """The bug that ended one of the threads: the process has to go."""
+        tenant = self.stage.agent
+        return self._bug or (None if tenant is None else tenant.agent.fatal)
 
     def unwell(self) -> str:
         """Why the device cannot answer, or ""."""
         if self.fatal is not None:
             return "the agent has failed and is about to be restarted"
+        if self.stage.agent is None:
+            return "no bundle serves on this device"
         return self.vitals.reason
 
     def start(self) -> None:
@@ -90,16 +141,19 @@ class Daemon:
         self.state.hold()
         try:
             self.door.bind()
-            self._agent = Agent(agent_config(self.settings))
-            self._agent.start()
-            self._known = self._asked(self._agent)
-            self._wait_for_a_gateway(self._agent)
+            if self.store is not None:
+                self.store.open()
+            self._updates.begin(self._serve_first)
+            self._wait_for_a_gateway()
             self.door.start()
         except BaseException:
             self.close()
             raise
-        self.vitals.start()
         self.observer.start()
+        self.vitals.start()
+        self._updates.start()
+        if self.store is not None:
+            self.store.start()
         self._notifier.ready(self.in_a_sentence())
 
     def close(self) -> None:
@@ -107,21 +161,30 @@ class Daemon:
         with self._closing:
             self._notifier.stopping("finishing what was begun")
             self.vitals.stop()
-            self.observer.close()
+            self._updates.close()
             self.door.close(self.settings.drain.grace_s)
-            if self._agent is not None:
-                self._agent.close()
+            if self.store is not None:
+                self.store.stop()
+            self.observer.close()
+            if (tenant := self.stage.agent) is not None:
+                tenant.close()
+            if self.store is not None:
+                self.store.close()
             self.state.release()
+
+    # ---- what is said of it -----------------------------------------------------------------------------------------
 
     def in_a_sentence(self) -> str:
         """For `systemctl status`."""
-        agent = self.agent
+        unwell, tenant = self.unwell(), self.stage.agent
+        if tenant is None:
+            return unwell
+        agent = tenant.agent
         where = f"with {agent.gateway}" if agent.wait_ready(0) else "on the device alone"
-        unwell = self.unwell()
         return f"serves {agent.bundle.manifest.model.name} {where}" + (f"; unwell: {unwell}" if unwell else "")
 
     def standing(self) -> Standing:
-        """What `edge-agent status` shows. May be called by any thread."""
+        """What `edge-agent status` shows. May be called by any thread. Raises InputError while nobody serves."""
         agent, unwell = self.agent, self.unwell()
         return Standing(
             model=agent.bundle.manifest.model.name,
@@ -139,19 +202,66 @@ class Daemon:
             state_dir=str(self.settings.state_dir),
         )
 
+    def explanation(self) -> dict[str, object]:
+        """What `edge-agent explain` shows. Raises InputError while nobody serves."""
+        from edge_agent.explaining import document
+
+        seen = self.agent.look(explain=True).explanation
+        return {} if seen is None else document(seen)
+
     def counts(self) -> dict[str, int]:
         """What was done, for the last words."""
-        return self.service.counts() | {f"uplink_{name}": n for name, n in self.agent.uplink.stats.items()}
+        tenant = self.stage.agent
+        uplink = {} if tenant is None else tenant.agent.uplink.stats
+        return self.service.counts() | {f"uplink_{name}": count for name, count in uplink.items()}
 
-    # ---- inside -----------------------------------------------------------------------------------------------------
+    def _bundle_standing(self) -> BundleStanding:
+        tenant, updates = self.tenant, self._updates.look()
+        standing = bundle_standing(tenant.agent.bundle)
+        record = updates.record
+        if not record.current:
+            return standing
+        return BundleStanding(
+            standing.model,
+            standing.version,
+            standing.digest,
+            state="trial" if record.step is Step.ON_TRIAL else "confirmed",
+            signed_by=standing.signed_by,
+            coming=updates.trial or ("" if record.step is Step.IDLE else str(record.step)),
+        )
 
-    def _asked(self, agent: Agent) -> KnownAnswer:
-        usable, failed = self.settings.bundle.placements, tuple(agent.heads.failed)
-        return KnownAnswer(agent, usable=usable, failed=failed, timeout_s=_FIRST_ANSWER_S)
+    # ---- who serves -------------------------------------------------------------------------------------------------
 
-    def _wait_for_a_gateway(self, agent: Agent) -> None:
+    def _tenant_on(self, folder: Path | None) -> Tenant:
+        """None is the bundle of the settings. Raises InputError if there is none.
+
+        What came over the air was held to more before it was kept: here it only may not have been revoked since.
+        """
+        folder = folder or self.settings.bundle.path
+        if folder is None:
+            raise InputError(
+                "no bundle is named and none is installed",
+                "name one with --bundle or bundle.path, or `edge-agent bundles install DIR`",
+            )
+        return Tenant(self.settings, folder, self._trust.trust())
+
+    def _serve_first(self, folder: Path | None) -> None:
+        self.stage.swap(self._tenant_on(folder))
+
+    def _switch(self, folder: Path | None) -> None:
+        if folder is None and self.settings.bundle.path is None:
+            self.stage.swap(None, patience_s=_LAST_REQUEST_S)
+            return
+        self._notifier.reloading("another bundle is being started")
+        try:
+            took = self.stage.swap(self._tenant_on(folder), patience_s=_LAST_REQUEST_S)
+            self._log.info("switched", start_ms=took.start_s * 1e3, swap_us=took.swap_s * 1e6)
+        finally:
+            self._notifier.ready(self.in_a_sentence())
+
+    def _wait_for_a_gateway(self) -> None:
         """Raises NetworkError if neither a gateway nor the device can answer anything."""
-        named = ", ".join(self.settings.gateways.endpoints)
+        agent, named = self.agent, ", ".join(self.settings.gateways.endpoints)
         if agent.wait_ready(self.settings.gateways.wait_s):
             self._log.info("gateway_found", gateway=agent.gateway)
             return
@@ -164,6 +274,13 @@ class Daemon:
         if named:
             self._log.warning("no_gateway", gateway=named, reason="answering on the device until one does")
 
+    # ---- what the parts tell ----------------------------------------------------------------------------------------
+
+    def _ended(self, outcome: Outcome, budget_s: float) -> None:
+        self.observer.observe(outcome, budget_s=budget_s)
+        is_bad = isinstance(outcome, Refusal) and outcome.code is RefusalCode.NO_PLACEMENT
+        self._updates.answered(not is_bad)
+
     def _health_changed(self, reason: str) -> None:
         if reason:
             self._log.error("unwell", reason=reason)
@@ -171,29 +288,7 @@ class Daemon:
             self._log.info("well_again")
         self._notifier.status(self.in_a_sentence())
 
-
-def agent_config(settings: AgentSettings) -> AgentConfig:
-    """The agent's part of the settings. Raises InputError if no bundle is named."""
-    gateways = settings.gateways
-    if len(gateways.endpoints) > 1:
-        raise InputError("gateways.endpoints names several gateways", "name one")
-    return AgentConfig(
-        bundle=bundle_path(settings),
-        gateway=gateways.endpoints[0] if gateways.endpoints else None,
-        name=gateways.name,
-        threads=settings.device.threads,
-        edge_slowdown=settings.device.slowdown,
-        fault_file=settings.device.fault_file,
-        insecure=gateways.insecure,
-        keys=settings.keys.dir,
-        server_key=settings.keys.server_key,
-        placements=settings.bundle.placements,
-        providers=settings.device.providers,
-    )
-
-
-def bundle_path(settings: AgentSettings) -> Path:
-    """Raises InputError if there is none to serve."""
-    if settings.bundle.path is not None:
-        return settings.bundle.path
-    raise InputError("no bundle is named", "name its folder with --bundle or bundle.path")
+    def _crashed(self, error: BaseException) -> None:
+        """A bug on a thread of one of the parts: the process ends, and its supervisor starts it again."""
+        self._bug = error
+        self._log.error("crashed", exc_info=error)

@@ -21,20 +21,23 @@ class Vitals:
 
     def __init__(
         self,
-        known: Callable[[], KnownAnswer],
+        known: Callable[[], KnownAnswer | None],
         notifier: Notifier,
         *,
         every_s: float,
         timeout_s: float,
+        asked: Callable[[str], None] = lambda reason: None,
         changed: Callable[[str], None] = lambda reason: None,
     ) -> None:
-        """`known` gives the question of the agent that serves now. `changed` is told of every new reason."""
+        """`known` gives the question of the agent that serves now, None while none does. `asked` hears of every
+        answer why it was a bad one, or ""; `changed` only when that differs from before."""
         self._known = known
         self._notifier = notifier
         self._every_s = every_s
         if notifier.watchdog_s is not None:
             self._every_s = min(every_s, notifier.watchdog_s / _BEATS)
         self._timeout_s = timeout_s
+        self._asked = asked
         self._changed = changed
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="isthmus-vitals", daemon=True)
@@ -53,13 +56,15 @@ class Vitals:
 
     def _run(self) -> None:
         while True:
-            reason = self._known().check(self._timeout_s)
+            known = self._known()
+            reason = "" if known is None else known.check(self._timeout_s)
             if self._stop.is_set():
                 return
-            if not reason:
+            if not reason:  # where nothing serves, because all was revoked, nothing hangs
                 self.answered += 1
                 self.answered_at = time.monotonic()
                 self._notifier.feed()
+            self._asked(reason)
             if reason != self.reason:
                 self.reason = reason
                 self._changed(reason)

@@ -48,6 +48,7 @@ SERVER = ServerMetadata(
     "isthmus-edge-agent", __version__, ("binary_tensor_data", "statistics", "model_configuration", "parameters")
 )
 VERSION = "1"
+DEFAULT_PRIORITY = 4
 _REFUSALS = {
     RefusalCode.DEADLINE: Refusal.DEADLINE,
     RefusalCode.NO_PLACEMENT: Refusal.NOT_READY,
@@ -64,7 +65,7 @@ class Serving(Protocol):
     @property
     def bundle(self) -> Bundle: ...
 
-    def submit(self, inputs: Tensors, *, deadline_s: float) -> Future[Outcome]: ...
+    def submit(self, inputs: Tensors, *, deadline_s: float, priority: int = 4) -> Future[Outcome]: ...
 
 
 class AgentService:
@@ -117,11 +118,10 @@ class AgentService:
             counts.failed(time.monotonic() - began)
             raise
         counts.answered(outcome, at_ms=time.time_ns() // 1_000_000)
-        name = agent.bundle.manifest.model.name
         outputs = outcome.outputs
         if request.outputs:
-            outputs = {output: outputs[output] for output in request.outputs}
-        return InferResponse(name, VERSION, request.id, outputs, provenance(outcome))
+            outputs = {name: outputs[name] for name in request.outputs if name in outputs}
+        return InferResponse(request.model, VERSION, request.id, outputs, provenance(outcome))
 
     async def _ask(self, agent: Serving, request: InferRequest) -> Outcome:
         known = [spec.name for spec in agent.bundle.manifest.model.outputs]
@@ -136,7 +136,7 @@ class AgentService:
             self._observe(outcome, budget_s)
             return outcome
         try:
-            future = agent.submit(request.tensors, deadline_s=budget_s)
+            future = agent.submit(request.tensors, deadline_s=budget_s, priority=_priority(request))
         except InputError as error:
             raise OipError(Refusal.BAD_REQUEST, str(error)[:900]) from None
         self._pending += 1
@@ -212,6 +212,10 @@ class AgentService:
         raise _bundles_come_otherwise()
 
 
+def _priority(request: InferRequest) -> int:
+    return DEFAULT_PRIORITY if request.priority is None else request.priority
+
+
 def provenance(answer: Answer) -> dict[str, Parameter]:
     """Where an answer was made, as parameters: `degraded` is there only if it was not made where the plan wanted."""
     found: dict[str, Parameter] = {
@@ -227,8 +231,10 @@ def provenance(answer: Answer) -> dict[str, Parameter]:
         "down_bytes": answer.down_nbytes,
     }
     found |= {f"{stage.removesuffix('_s')}_us": int(getattr(answer.timings, stage) * 1e6) for stage in _STAGES}
-    if gateway := getattr(answer, "gateway", ""):
-        found["gateway"] = gateway
+    if answer.gateway:
+        found["gateway"] = answer.gateway
+    if answer.hedged:
+        found["hedged"] = True
     if answer.degraded:
         found["degraded"] = "; ".join(answer.degraded)
     return found

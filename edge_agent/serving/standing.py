@@ -1,15 +1,17 @@
-"""How the daemon stands, as one JSON document: what `edge-agent status` asks for."""
+"""How the daemon stands and why, as JSON documents: what `edge-agent status` and `explain` ask for."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-from protocol.errors import InputError
+from edge_agent.seeing.standing import AgentStanding
+from protocol.errors import IsthmusError
 from protocol.oip.routes import Answer, Call, Route
+from protocol.oip.service import OipError, Refusal
 
 SCHEMA = 1
 
@@ -33,36 +35,29 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     schema: int = SCHEMA
 
 
-def routes(standing: Callable[[], Standing]) -> list[Route]:
-    """`standing` is called on a thread of the loop's pool."""
+def routes(
+    standing: Callable[[], Standing], sight: Callable[[], AgentStanding], explain: Callable[[], dict[str, Any]]
+) -> list[Route]:
+    """All three are called on threads of the loop's pool; what they raise is a refusal."""
+
+    def look() -> dict[str, Any]:
+        seen = sight()
+        now = {"placement": seen.placement, "kind": seen.kind, "why": seen.why, "degraded": seen.degraded}
+        return {**msgspec.to_builtins(standing()), "now": now, "gateways": msgspec.to_builtins(seen.gateways)}
+
+    async def told(look: Callable[[], dict[str, Any]]) -> Answer:
+        try:
+            return Answer(msgspec.json.encode(await asyncio.to_thread(look)))
+        except IsthmusError as error:
+            raise OipError(Refusal.NOT_READY, str(error)[:900]) from error
 
     async def status(_: Call) -> Answer:
-        return Answer(msgspec.json.encode(await asyncio.to_thread(standing)))
+        return await told(look)
 
-    return [Route("GET", "/v2/isthmus/status", "infer", "How the daemon stands", status)]
+    async def why(_: Call) -> Answer:
+        return await told(explain)
 
-
-def read(document: Mapping[str, Any]) -> Standing:
-    """Raises InputError for what is none."""
-    try:
-        return msgspec.convert(document, Standing)
-    except msgspec.ValidationError as error:
-        raise InputError(f"this is no status of an edge-agent ({error})", "ask an edge-agent") from error
-
-
-def lines(standing: Standing) -> list[str]:
-    """For people."""
-    health = "well" if standing.well else f"unwell: {standing.reason}"
-    if standing.connected:
-        gateway = f"gateway {standing.gateway}"
-    elif standing.gateway:
-        gateway = f"gateway {standing.gateway} does not answer"
-    else:
-        gateway = "no gateway is named"
-    alone = "can answer alone" if standing.serves_alone else "cannot answer alone"
     return [
-        f"{standing.model}: {health}, up {standing.uptime_s:.0f} s, {standing.pending} requests in flight",
-        f"{gateway}; the device {alone}",
-        f"bundle {standing.bundle[:12]}, placements {', '.join(standing.placements)}",
-        *(f"  {placement} is out: {reason}" for placement, reason in standing.failed.items()),
+        Route("GET", "/v2/isthmus/status", "infer", "How the daemon stands", status),
+        Route("GET", "/v2/isthmus/explain", "infer", "Why requests run where they run, and what would flip it", why),
     ]

@@ -1,0 +1,83 @@
+"""An agent on one bundle, proven on this device before anybody is served by it: `bundles.switch` swaps these."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from edge_agent.agent import Agent, AgentConfig
+from edge_agent.bundles.switch import Stage
+from edge_agent.config import AgentSettings
+from edge_agent.known_answer import KnownAnswer
+from edge_agent.outcomes import Outcome
+from protocol.bundle import Bundle
+from protocol.oip.service import OipError, Refusal
+from protocol.signing import Trust
+from protocol.tensors import Tensors
+
+_FIRST_ANSWER_S = 60.0  # a slow board, a large model, nothing in any cache
+
+
+class Tenant:
+    """Constructing checks the bundle's signature and opens it. Raises InputError, BundleError, UntrustedError."""
+
+    def __init__(self, settings: AgentSettings, folder: Path, trust: Trust) -> None:
+        Bundle.open(folder, trust)  # refused before anything of it is used
+        self.agent = Agent(agent_config(settings, folder))
+        self._usable = settings.bundle.placements
+        self._known: KnownAnswer | None = None
+
+    @property
+    def known(self) -> KnownAnswer:
+        assert self._known is not None
+        return self._known
+
+    def start(self) -> None:
+        """Load the heads and record the known answer. Raises BundleError, EngineError."""
+        self.agent.start()
+        failed = tuple(self.agent.heads.failed)
+        self._known = KnownAnswer(self.agent, usable=self._usable, failed=failed, timeout_s=_FIRST_ANSWER_S)
+
+    def submit(self, inputs: Tensors, **more: Any) -> Future[Outcome]:
+        return self.agent.submit(inputs, **more)
+
+    def close(self) -> None:
+        self.agent.close()
+
+
+class Front:
+    """Whoever serves now, as applications see it: a request belongs to the tenant that took it, also after a switch."""
+
+    def __init__(self, stage: Stage[Tenant]) -> None:
+        self._stage = stage
+
+    @property
+    def bundle(self) -> Bundle:
+        """Raises OipError while nobody serves."""
+        tenant = self._stage.agent
+        if tenant is None:
+            raise OipError(Refusal.NOT_READY, "no bundle serves on this device")
+        return tenant.agent.bundle
+
+    def submit(self, inputs: Tensors, *, deadline_s: float, priority: int = 4) -> Future[Outcome]:
+        return self._stage.submit(inputs, deadline_s=deadline_s, priority=priority)
+
+
+def agent_config(settings: AgentSettings, folder: Path) -> AgentConfig:
+    """The agent's part of the settings, on the bundle in `folder`."""
+    gateways, device = settings.gateways, settings.device
+    return AgentConfig(
+        bundle=folder,
+        gateway=gateways.endpoints,
+        name=gateways.name,
+        threads=device.threads,
+        edge_slowdown=device.slowdown,
+        fault_file=device.fault_file,
+        insecure=gateways.insecure,
+        keys=settings.keys.dir,
+        server_key=settings.keys.server_key,
+        placements=settings.bundle.placements,
+        providers=device.providers,
+        hedge=gateways.hedge,
+    )

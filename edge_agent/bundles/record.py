@@ -43,6 +43,7 @@ class Record(msgspec.Struct, frozen=True):
     previous: Digest = ""
     step: Step = Step.IDLE
     candidate: Digest = ""
+    by_hand: bool = False  # the candidate was installed here, it did not come over the air
     starts: int = 0  # of this process since the candidate reached its step: a crash must not repeat for ever
     bad: tuple[Bad, ...] = ()
     said: str = ""  # how the last update ended

@@ -140,6 +140,25 @@ class Shelf:
         self.disk.write(folder / MANIFEST, manifest)
         return folder
 
+    def adopt(self, bundle: Bundle, *, whole: bool) -> Path:
+        """Copy a bundle that lies elsewhere on this device into `incoming`. Raises BundleError, OSError."""
+        check_listing(bundle)
+        signature = None
+        if (bundle.root / SIGNATURE).exists():
+            signature = read_regular(bundle.root, SIGNATURE)
+        folder = self.begin(bundle.digest, read_regular(bundle.root, MANIFEST), signature)
+        for name in needed(bundle, whole=whole):
+            entry, target = bundle.manifest.files[name], folder / name
+            if _size_of(folder, name) == entry.nbytes and sha256_of(target) == entry.sha256:
+                continue
+            if _size_of(bundle.root, name) != entry.nbytes:
+                raise BundleError(f"{bundle.root / name} is missing or damaged", "copy the bundle again")
+            self.disk.make_folder(target.parent)
+            if self.disk.copy(bundle.root / name, target) != entry.sha256:
+                self.disk.remove(target)
+                raise BundleError(f"{bundle.root / name} does not match its digest", "copy the bundle again")
+        return folder
+
     def signed_with(self, digest: str) -> str | None:
         """The sha256 of an incoming bundle's signature, empty without one; None if its manifest has not come yet."""
         folder = self.incoming(digest)

@@ -46,6 +46,7 @@ class Started:
 class Offered:
     bundle: str
     again: bool = False  # an operator wants it, though it was bad
+    by_hand: bool = False  # it was put on the shelf here
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,8 +191,8 @@ class Update:
         match event:
             case Started():
                 return self._started(now)
-            case Offered(bundle, again):
-                return self._offered(bundle, again)
+            case Offered():
+                return self._offered(event)
             case Fetched():
                 return self._onward(Step.FETCHING, Step.VERIFYING)
             case Verified():
@@ -248,16 +249,17 @@ class Update:
             return [Say(f"bundle {record.current[:12]} is still on trial")]
         return [_ON_THE_WAY[record.step](record.candidate)]
 
-    def _offered(self, bundle: str, again: bool) -> list[Instruction]:
-        record = self.record
+    def _offered(self, offered: Offered) -> list[Instruction]:
+        record, bundle = self.record, offered.bundle
         if not self.is_resting or bundle == (record.current or self.base):
             return []
-        if again:
+        if offered.again:
             record = changed(record, bad=tuple(b for b in record.bad if b.bundle != bundle))
         if record.why_bad(bundle) is not None:
             return []
-        self.record = changed(record, step=Step.FETCHING, candidate=bundle, starts=0)
-        return [Say(f"bundle {bundle[:12]} is new: fetching what is missing"), Fetch(bundle)]
+        self.record = changed(record, step=Step.FETCHING, candidate=bundle, by_hand=offered.by_hand, starts=0)
+        how = "was installed here" if offered.by_hand else "is new: fetching what is missing"
+        return [Say(f"bundle {bundle[:12]} {how}"), Fetch(bundle)]
 
     def _onward(self, at: Step, to: Step) -> list[Instruction]:
         if self.record.step is not at:

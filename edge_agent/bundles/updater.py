@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 from edge_agent.bundles import update as u
 from edge_agent.bundles.courier import Stopped
@@ -57,8 +58,18 @@ class UpdateView:
     held: tuple[str, ...]
 
 
+class Trusts(Protocol):
+    """Whom to believe, and what to remember of it: see `edge_agent.trust.store.TrustStore`."""
+
+    def trust(self, *, received: bool = False) -> Trust: ...
+
+    def accept(self, statement: Statement) -> None: ...
+
+    def take_revocations(self, data: bytes) -> object: ...
+
+
 class Trusting:
-    """Whom to believe, and what to remember of it: see `edge_agent.trust.store.TrustStore`, which is one."""
+    """For devices that know no keys: nothing is taken over the air, and what is installed here needs no signature."""
 
     def trust(self, *, received: bool = False) -> Trust:
         return Trust(allow_unsigned=not received)
@@ -80,7 +91,7 @@ class Updater:
         switch: Callable[[Path | None], None],
         smoke: Callable[[Path], str],
         courier: Fetches | None = None,
-        trusting: Trusting | None = None,
+        trusting: Trusts | None = None,
         policy: Policy | None = None,
         base: Bundle | None = None,
         told: Callable[[str, str], None] = lambda event, text: None,
@@ -95,7 +106,7 @@ class Updater:
         self._switch = switch
         self._smoke = smoke
         self._courier = courier
-        self._trusting = trusting or Trusting()
+        self._trusting: Trusts = trusting or Trusting()
         self._base = base
         self._told = told
         self._crashed = crashed
@@ -119,10 +130,7 @@ class Updater:
         Where that cannot be started, what was proven before it is tried next. Raises what `serve` raises when nothing
         is left, InputError if another process has the shelf, and BundleError for a damaged record.
         """
-        if not self._lock.enter_context(self._shelf.lock()):
-            raise InputError(f"another process changes the bundles in {self._shelf.root}", "wait for it, or stop it")
-        self._update.record = self._shelf.load()
-        self._refuse_revoked()
+        self.hold()
         while True:
             digest = self._update.record.current
             trouble = self._shelf.trouble(digest) if digest else None
@@ -140,6 +148,16 @@ class Updater:
         self._serving = True
         for instruction in self._note(u.Switched(self._update.record.current)):
             self._carry_out(instruction)
+
+    def hold(self) -> None:
+        """Take the shelf, while nobody serves: what is switched to from now on is what the next `begin` starts.
+
+        Raises InputError if another process has it, BundleError for a damaged record.
+        """
+        if not self._lock.enter_context(self._shelf.lock()):
+            raise InputError(f"another process changes the bundles in {self._shelf.root}", "wait for it, or stop it")
+        self._update.record = self._shelf.load()
+        self._refuse_revoked()
 
     def start(self) -> None:
         """Go on where the last process stopped, then look for what is new."""
@@ -171,8 +189,8 @@ class Updater:
         self._events.put(u.RollBack(reason))
 
     def install(self, digest: str) -> None:
-        """Take a bundle that lies in `incoming`, or is offered, even if it was bad before."""
-        self._events.put(u.Offered(digest, again=True))
+        """Take a bundle that was put into `incoming` here, even if it was bad before."""
+        self._events.put(u.Offered(digest, again=True, by_hand=True))
 
     def look(self) -> UpdateView:
         now = time.monotonic()
@@ -257,7 +275,7 @@ class Updater:
 
     def _fetch(self, digest: str) -> None:
         fetch_bundle(
-            self._shelf, digest, self._offers.get(digest), self._courier, self._trusting.trust(received=True),
+            self._shelf, digest, self._offers.get(digest), self._courier, self._trust(),
             model=self._model(), whole=self.policy.whole, most_nbytes=self.policy.most_nbytes,
             reserve_nbytes=self.policy.reserve_nbytes, wanted=self._update.record.wanted,
         )  # fmt: skip
@@ -266,18 +284,16 @@ class Updater:
         folder = self._shelf.folder(digest)
         if not folder.exists():
             folder = self._shelf.incoming(digest)
-        trust = self._trusting.trust(received=True)
-        bundle = Bundle.open(folder, trust)
+        bundle = Bundle.open(folder, self._trust())
         if bundle.digest != digest:
             raise BundleError(f"what lies in {folder} is another bundle", "it is fetched again")
         self._shelf.verify(bundle, whole=self.policy.whole)
         self._shelf.keep(digest)
 
     def _let_serve(self, digest: str) -> u.Event | None:
-        if not self._serving:
-            return None  # `begin` starts what is to run
         try:
-            self._switch(self._shelf.folder(digest) if digest else None)
+            if self._serving:
+                self._switch(self._shelf.folder(digest) if digest else None)
         except IsthmusError as error:
             if self._update.record.step is Step.REVERTING:
                 raise RuntimeError(f"what was proven cannot be started again: {error}") from error
@@ -285,10 +301,14 @@ class Updater:
         return u.Switched(digest)
 
     def _accept(self, digest: str) -> None:
-        trust = replace(self._trusting.trust(received=True), floors={})
+        trust = replace(self._trusting.trust(), floors={}, allow_unsigned=True)
         statement = trust.check(self._shelf.folder(digest))
         if statement is not None:
             self._trusting.accept(statement)
+
+    def _trust(self) -> Trust:
+        """Of the candidate. What somebody installed here need not be signed where no key is known."""
+        return self._trusting.trust(received=not self._update.record.by_hand)
 
     def _model(self) -> str:
         if self.policy.model:
@@ -354,6 +374,9 @@ class Updater:
         """What an operator asked for on the command line."""
         match wish.act:
             case "install":
+                self.handle(u.Offered(wish.bundle, again=True, by_hand=True))
+            case "fetch":
+                self.check()
                 self.handle(u.Offered(wish.bundle, again=True))
             case "roll back":
                 self.handle(u.RollBack(wish.reason or "an operator went back"))

@@ -10,11 +10,11 @@ from edge_agent.bundles.shelf import Shelf
 
 WISH = "wish.json"
 MOST_NBYTES = 4096
-Act = Literal["install", "roll back", "check", "prune"]
+Act = Literal["install", "fetch", "roll back", "check", "prune"]
 
 
 class Wish(NamedTuple):
-    """`bundle` is the digest of what is to be installed, and lies in `incoming`."""
+    """`bundle` is the digest of what is to be installed (it lies in `incoming`), or fetched."""
 
     act: Act
     bundle: str = ""
@@ -35,7 +35,7 @@ def take_wish(shelf: Shelf) -> Wish | None:
     with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
         said = json.loads(path.read_bytes()[:MOST_NBYTES])
         wish = Wish(**{name: str(value) for name, value in said.items()})  # type: ignore[arg-type]
-        if wish.act in get_args(Act) and (wish.act != "install" or _is_digest(wish.bundle)):
+        if wish.act in get_args(Act) and (wish.act not in ("install", "fetch") or _is_digest(wish.bundle)):
             found = wish
     with contextlib.suppress(OSError):
         shelf.disk.remove(path)

@@ -3,11 +3,12 @@
 While one group is being written, the next one gathers: a single caller pays one write to the disk (some 3 ms), and
 sixty-four callers at once pay one together. An errand's future resolves after the commit, never before: what was
 acknowledged is on the disk. An errand that is refused undoes only itself; if the disk refuses a group, each errand is
-tried alone, so that small ones, and those that make room, still pass.
+tried alone, so that small ones still pass, and those that make room with the help of the database's reserve.
 """
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import sys
 import threading
@@ -18,12 +19,12 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from edge_agent.store.database import DamagedError, Database, translated
+from edge_agent.store.database import DamagedError, Database, DiskFullError, translated
 from edge_agent.store.tickets import StoreError, StoreFullError
 from protocol.errors import IsthmusError
 
 MOST_ERRANDS = 256  # of one group: 64 already come to 30 times the speed of one
-MOST_GROUP_NBYTES = 16 << 20
+MOST_GROUP_NBYTES = 4 << 20
 MOST_QUEUED_NBYTES = 64 << 20
 
 T = TypeVar("T")
@@ -35,6 +36,7 @@ class _Errand:
     work: Work[Any]
     future: Future[Any]
     nbytes: int
+    makes_room: bool
 
 
 class Commits:
@@ -63,10 +65,11 @@ class Commits:
     def start(self) -> None:
         self._thread.start()
 
-    def submit(self, work: Work[T], *, nbytes: int = 0) -> Future[T]:
+    def submit(self, work: Work[T], *, nbytes: int = 0, makes_room: bool = True) -> Future[T]:
         """Have `work` done within a transaction; the future resolves when it is on the disk.
 
-        `nbytes` is what it writes. The future raises what `work` raises, and StoreError if the disk does not take it.
+        `nbytes` is what it writes; one that `makes_room` may use the reserve of a full disk. The future raises what
+        `work` raises, and StoreError if the disk does not take it.
         """
         future: Future[T] = Future()
         future.set_running_or_notify_cancel()
@@ -77,7 +80,7 @@ class Commits:
                 why = f"{self._queued_nbytes:,} bytes are already waiting for the disk"
                 future.set_exception(StoreFullError(why, "send fewer at once"))
             else:
-                self._queue.append(_Errand(work, future, nbytes))
+                self._queue.append(_Errand(work, future, nbytes, makes_room))
                 self._queued_nbytes += nbytes
                 self._wanted.notify()
         return future
@@ -147,12 +150,13 @@ class Commits:
             self._database.commit()
         except StoreError as error:
             self._database.rollback()
-            if len(group) == 1:
+            if len(group) > 1:
+                for errand in group:
+                    self._write([errand])
+            elif again and self._mend(error, group[0]):
+                self._write(group, again=False)
+            else:
                 group[0].future.set_exception(error)
-                self._mend()
-                return
-            for errand in group:
-                self._write([errand])
             return
         except DamagedError as error:
             if not again:
@@ -184,9 +188,10 @@ class Commits:
             connection.execute("RELEASE errand")
         return errand, result, refused
 
-    def _mend(self) -> None:
-        """A connection that the disk failed under is not trusted any more."""
-        try:
-            self._database.reconnect()
-        except (StoreError, DamagedError):
-            return
+    def _mend(self, error: StoreError, errand: _Errand) -> bool:
+        """Whether it may be of use to try the errand again."""
+        if isinstance(error, DiskFullError):
+            return errand.makes_room and self._database.relieve()
+        with contextlib.suppress(StoreError, DamagedError):
+            self._database.reconnect()  # a connection that the disk failed under is not trusted any more
+        return False

@@ -5,6 +5,10 @@ in small steps while nothing else is to be done. A damaged file is put aside (th
 in place, and an empty one begun, with a sentence to whoever listens: a store that cannot be read must not keep the
 daemon from serving.
 
+To remove something, SQLite has to write: a disk that others have filled would leave a store that can neither be filled
+nor emptied. A reserve of a few MiB lies beside the file for that; it is given up when something that makes room does
+not fit otherwise, and laid aside again when there is space.
+
 SQLite's errors become three: StoreError (the disk is full, or failed: try again later), DamagedError (the file is not
 what was written), and everything else, which is a bug.
 """
@@ -28,10 +32,11 @@ _PAGE_NBYTES = 4096
 _SLACK_PAGES = 128  # kept free in the file: giving back what is needed again at once would only wear the flash
 _STEP_PAGES = 512
 _WAL_NBYTES = 4 << 20
+_CHECKPOINT_PAGES = 256  # what lies in the log takes its space twice: on a full disk the log must fit the reserve
+RESERVE_NBYTES = 4 << 20
 _BUSY_S = 5.0
 _DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _TROUBLE = {
-    sqlite3.SQLITE_FULL: "the disk is full",
     sqlite3.SQLITE_IOERR: "the disk failed",
     sqlite3.SQLITE_CANTOPEN: "its file cannot be opened",
     sqlite3.SQLITE_READONLY: "its file cannot be written",
@@ -47,6 +52,10 @@ Say = Callable[[str], None]
 
 class DamagedError(Exception):
     """The file is not what was written into it."""
+
+
+class DiskFullError(StoreError):
+    """No space on the disk."""
 
 
 class Database:
@@ -66,6 +75,7 @@ class Database:
         self._lock: int | None = None
         self._connection: sqlite3.Connection | None = None
         self._gave_back = False
+        self._has_reserve = False
 
     @property
     def connection(self) -> sqlite3.Connection:
@@ -82,6 +92,11 @@ class Database:
             self._connect(check=self._owner)
         except DamagedError as error:
             self.replace(str(error))
+        except DiskFullError:
+            if not self._give_up_reserve():
+                self.close()
+                raise
+            self._connect(check=self._owner)
         except BaseException:
             self.close()
             raise
@@ -127,8 +142,17 @@ class Database:
         with translated(self.path):
             self.connection.execute(statement).fetchall()
 
+    def relieve(self) -> bool:
+        """The disk is full: give up the reserve, for something that makes room; whether there was one."""
+        if not self._give_up_reserve():
+            return False
+        with contextlib.suppress(sqlite3.Error):
+            self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        return True
+
     def tidy(self) -> bool:
         """Give some free pages back to the file system; whether there is more to give. Takes milliseconds."""
+        self._lay_reserve_aside()
         with translated(self.path):
             (free,) = self.connection.execute("PRAGMA freelist_count").fetchone()
             if free > _SLACK_PAGES:
@@ -151,6 +175,36 @@ class Database:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+    @property
+    def _reserve(self) -> Path:
+        return self.path.with_name("reserve")
+
+    def _give_up_reserve(self) -> bool:
+        self._has_reserve = False
+        try:
+            self._reserve.unlink()
+        except OSError:
+            return False
+        return True
+
+    def _lay_reserve_aside(self) -> None:
+        """Where there is plenty of space; without it, the store works as long as the disk is not full."""
+        if self._has_reserve or not self._owner:
+            return
+        with contextlib.suppress(OSError):
+            if self._reserve.exists() and self._reserve.stat().st_size == RESERVE_NBYTES:
+                self._has_reserve = True
+                return
+            space = os.statvfs(self.path.parent)
+            if space.f_bavail * space.f_frsize < 4 * RESERVE_NBYTES:
+                return
+            file = os.open(self._reserve, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(file, 0, RESERVE_NBYTES)
+            finally:
+                os.close(file)
+            self._has_reserve = True
 
     def _disconnect(self) -> None:
         if self._connection is not None:
@@ -194,6 +248,7 @@ class Database:
                 "secure_delete=OFF",
                 "trusted_schema=OFF",
                 f"journal_size_limit={_WAL_NBYTES}",
+                f"wal_autocheckpoint={_CHECKPOINT_PAGES}",
                 f"max_page_count={max(self._most_pages, 64)}",
             ):
                 made.execute(f"PRAGMA {pragma}").fetchall()
@@ -235,6 +290,8 @@ def translated(path: Path) -> Iterator[None]:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code in _DAMAGED:
             raise DamagedError(str(error)) from None
+        if code == sqlite3.SQLITE_FULL:
+            raise DiskFullError(f"the store {path}: the disk is full ({error})", "make room on it") from None
         if code in _TROUBLE:
             raise StoreError(f"the store {path}: {_TROUBLE[code]} ({error})", "make room or mend the disk") from None
         raise

@@ -117,7 +117,7 @@ class Journal:
             sequence = enter(connection, light, payload, self.caps, self._clock())
             return str(RequestId(tables.boot(connection), sequence))
 
-        return self._commits.submit(work, nbytes=payload.nbytes)
+        return self._commits.submit(work, nbytes=payload.nbytes, makes_room=False)
 
     def look(self, ticket: str, *, tenant: str | None = None) -> Ticket | None:
         """What a ticket stands for, with its answer if there is one; None if it is not, or no longer, known here.

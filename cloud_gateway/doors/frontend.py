@@ -39,7 +39,6 @@ from cloud_gateway.seeing.tracing import Tracing
 from cloud_gateway.work import Computed, Crashed, Item, NotComputed, nbytes_of
 from protocol import __version__, sockets, wire
 from protocol import messages as m
-from protocol.control.session import Event
 from protocol.errors import NetworkError, WireError
 from protocol.mailbox import Mailbox
 from protocol.seeing.health import Beats
@@ -290,8 +289,7 @@ class Frontend:
         peer = self._peers.heard(route, now=now)
         match message:
             case m.Hello(boot=boot, also=also):
-                peer.session.handle(Event.HELLO)
-                peer.boots, peer.tenant = (boot, *also), self._authority.tenant(user_id)
+                self._peers.greet(route, peer, (boot, *also), self._authority.tenant(user_id), now=now)
                 self.stats["hellos"] += 1
                 self._replies.send(route, self._welcome())
                 if self._draining:
@@ -315,6 +313,9 @@ class Frontend:
                 self._replies.send(route, m.Pong(number, int(self._desk.wait_s(now=now) * 1e6)))
                 if not peer.is_greeted:
                     self._replies.send(route, m.NeedHello(self.epoch))
+                elif self._peers.is_twin(peer, now=now):
+                    self.stats["twins"] += 1
+                    self._told("two_with_one_key", f"{peer.tenant}: two devices share its key; enrol one of them anew")
             case _:
                 raise WireError(f"{type(message).__name__} is not for a gateway", "see docs/wire.md")
 

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from protocol.control.session import Event, Role, Session, State
 
 SILENT_PEER_S = 30.0
+# A device that changes its bundle speaks with two processes' worth of boot ids for as long as old requests take.
+TWIN_S = 60.0
+TWIN_ALIVE_S = 10.0  # agents ping every second
 MOST_PEERS = 10_000
 
 
@@ -32,6 +35,8 @@ class Peers:
 
     def __init__(self) -> None:
         self._peers: OrderedDict[bytes, Peer] = OrderedDict()
+        self._newest: dict[str, tuple[bytes, float]] = {}  # route that greeted last under each key's name, and when
+        self._twins: set[str] = set()  # whose key two devices share, as was said already
 
     def __len__(self) -> int:
         return len(self._peers)
@@ -44,6 +49,27 @@ class Peers:
         peer.heard_at = now
         self._peers.move_to_end(route)
         return peer
+
+    def greet(self, route: bytes, peer: Peer, boots: tuple[bytes, ...], tenant: str, *, now: float) -> None:
+        """It has said Hello. `tenant` is the name that its key has, "" without one."""
+        peer.session.handle(Event.HELLO)
+        peer.boots, peer.tenant = boots, tenant
+        if tenant:
+            self._newest[tenant] = (route, now)
+
+    def is_twin(self, peer: Peer, *, now: float) -> bool:
+        """Whether `peer`, which was just heard, shares its key with another device that is alive too. True once a name.
+
+        A device that was restarted is no twin of itself: its old process says nothing any more.
+        """
+        route, since = self._newest.get(peer.tenant, (b"", now))
+        other = self._peers.get(route)
+        if peer.tenant in self._twins or other is None or other.boots[:1] == peer.boots[:1]:
+            return False
+        if now - since < TWIN_S or now - other.heard_at > TWIN_ALIVE_S:
+            return False
+        self._twins.add(peer.tenant)
+        return True
 
     def drop(self, route: bytes) -> None:
         self._peers.pop(route, None)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from edge_agent.trust.identity import identity
 from protocol import __version__, invitation, keys, sockets, wire
@@ -120,7 +119,7 @@ def _ask_once(
                 return answer
             if monitor not in ready:
                 continue
-            event = recv_monitor_message(monitor)["event"]
+            event = sockets.monitor_event(monitor)
             if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                 raise InputError(
                     "the gateway does not let this device in: no invitation is open there, or its key was revoked",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cloud_gateway.doors.peers import MOST_PEERS, SILENT_PEER_S, Peers
+from cloud_gateway.doors.peers import MOST_PEERS, SILENT_PEER_S, TWIN_ALIVE_S, TWIN_S, Peers
 from protocol.control.session import Event
 
 
@@ -51,3 +51,38 @@ def test_of_too_many_peers_those_heard_longest_ago_go_first() -> None:
     peers.forget_silent(now=1.0)
     assert peers.heard((0).to_bytes(4, "big"), now=1.0) is kept
     assert len(peers) == MOST_PEERS
+
+
+def _keyed(peers: Peers, route: bytes, boot: bytes, now: float) -> None:
+    peers.greet(route, peers.heard(route, now=now), (boot,), "camera-7", now=now)
+
+
+def _pings(peers: Peers, route: bytes, now: float) -> bool:
+    return peers.is_twin(peers.heard(route, now=now), now=now)
+
+
+def test_two_devices_that_speak_with_one_key_are_noticed_once() -> None:
+    peers = Peers()
+    _keyed(peers, b"a", b"boot-one", 0.0)
+    _keyed(peers, b"b", b"boot-two", 5.0)
+    seen = [_pings(peers, route, 5.0 + second) for second in range(int(TWIN_S) + 5) for route in (b"b", b"a")]
+    assert sum(seen) == 1
+    assert not any(seen[: 2 * int(TWIN_S)])
+
+
+def test_a_device_that_was_restarted_or_asked_by_its_doctor_is_no_twin() -> None:
+    peers = Peers()
+    _keyed(peers, b"a", b"boot-one", 0.0)
+    _keyed(peers, b"b", b"boot-two", 5.0)  # a doctor's question, or the process after it: one of both falls silent
+    for second in range(200):
+        assert not _pings(peers, b"a", 5.0 + TWIN_ALIVE_S + 1 + second)
+
+
+def test_connections_of_one_process_and_those_without_keys_are_no_twins() -> None:
+    peers = Peers()
+    _keyed(peers, b"a", b"boot-one", 0.0)
+    _keyed(peers, b"b", b"boot-one", 1.0)
+    for route in (b"c", b"d"):
+        peers.greet(route, peers.heard(route, now=0.0), (route * 8,), "", now=0.0)
+    for second in range(200):
+        assert not any(_pings(peers, route, 2.0 + second) for route in (b"a", b"b", b"c", b"d"))

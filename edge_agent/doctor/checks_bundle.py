@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from edge_agent.doctor.case import Case
-from edge_agent.doctor.verdicts import UnmetError, Verdict, fail, ok, together, warn
+from edge_agent.doctor.verdicts import UnmetError, Verdict, fail, ok, skip, together, warn
 from protocol.bundle import Bundle, PlacementEntry
 from protocol.messages import PlacementKind
 from protocol.tensors import Array, TensorSpec
@@ -39,11 +39,28 @@ def signature(case: Case) -> Verdict:
     """What the device's own trust says of it; the daemon asks the same before it serves it."""
     from edge_agent.trust.store import TrustStore
 
-    store = TrustStore(case.settings.state_dir / "keys")
+    settings = case.settings
+    store = TrustStore(settings.keys.dir or settings.state_dir / "keys")
     statement = store.trust().check(case.bundle().root)
     if statement is not None:
         return ok(f"signed as number {statement.counter} of {statement.model}; {store.describe()}")
     return warn("it is not signed by anybody this device knows", f"`partitioner sign`; {store.describe()}")
+
+
+def updates(case: Case) -> Verdict:
+    """How the last update ended. What was put aside as bad is not taken again, however often it is offered."""
+    from edge_agent.bundles.record import Step
+    from edge_agent.bundles.shelf import Shelf
+
+    record = Shelf(case.settings.state_dir / "bundles").load()
+    bad = f"; not taken again: {', '.join(one.bundle[:12] for one in record.bad)}" if record.bad else ""
+    if record.step is Step.REVERTED:
+        remedy = "`edge-agent bundles list` shows the reason; offer a bundle that is mended"
+        return warn(f"the last update was taken back: {record.said or 'no reason is known'}{bad}", remedy)
+    if not record.current:
+        return skip("no bundle was ever installed or came over the air")
+    proven = "proven" if record.current == record.proven else f"not proven yet ({record.step})"
+    return ok(f"{record.current[:12]} is current and {proven}{bad}")
 
 
 def heads(case: Case) -> Verdict:

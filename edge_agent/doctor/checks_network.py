@@ -24,6 +24,7 @@ def resolve(case: Case) -> Verdict:
         if probe.literal is None or probe.resolve_s is None:
             return _problem(probe, "resolve")
         fact = f"{probe.endpoint} is {probe.literal}"
+        fact += f", the first of {probe.targets}" if probe.targets > 1 else ""
         if probe.resolve_s > SLOW_RESOLVE_S:
             return warn(f"{fact}, found only after {probe.resolve_s:.1f} s", "use a nearer resolver, or the address")
         return ok(fact)

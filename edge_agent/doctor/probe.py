@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import zmq
 
+from edge_agent import resolver
 from edge_agent.ways import Way, Ways
 from protocol import __version__, sockets, wire
 from protocol import messages as m
@@ -44,6 +45,7 @@ class GatewayProbe:
     """What is None was not reached; then `problem` of the step before says why. Times in seconds."""
 
     endpoint: str
+    targets: int = 1  # gateways that an SRV record names; the first one is asked
     literal: sockets.Endpoint | None = None
     resolve_s: float | None = None
     connect_s: float | None = None
@@ -89,8 +91,13 @@ def _probe(probe: GatewayProbe, settings: AgentSettings, model: bytes) -> None:
 
 
 def _resolve(probe: GatewayProbe) -> None:
-    began = time.monotonic()
-    probe.literal = sockets.resolve(sockets.parse_endpoint(probe.endpoint))
+    """Of an SRV record the target that is to be tried first. Raises NetworkError or InputError."""
+    source = resolver.parse(probe.endpoint)
+    host, port, began = source.host, source.port, time.monotonic()
+    if source.is_srv:
+        targets, _ = resolver.ask_srv(source.host)
+        host, port, probe.targets = targets[0].host, targets[0].port, len(targets)
+    probe.literal = resolver.addresses(host, port)[0]
     probe.resolve_s = time.monotonic() - began
 
 

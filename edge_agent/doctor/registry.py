@@ -40,6 +40,7 @@ CHECKS: tuple[Check, ...] = (
     Check("bundle.opens", "the bundle opens", checks_bundle.opens, 20.0),
     Check("bundle.hashes", "every file of it is whole", checks_bundle.hashes, _LOADING_S),
     Check("bundle.signature", "it is signed by somebody we know", checks_bundle.signature),
+    Check("bundle.updates", "the last update went well", checks_bundle.updates),
     Check("bundle.heads", "every head loads, where it should run", checks_bundle.heads, _LOADING_S),
     Check("bundle.fallback", "the device can answer alone", checks_bundle.fallback),
     Check("bundle.known_answer", "its answers are the model's", checks_bundle.known_answer, _LOADING_S),

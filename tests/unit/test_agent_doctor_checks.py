@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent.doctor import (
+    checks_bundle,
     checks_configuration,
     checks_installation,
     checks_machine,
@@ -301,3 +302,22 @@ def test_who_holds_the_state_directory_is_read_from_the_kernels_list(tmp_path: P
     inode = (tmp_path / "state/run/lock").stat().st_ino
     boards.plant(tmp_path, {"proc/locks": f"1: FLOCK  ADVISORY  WRITE 4711 fd:01:{inode} 0 EOF\n"})
     assert "4711 holds" in checks_service.lock(one).fact
+
+
+# ---- bundle ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_update_that_was_taken_back_is_told(tmp_path: Path) -> None:
+    from edge_agent.bundles import record as records
+
+    def of(record: records.Record) -> Verdict:
+        boards.plant(tmp_path, {"state/bundles/current.json": records.encode(record).decode()})
+        return checks_bundle.updates(case(tmp_path))
+
+    assert status(checks_bundle.updates, case(tmp_path)) is Status.SKIP
+    good, bad = "a" * 64, "b" * 64
+    assert "not proven yet" in of(records.Record(current=good)).fact
+    assert of(records.Record(current=good, proven=good)) == Verdict(Status.OK, "aaaaaaaaaaaa is current and proven")
+    back = records.Record(current=good, proven=good, step=records.Step.REVERTED, said="it was slow").with_bad(bad, "")
+    assert of(back).status is Status.WARN
+    assert "it was slow; not taken again: bbbbbbbbbbbb" in of(back).fact

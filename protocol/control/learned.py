@@ -16,6 +16,7 @@ from protocol.control.speeds import Speed
 from protocol.latency import DEVIATIONS_OF_SPREAD, PlacementCost
 
 TELLING_ENCODE_S = 200e-6  # planned encodings shorter than this consist of overhead
+TELLING_STEP_S = 1e-3  # work shorter than this may step for reasons of its own
 
 
 class Candidate(NamedTuple):
@@ -54,6 +55,10 @@ class Learned:
         self._edge_speeds: dict[str, Speed] = {}  # by work on the device
         self._tail_speeds: dict[str, Speed] = {}  # by tail
         self._sizes: dict[str, Speed] = {}  # by placement
+        self._count = 0  # of measurements on the device
+        self._device_seen_at = 0
+        self._seen_at: dict[str, int] = {}  # the number of the last one, by work
+        self._off_since: dict[str, int] = {}  # that of the first in a row that were off
         self._known: dict[str, Reckoning] = {}  # until something is learned that changes them
 
     @property
@@ -79,20 +84,31 @@ class Learned:
         planned = cost.edge_s + cost.encode_s
         if planned <= 0:
             return
+        self._count += 1
         ratio = edge_s / planned
-        step = self._edge_speeds.setdefault(head, Speed()).learn(ratio)
+        speed = self._edge_speeds.setdefault(head, Speed())
+        step = speed.learn(ratio)
+        if speed.run == 1:
+            self._off_since[head] = self._count
+        self._seen_at[head] = self._count
         self._forget(other for other, key in self.heads.items() if key == head)
-        if cost.edge_s <= 0:
-            return  # encoding alone says little about the device's arithmetic
-        if step == 1.0:
-            self._device.learn(ratio)
+        if step != 1.0 and planned >= TELLING_STEP_S:
+            self._stepped(step, since=self._off_since[head])
+        if cost.edge_s > 0:  # encoding alone says little about the device's arithmetic
+            self._device_seen_at = self._count
+            if step == 1.0:
+                self._device.learn(ratio)
+            else:
+                self._device = Speed(speed.value)
             self._forget(other for other, key in self.heads.items() if key not in self._edge_speeds)
-            return
-        # Its clock was changed: what the other heads took before says as little as what this one took.
-        self._device.scale(step)
-        for other in {self.heads[i] for i, c in self._costs.items() if c.edge_s > 0} - {head}:
-            if other in self._edge_speeds:
-                self._edge_speeds[other].scale(step)
+
+    def _stepped(self, step: float, *, since: int) -> None:
+        """The device's clock was changed: what other work took before that says as little as what this one took."""
+        for work, speed in self._edge_speeds.items():
+            if self._seen_at[work] < since:
+                speed.scale(step)
+        if self._device_seen_at < since:
+            self._device.scale(step)
         self._forget(list(self._known))
 
     def nbytes(self, id_: str, nbytes: int) -> None:

@@ -17,7 +17,7 @@ another within DWELL_S. Where nobody knows the estimate's error the gain must be
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from protocol.control.demand import NO_DEMAND, Demand
@@ -33,7 +33,7 @@ __all__ = ["ASSUMED_LINK", "HYSTERESIS", "STALE_AFTER", "Candidate", "Decision",
 HYSTERESIS = 0.08  # of the current one's score, where nothing is known about the estimate's error
 LEAST_GAIN = 0.02
 LEAST_GAIN_S = 0.0005  # a head that did not run for a while has to fetch its weights into the caches again
-DOUBTS = 2.5  # standard errors
+DOUBTS = 3.0  # standard errors
 DWELL_S = 1.0
 DWELL_GAIN = 0.25
 # A utilisation is an estimate too: what is not in use must stay below 1, what is in use may be seen above it.
@@ -121,28 +121,27 @@ class Planner:
         if self._decisions % STALE_AFTER == 0:
             self._forget_old_sizes()
         state = link or ASSUMED_LINK
-        expected, scores = self._weigh(state, demand, budget_s)
-        stale = self._stale(scores, unavailable)
+        seen = _Weighing(self, state, demand, budget_s)
+        usable = [id_ for id_ in seen.predicted if id_ not in unavailable]
+        stale = self._stale(seen, usable)
         if stale is not None:
-            return self._choose(stale, expected)
-        wanted = min(scores, key=scores.__getitem__)
+            return self._choose(stale, seen)
+        wanted = seen.best(seen.predicted)
         if self.current is not None and wanted != self.current:
-            gain = scores[self.current] - scores[wanted]
-            if gain <= self._gain_needed(wanted, scores[self.current], state, now):
+            score = seen.score(self.current)
+            if score - seen.score(wanted) <= self._gain_needed(wanted, score, state, now):
                 wanted = self.current
-        usable = [id_ for id_ in scores if id_ not in unavailable]
         if not usable:
             return None
         if wanted in unavailable:
-            second = min(usable, key=scores.__getitem__)
-            return self._choose(second, expected, (wanted, unavailable[wanted]))
+            return self._choose(seen.best(usable), seen, (wanted, unavailable[wanted]))
         if wanted != self.current:
             self.switches += self.current is not None
             self.current, self._switched_at = wanted, now if now is not None else -math.inf
-        if budget_s is not None and expected[wanted] > budget_s:  # for this request alone
-            fastest = min(usable, key=expected.__getitem__)
-            wanted = fastest if expected[fastest] <= budget_s else wanted
-        return self._choose(wanted, expected)
+        if budget_s is not None and seen.expected_s(wanted) > budget_s:  # for this request alone
+            fastest = min(usable, key=seen.expected_s)
+            wanted = fastest if seen.expected_s(fastest) <= budget_s else wanted
+        return self._choose(wanted, seen)
 
     def explain(
         self,
@@ -154,58 +153,26 @@ class Planner:
     ) -> Explanation:
         """Why the current placement, why none of the others, and what would change that. Changes nothing."""
         state = link or ASSUMED_LINK
-        expected, scores = self._weigh(state, demand, budget_s)
+        weighed = _Weighing(self, state, demand, budget_s)
         needed = 0.0
         if self.current is not None:
-            best = min(scores, key=scores.__getitem__)
-            needed = self._gain_needed(best, scores[self.current], state, None)
+            best = weighed.best(weighed.predicted)
+            needed = self._gain_needed(best, weighed.score(self.current), state, None)
         reckoned = [
             Reckoned(
-                id_, r.cost, expected[id_], scores[id_], _utilisation(r, state, demand), _is_overloaded(scores[id_])
+                id_,
+                line.cost,
+                weighed.expected_s(id_),
+                weighed.score(id_),
+                _utilisation(line, state, demand),
+                weighed.score(id_) >= OVERLOADED_S / 2,
             )
-            for id_, r in self.learned.all().items()
+            for id_, line in self.learned.all().items()
         ]
         seen = Circumstances(
             self.objective, state, link is not None, demand, budget_s, self.learned.device_factor, needed
         )
         return explained(reckoned, self.current, unavailable, seen)
-
-    def _weigh(
-        self, state: LinkState, demand: Demand, budget_s: float | None
-    ) -> tuple[Mapping[str, float], Mapping[str, float]]:
-        """For every placement the seconds until its answer, waits included, and its score."""
-        predicted = self.predict(state)
-        if demand == NO_DEMAND and self.objective.is_latency:
-            return predicted, predicted
-        expected, scores = {}, {}
-        for id_, line in self.learned.all().items():
-            wait = _wait_s(line, state, demand)
-            expected[id_] = predicted[id_] + wait
-            busy = _utilisation(line, state, demand)
-            if busy > (ENDURED if id_ == self.current else SUSTAINED):
-                scores[id_] = OVERLOADED_S * busy
-            elif self.objective.is_latency:
-                scores[id_] = expected[id_]
-            else:
-                scores[id_] = self._score(line, expected[id_], wait, state, budget_s)
-        return expected, scores
-
-    def _score(
-        self, line: Reckoning, expected_s: float, wait: float, state: LinkState, budget_s: float | None
-    ) -> float:
-        late = 0.0
-        if self.objective.deadline > 0 and budget_s is not None:
-            upload_s = line.up_nbytes / state.uplink_bytes_per_s * state.spread
-            deviation_s = math.hypot(line.local_s * line.local_noise, line.remote_s * line.remote_noise, upload_s, wait)
-            late = probability_late(expected_s, deviation_s, budget_s)
-        return self.objective.score(
-            expected_s,
-            late=late,
-            budget_s=budget_s or 0.0,
-            energy_j=line.cost.energy_j or 0.0,
-            nbytes=line.up_nbytes + line.down_nbytes,
-            cloud_s=line.remote_s if line.crosses else 0.0,
-        )
 
     def _gain_needed(self, best: str, score: float, state: LinkState, now: float | None) -> float:
         """By how much `best` must beat the current placement, whose score is given, to take over."""
@@ -228,27 +195,27 @@ class Planner:
             needed = max(needed, DWELL_GAIN * score)
         return needed
 
-    def _choose(self, id_: str, expected: Mapping[str, float], because_of: tuple[str, str] | None = None) -> Decision:
+    def _choose(self, id_: str, seen: _Weighing, because_of: tuple[str, str] | None = None) -> Decision:
         self._used[id_] = None
         for work in self._works[id_]:
             self._tried_at[work] = self._decisions
-        return Decision(id_, expected[id_], because_of)
+        return Decision(id_, seen.expected_s(id_), because_of)
 
-    def _stale(self, scores: Mapping[str, float], unavailable: Mapping[str, str]) -> str | None:
+    def _stale(self, seen: _Weighing, usable: Sequence[str]) -> str | None:
         """A usable placement that was once in use, whose work was not done for long, and that may be better than it is
         thought to be. A sibling that does the same work keeps it fresh, so that many codecs cost no more than one."""
         before = self._decisions - STALE_AFTER
         if all(at >= before for at in self._tried_at.values()):
             return None
-        bound = WORTH_A_TRY * min(scores.values())
+        bound = WORTH_A_TRY * seen.score(seen.best(seen.predicted))
         worth = [
             id_
             for id_ in self._used
             if any(self._tried_at[work] < before for work in self._works[id_])
-            and id_ not in unavailable
-            and scores[id_] <= bound
+            and id_ in usable
+            and seen.score(id_) <= bound
         ]
-        return min(worth, key=scores.__getitem__, default=None)
+        return min(worth, key=seen.score, default=None)
 
     # ---- what is learned --------------------------------------------------------------------------------------------
 
@@ -273,13 +240,74 @@ class Planner:
         self.learned.forget_sizes(old)
 
 
-def _is_overloaded(score: float) -> bool:
-    return score >= OVERLOADED_S / 2
+class _Weighing:
+    """Scores of one moment, reckoned when they are asked for: most placements are so slow that no queue matters."""
+
+    def __init__(self, planner: Planner, state: LinkState, demand: Demand, budget_s: float | None) -> None:
+        self.predicted = planner.predict(state)
+        self._plain = demand == NO_DEMAND and planner.objective.is_latency
+        self._objective, self._current = planner.objective, planner.current
+        self._lines = planner.learned.all()
+        self._state, self._demand, self._budget_s = state, demand, budget_s
+        self._known: dict[str, tuple[float, float]] = {}
+
+    def best(self, among: Collection[str]) -> str:
+        """The one with the least score: no score is less than what its latency contributes to it."""
+        if self._plain:
+            return min(among, key=self.predicted.__getitem__)
+        best, least, all_wait_s = "", math.inf, self._demand.device_s
+        for id_ in sorted(among, key=self.predicted.__getitem__):
+            if (self.predicted[id_] + all_wait_s) * self._objective.latency >= least:
+                break
+            score = self.score(id_)
+            if score < least:
+                best, least = id_, score
+        return best
+
+    def score(self, id_: str) -> float:
+        return self.predicted[id_] if self._plain else self._weighed(id_)[1]
+
+    def expected_s(self, id_: str) -> float:
+        """Seconds until the answer, waits included."""
+        return self.predicted[id_] if self._plain else self._weighed(id_)[0]
+
+    def _weighed(self, id_: str) -> tuple[float, float]:
+        known = self._known.get(id_)
+        if known is None:
+            line, state, demand = self._lines[id_], self._state, self._demand
+            wait = _wait_s(line, state, demand)
+            expected_s = self.predicted[id_] + wait
+            busy = _utilisation(line, state, demand) if demand.per_s else 0.0
+            if busy > (ENDURED if id_ == self._current else SUSTAINED):
+                score = OVERLOADED_S * busy
+            elif self._objective.is_latency:
+                score = expected_s
+            else:
+                score = self._weigh(line, expected_s, wait)
+            known = self._known[id_] = expected_s, score
+        return known
+
+    def _weigh(self, line: Reckoning, expected_s: float, wait: float) -> float:
+        late, state = 0.0, self._state
+        if self._objective.deadline > 0 and self._budget_s is not None:
+            upload_s = line.up_nbytes / state.uplink_bytes_per_s * state.spread
+            deviation_s = math.hypot(line.local_s * line.local_noise, line.remote_s * line.remote_noise, upload_s, wait)
+            late = probability_late(expected_s, deviation_s, self._budget_s)
+        return self._objective.score(
+            expected_s,
+            late=late,
+            budget_s=self._budget_s or 0.0,
+            energy_j=line.cost.energy_j or 0.0,
+            nbytes=line.up_nbytes + line.down_nbytes,
+            cloud_s=line.remote_s if line.crosses else 0.0,
+        )
 
 
 def _wait_s(line: Reckoning, state: LinkState, demand: Demand) -> float:
     """Seconds in the queues of device and uplink: what is there now, or is to be expected there if that is more."""
     per_s, noise = demand.per_s, line.local_noise**2
+    if not per_s:
+        return demand.device_s + (max(demand.uplink_s - demand.device_s - line.local_s, 0.0) if line.crosses else 0.0)
     at_device = min(per_s * line.local_s, SUSTAINED)
     wait = max(demand.device_s, wait_s(at_device, line.local_s, demand.gaps_scv, noise))
     if not line.crosses:

@@ -15,12 +15,18 @@ STEP_SAMPLES = 3
 class Speed:
     """A learned factor; `value` is None until something was seen."""
 
-    __slots__ = ("_direction", "_off", "value")
+    __slots__ = ("_before", "_direction", "_off", "value")
 
     def __init__(self, value: float | None = None) -> None:
         self.value = value
         self._off: list[float] = []  # the last ones in a row that were off in the same direction
         self._direction = 0
+        self._before = 1.0  # the value when they began
+
+    @property
+    def run(self) -> int:
+        """How many in a row were off by now."""
+        return len(self._off)
 
     def learn(self, seen: float) -> float:
         """Take in one measurement; return by which factor the value stepped, 1 when it only followed."""
@@ -33,11 +39,12 @@ class Speed:
             self._off.clear()
             self._direction = direction
         if direction:
+            self._before = old if not self._off else self._before
             self._off.append(seen)
         if len(self._off) >= STEP_SAMPLES:
             self.value = sorted(self._off)[len(self._off) // 2]
             self._off.clear()
-            return self.value / old
+            return self.value / self._before
         bounded = min(max(seen, old / 2), old * 2)
         self.value = old + LEARNING_RATE * (bounded - old)
         return 1.0

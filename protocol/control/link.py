@@ -40,6 +40,7 @@ PROBE_AFTER_S = 0.4  # without a sample for this long (idle, or everything runs 
 PROBE_TRANSFER_S = 0.004  # a probe is sized to take about this long: well above jitter, well below a request
 NOISY_TRANSFER_S = 0.0015  # samples that take less than this measure mostly jitter
 PROBE_NBYTES = (2_000, 60_000)
+MOST_AHEAD = 64  # messages whose answers are remembered, to know what was ahead of a later one
 DEVIATIONS_PER_MEAN = 1.2533  # standard deviation over mean absolute deviation, normal distribution
 OF_A_MEDIAN = 1.2533  # standard deviation of a median over that of a mean, normal distribution
 NOISE_LEARNING_RATE = 0.1
@@ -60,6 +61,7 @@ class LinkEstimator:
         self._round_trips: deque[tuple[float, float]] = deque()  # (at, seconds), increasing in both
         self._queue_s = 0.0
         self._last_rtt_s = 0.0
+        self._answered: deque[tuple[float, int]] = deque(maxlen=MOST_AHEAD)  # (at, nbytes)
         self._through_at = -math.inf  # when the last message was through the uplink
         self._noise: float | None = None  # mean absolute deviation of a sample from the estimate before it, relative
 
@@ -90,9 +92,11 @@ class LinkEstimator:
         sent_at, through_at = now - round_trip_s, now - residence_s - self.rtt_s(now)
         before_at, self._through_at = self._through_at, max(self._through_at, through_at)
         transfer_s = network_s - self.rtt_s(now)
-        if not alone and sent_at < before_at < through_at:
-            transfer_s = through_at - before_at
-        elif not alone:
+        known = alone or sum(size for at, size in self._answered if at > sent_at) >= ahead_nbytes
+        self._answered.append((now, nbytes))
+        if known:
+            transfer_s = min(transfer_s, through_at - before_at)
+        else:
             if self._samples and now - self._samples[-1].at < CLEAN_FOR_S:
                 return
             nbytes += ahead_nbytes

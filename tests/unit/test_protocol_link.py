@@ -245,3 +245,45 @@ def test_a_message_that_returned_faster_than_the_gateway_claims_gives_a_finite_e
     state = estimator.estimate(5.0)
     assert state is not None
     assert 0 < state.uplink_bytes_per_s < float("inf")
+
+
+def pipelined(estimator: LinkEstimator, mbit_per_s: float, *, frames: int, gap_s: float, at: float = 0.0) -> float:
+    """Frames of 50 kB every `gap_s` through one uplink, one after the other; returns when the last was answered."""
+    free_at, transfer_s, answers = at, 50_000 * 8 / (mbit_per_s * 1e6), []
+    for i in range(frames):
+        sent_at = at + i * gap_s
+        free_at = max(free_at, sent_at) + transfer_s
+        answers.append((sent_at, free_at + 0.02 + 0.015))
+    for i, (sent_at, answered_at) in enumerate(answers):
+        ahead = sum(50_000 for _, other in answers[:i] if other > sent_at)
+        estimator.observe(
+            nbytes=50_000, round_trip_s=answered_at - sent_at, residence_s=0.015, ahead_nbytes=ahead, now=answered_at
+        )
+    return answers[-1][1]
+
+
+@pytest.mark.parametrize("mbit_per_s", [1.0, 4.0, 20.0])
+def test_a_stream_that_never_lets_the_link_rest_is_measured_with_every_frame(mbit_per_s: float) -> None:
+    estimator = LinkEstimator()
+    estimator.observe(nbytes=60, round_trip_s=0.02, residence_s=0.0, now=0.0)
+    now = pipelined(estimator, 100.0, frames=10, gap_s=0.05)
+    now = pipelined(estimator, mbit_per_s, frames=6, gap_s=0.05, at=now)
+    seen = estimator.estimate(now)
+    assert seen is not None
+    assert seen.uplink_bytes_per_s * 8 / 1e6 == pytest.approx(mbit_per_s, rel=0.02)
+
+
+def test_how_sure_an_estimate_is_follows_its_noise() -> None:
+    doubts = []
+    for noise in (0.0, 0.05, 0.2):
+        traffic = Traffic(10, noise=noise, seed=4)
+        traffic.run(60)
+        seen = traffic.estimator.estimate(traffic.now)
+        assert seen is not None
+        assert seen.doubt is not None
+        doubts.append((seen.spread, seen.doubt))
+    assert doubts[0] == pytest.approx((0.0, 0.0), abs=1e-6)
+    # Evenly distributed rates within +-noise: 1/rate has a relative standard deviation of about noise / sqrt(3).
+    assert doubts[1][0] == pytest.approx(0.05 / 3**0.5, rel=0.5)
+    assert doubts[2][0] == pytest.approx(0.2 / 3**0.5, rel=0.5)
+    assert doubts[2][1] == pytest.approx(doubts[2][0] * 1.25 / 10**0.5, rel=0.01)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,7 @@ class Tenant:
     """Constructing checks the bundle's signature and opens it. Raises InputError, BundleError, UntrustedError."""
 
     def __init__(self, settings: AgentSettings, folder: Path, trust: Trust) -> None:
-        Bundle.open(folder, trust)  # refused before anything of it is used
-        self.agent = Agent(agent_config(settings, folder))
+        self.agent = Agent(replace(agent_config(settings, folder), trust=trust))
         self._usable = settings.bundle.placements
         self._known: KnownAnswer | None = None
 

@@ -79,6 +79,7 @@ def standing() -> AgentStanding:
         placement="cut-1",
         kind="cut",
         why="It is predicted to take 18 ms; the next best, edge-only, would take 45 ms.",
+        flips=("below 3.1 Mbit/s (edge-only)", "if the round trip rose above 28 ms (edge-only)"),
         placements=(
             PlacementStanding("full-cloud", "full-cloud", 0.061),
             PlacementStanding("cut-1", "cut", 0.018),

@@ -22,7 +22,9 @@ from edge_agent.seeing.standing import (
     StoreStanding,
 )
 from edge_agent.view import AgentView, GatewayView
+from protocol import phrases
 from protocol.bundle import Bundle
+from protocol.control.explanation import Explanation
 from protocol.errors import IsthmusError
 
 BOARD_EVERY_S = 5.0
@@ -39,7 +41,7 @@ class Watched(Protocol):
     @property
     def serves_alone(self) -> bool: ...
 
-    def look(self, timeout_s: float = ...) -> AgentView: ...
+    def look(self, timeout_s: float = ..., *, explain: bool = ...) -> AgentView: ...
 
 
 class Sight:
@@ -73,7 +75,7 @@ class Sight:
         if agent is None:
             return AgentStanding(ready=False, reason=self._unwell() or "no agent runs yet", store=store, board=board)
         try:
-            view = agent.look()
+            view = agent.look(explain=True)
         except IsthmusError as error:
             return AgentStanding(ready=False, reason=str(error), store=store, board=board)
         kinds = {entry.id: str(entry.kind) for entry in agent.bundle.manifest.placements}
@@ -85,6 +87,7 @@ class Sight:
             placement=using,
             kind=kinds.get(using, ""),
             why=why(view, using),
+            flips=() if view.explanation is None else tuple(map(phrases.flip_if, view.explanation.flips)),
             degraded=degraded,
             placements=tuple(
                 PlacementStanding(id_, kind, view.predicted_s.get(id_), view.unavailable.get(id_, ""))
@@ -133,13 +136,32 @@ def why(view: AgentView, using: str) -> str:
     if not using:
         return "no placement can be used now"
     usable = {id_: s for id_, s in view.predicted_s.items() if id_ not in view.unavailable and id_ != using}
-    mine_s = view.predicted_s[using]
+    mine = f"predicted to take {phrases.ms(view.predicted_s[using])}"
     if not usable:
-        return f"It is the only placement that can be used now, predicted to take {_ms(mine_s)}."
+        return f"It is the only placement that can be used now, {mine}."
+    if view.explanation is not None and view.explanation.using == using:
+        return _explained(view.explanation)
     rival = min(usable, key=usable.__getitem__)
-    if usable[rival] * CLEARLY < mine_s:
-        return f"It is predicted to take {_ms(mine_s)}; {rival} with {_ms(usable[rival])} is not clearly better."
-    return f"It is predicted to take {_ms(mine_s)}; the next best, {rival}, would take {_ms(usable[rival])}."
+    if usable[rival] * CLEARLY < view.predicted_s[using]:
+        return f"It is {mine}; {rival} with {phrases.ms(usable[rival])} is not clearly better."
+    return f"It is {mine}; the next best, {rival}, would take {phrases.ms(usable[rival])}."
+
+
+def _explained(explanation: Explanation) -> str:
+    """The planner's own reason: against the best of those that could be used instead."""
+    mine = explanation.of(explanation.using or "")
+    weighed = "" if explanation.objective == "latency" else f", weighed by {explanation.objective}"
+    text = f"It is predicted to take {phrases.ms(mine.expected_s)}{weighed}"
+    rivals = [p for p in explanation.placements if p.id != mine.id and p.verdict != "unavailable"]
+    if not rivals:
+        return f"{text}; no other can be used now."
+    rival = rivals[0]  # best score first
+    if rival.verdict == "overloaded":
+        return f"{text}; requests come faster than {rival.id} could take them."
+    if rival.score < mine.score:
+        return f"{text}; {rival.id} with {phrases.ms(rival.expected_s)} is not clearly better."
+    trade = phrases.trade(mine.stages, rival.stages)
+    return f"{text}; the next best, {rival.id} with {phrases.ms(rival.expected_s)}, {trade}."
 
 
 def gateway_standing(gateway: GatewayView) -> GatewayStanding:
@@ -172,7 +194,3 @@ def _without_gateway(view: AgentView, *, alone: bool) -> str:
         return ""
     reasons = "; ".join(dict.fromkeys(gateway.reason for gateway in view.gateways)) or "no gateway is named"
     return f"{reasons}, and none of the placements runs on the device alone"
-
-
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1e3:.3g} ms"

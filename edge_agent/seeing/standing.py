@@ -83,6 +83,7 @@ class AgentStanding:
     placement: str = ""
     kind: str = ""
     why: str = ""
+    flips: tuple[str, ...] = ()  # what would make it another one, in words
     degraded: str = ""  # why it is not where the plan wants it to be
     placements: tuple[PlacementStanding, ...] = ()
     gateways: tuple[GatewayStanding, ...] = ()

@@ -32,6 +32,7 @@ def status_document(scene: Scene) -> dict[str, Any]:
             "placement": standing.placement,
             "kind": standing.kind,
             "why": standing.why,
+            "flips": standing.flips,
             "degraded": standing.degraded,
         },
         "placements": standing.placements,

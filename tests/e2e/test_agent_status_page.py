@@ -38,7 +38,7 @@ def test_the_owner_of_a_device_reads_where_requests_run_and_why(site: Site, tmp_
     dom = browse(site, tmp_path, "--dump-dom")
     read = words(dom)
     for told in ("Requests run on the device and at the gateway", "It is predicted to take 18 ms",
-                 "cut-1, predicted 18 ms",
+                 "cut-1, predicted 18 ms", "below 3.1 Mbit/s (edge-only)",
                  "19.2 Mbit/s up, 5.2 ms there and back", "1 of 2 can be used", "power mode 15W, 71.5 °C of 99 °C",
                  "1.4 times slower than planned", "digits 3, abababababab, confirmed, signed by factory",
                  "4 requests waiting, the oldest for 2 min, 1 answer to be fetched", "its head could not be loaded",

@@ -34,6 +34,7 @@ function showWords(seen) {
   const row = (name, words, warn) => rows.push([name, el("span", warn ? { class: "warn" } : {}, words)]);
   const plan = seen.placements.find((p) => p.id === now.placement);
   row("placement", now.placement ? `${now.placement}${plan && plan.predicted_s ? `, predicted ${seconds(plan.predicted_s)}` : ""}` : "no request was placed yet");
+  if (now.flips.length) row("another", now.flips.join("; "));
   if (now.degraded) row("degraded", now.degraded, true);
   const up = seen.gateways.filter((g) => g.ready);
   if (!seen.gateways.length) row("link", "none: no gateway is named");

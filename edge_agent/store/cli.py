@@ -11,18 +11,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 
-from edge_agent.outcomes import Answer
-from edge_agent.store.journal import Journal
-from edge_agent.store.tickets import State, Ticket
+from edge_agent.store.states import State
 from protocol.errors import InputError
 from protocol.outputs import check_output, write_output
-from protocol.tensors import Tensors, dtype_name
 from protocol.terminal import print_json
+
+if TYPE_CHECKING:
+    from edge_agent.outcomes import Answer
+    from edge_agent.store.journal import Journal
+    from edge_agent.store.tickets import Ticket
+    from protocol.tensors import Tensors
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Requests stored for late answers.")
 
@@ -105,6 +107,8 @@ def export(
     json: Json = False,
 ) -> None:
     """Write a ticket's tensors to a file: its answer's outputs, or its inputs while it waits. Nothing is removed."""
+    import numpy as np
+
     check_output(output)
     with _store(state_dir) as journal:
         found = _known(journal.look(ticket), ticket)
@@ -122,6 +126,8 @@ def export(
 
 @contextmanager
 def _store(state_dir: Path) -> Iterator[Journal]:
+    from edge_agent.store.journal import Journal
+
     with Journal(state_dir / "store", owner=False) as journal:
         yield journal
 
@@ -155,6 +161,8 @@ def _made(answer: Answer) -> dict[str, Any]:
 
 
 def _shapes(tensors: Tensors) -> dict[str, dict[str, Any]]:
+    from protocol.tensors import dtype_name
+
     return {name: {"dtype": dtype_name(name, array), "shape": list(array.shape)} for name, array in tensors.items()}
 
 

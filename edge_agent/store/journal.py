@@ -28,7 +28,7 @@ from edge_agent.store.database import Database
 from edge_agent.store.endings import end_overdue, expire, finish, forget, remove
 from edge_agent.store.entering import enter
 from edge_agent.store.payloads import Payload, pack, pack_made, unpack
-from edge_agent.store.reading import find, listed, next_waiting, request_of, with_answer
+from edge_agent.store.reading import find, listed, next_waiting, oldest_waiting_s, request_of, with_answer
 from edge_agent.store.tickets import (
     MOST_KEY_LENGTH,
     MOST_PRIORITY,
@@ -152,6 +152,10 @@ class Journal:
 
     def totals(self) -> Totals:
         return self._do(tables.totals)
+
+    def oldest_s(self) -> float:
+        """How long the oldest waiting request has waited; 0 if none does."""
+        return self._do(lambda connection: oldest_waiting_s(connection, self._clock()))
 
     @property
     def boot(self) -> bytes:

@@ -47,6 +47,12 @@ def next_waiting(
     )
 
 
+def oldest_waiting_s(connection: sqlite3.Connection, now: Moment) -> float:
+    query = f"SELECT max({AGE}) FROM tickets WHERE state = 'waiting'"  # noqa: S608 - no value
+    (age_s,) = connection.execute(query, clock_values(now)).fetchone()
+    return float(age_s or 0.0)
+
+
 def request_of(connection: sqlite3.Connection, sequence: int) -> Payload | None:
     row = connection.execute("SELECT headers, data, checksum FROM requests WHERE seq = ?", (sequence,)).fetchone()
     return None if row is None else Payload(*row)

@@ -14,13 +14,14 @@ over a reboot the difference of dates does, which is never taken for less than n
 
 from __future__ import annotations
 
-import enum
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from edge_agent.outcomes import Answer
+from edge_agent.store.states import Full as Full
+from edge_agent.store.states import State as State
 from protocol.errors import InputError, IsthmusError
 from protocol.messages import RequestId
 from protocol.tensors import Tensors
@@ -29,20 +30,6 @@ Accepts = Callable[[str, Tensors], None]  # raises InputError for a model, or te
 MOST_PRIORITY = 9
 MOST_KEY_LENGTH = 200
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-
-
-class State(enum.StrEnum):
-    WAITING = "waiting"
-    ANSWERED = "answered"
-    EXPIRED = "expired"
-    REFUSED = "refused"
-
-
-class Full(enum.StrEnum):
-    """What happens to a new request when the store is full."""
-
-    REFUSE = "refuse"  # it is not taken; what was promised to others is kept
-    DROP_OLDEST = "drop-oldest"  # the oldest waiting one of the least priority makes room, if none is more important
 
 
 @dataclass(frozen=True)  # without slots: its defaults can be read from the class

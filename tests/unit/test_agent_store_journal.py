@@ -276,6 +276,17 @@ def test_over_a_reboot_the_date_counts_and_never_backwards(journal: Journal, clo
     assert found.state is State.EXPIRED
 
 
+def test_it_is_known_how_long_the_oldest_has_waited(journal: Journal, clock: Clock) -> None:
+    assert journal.oldest_s() == 0.0
+    first = journal.put(wish())
+    clock.advance(7.0)
+    journal.put(wish())
+    clock.advance(1.0)
+    assert journal.oldest_s() == 8.0
+    journal.drop(first)
+    assert journal.oldest_s() == 1.0
+
+
 def test_no_life_is_longer_than_the_store_allows(tmp_path: Path) -> None:
     with Journal(tmp_path / "store", Caps(most_life_s=50.0)) as journal:
         found = journal.look(journal.put(wish(life_s=1e9)))

@@ -47,6 +47,7 @@ def read_store(journal: Journal) -> StoreStanding:
         answered=totals.tickets[State.ANSWERED],
         nbytes=totals.nbytes,
         limit_nbytes=journal.caps.most_nbytes,
+        oldest_s=journal.oldest_s(),
     )
 
 

@@ -31,7 +31,7 @@ from protocol.errors import IsthmusError, WireError
 from protocol.keys import fingerprint
 
 MOST_WAITING = 16
-MOST_ASKED = 5  # by one guest: its answer may be lost, but not that often
+MOST_ASKED, ASKED_S = 5, 600.0  # by one guest in that time: its answer may be lost, but not that often
 MOST_GUESTS = 256  # whose questions are counted
 PER_MINUTE = 30  # tokens that are looked at
 
@@ -61,7 +61,7 @@ class Enrolment:
         self._answer = answer
         self._changed = changed
         self._told = told
-        self._asked: OrderedDict[bytes, int] = OrderedDict()
+        self._asked: OrderedDict[bytes, Bucket] = OrderedDict()
         self._bucket = Bucket.full(PER_MINUTE / 60, size=PER_MINUTE, now=time.monotonic())
         self._questions: queue.Queue[_Question | None] = queue.Queue(MOST_WAITING)
         self._thread = threading.Thread(target=self._main, name="isthmus-enrolment", daemon=True)
@@ -89,13 +89,15 @@ class Enrolment:
 
     def take(self, route: bytes, key: bytes, enroll: m.Enroll) -> bool:
         """A token that `key` (32 bytes, proven by its connection) shows. False: it is not looked at."""
-        asked = self._asked[key] = self._asked.pop(key, 0) + 1
+        now = time.monotonic()
+        mine = self._asked.pop(key, None) or Bucket.full(MOST_ASKED / ASKED_S, size=MOST_ASKED, now=now)
+        self._asked[key] = mine
         while len(self._asked) > MOST_GUESTS:
             self._asked.popitem(last=False)
-        now = time.monotonic()
-        if self._folder is None or asked > MOST_ASKED or self._bucket.wait_s(1, now=now) > 0:
+        if self._folder is None or mine.wait_s(1, now=now) > 0 or self._bucket.wait_s(1, now=now) > 0:
             self.stats["not_looked_at"] += 1
             return False
+        mine.take(1, now=now)
         self._bucket.take(1, now=now)
         try:
             self._questions.put_nowait(_Question(route, key, enroll))
@@ -119,7 +121,7 @@ class Enrolment:
             answer = self._judged(question)
         except IsthmusError as error:  # the folder or the record cannot be written: nothing was done
             self._told("enrolment_failed", f"{who}: {error}")
-            answer = _refusal(error.fact)
+            answer = _refusal("this gateway can enrol nobody just now; its log says why")
         self.stats["refused" if answer.refusal else "enrolled"] += 1
         if not answer.refusal:
             self._told("enrolled", f"{answer.name} is known now, with key {who}")

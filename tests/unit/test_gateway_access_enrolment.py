@@ -228,7 +228,8 @@ def test_every_refusal_is_one_sentence_to_the_device_and_on_record(desk: Desk) -
 def test_a_folder_that_cannot_be_written_enrols_nobody_and_says_why(desk: Desk) -> None:
     desk.invite(1)
     desk.folder.audit_log.mkdir()  # the act cannot be recorded, so it is not done
-    assert "audit" in desk.ask(token(1), KEYS[0]).refusal
+    assert "its log says why" in desk.ask(token(1), KEYS[0]).refusal
+    assert "audit.log cannot be written" in desk.told[-1]
     assert desk.folder.roster().agents == ()
     desk.folder.audit_log.rmdir()
     assert desk.ask(token(1), KEYS[0]).name == "camera-1"

@@ -17,7 +17,10 @@ from edge_agent.seeing.scene import Scene
 from edge_agent.seeing.status import status_json
 from tests.agent_scenes import DIGEST, HOSTILE, answer, machine, new_scene, refusal, scene, standing
 
-DOCS = Path(__file__).parents[2] / "docs" / "agent-metrics.md"
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs" / "agent-metrics.md"
+DASHBOARD = ROOT / "deploy" / "grafana" / "isthmus-agent.json"
+NAME = re.compile(r"\b(?:nv|isthmus|process)_[a-z_]+\b")
 
 
 def families(of: Scene) -> dict[str, Metric]:
@@ -101,6 +104,21 @@ def test_the_table_in_the_documentation_is_the_table_in_the_code() -> None:
     rows = [line for line in lines if line.startswith(("| `nv_", "| `isthmus_", "| `process_"))]
     told = [tuple(cell.strip().strip("`") for cell in row.strip("|").split("|")) for row in rows]
     assert told == [(f.name, f.kind, ", ".join(f.labels), f.help) for f in FAMILIES]
+
+
+def test_dashboard_and_documentation_ask_only_for_what_is_told() -> None:
+    known = {family.name for family in FAMILIES} | {
+        family.name + suffix for family in FAMILIES if family.kind in ("histogram", "summary")
+        for suffix in ("_sum", "_count", "_bucket")
+    }  # fmt: skip
+    panels = msgspec.json.decode(DASHBOARD.read_bytes())["panels"]
+    asked = [target["expr"] for panel in panels for target in panel["targets"]]
+    assert len(asked) > 15
+    asked += re.findall(r"^\|[^|]+\| `([^`]*isthmus_[^`]*)`", DOCS.read_text("utf-8"), flags=re.MULTILINE)
+    for expression in asked:
+        names = set(NAME.findall(re.sub(r"\bby \([^)]*\)", "", expression)))
+        assert names, expression
+        assert names <= known, expression
 
 
 def test_the_status_document_holds_what_the_page_draws(busy: Scene) -> None:

@@ -59,10 +59,11 @@ class Commits:
         self._queue: deque[_Errand] = deque()
         self._queued_nbytes = 0
         self._wanted = threading.Condition()
-        self._closed = False
+        self._closed = True  # until it is started: nobody may wait for a thread that is not there
         self._thread = threading.Thread(target=self._run, name="store", daemon=True)
 
     def start(self) -> None:
+        self._closed = False
         self._thread.start()
 
     def submit(self, work: Work[T], *, nbytes: int = 0, makes_room: bool = True) -> Future[T]:
@@ -75,7 +76,7 @@ class Commits:
         future.set_running_or_notify_cancel()
         with self._wanted:
             if self._closed:
-                future.set_exception(StoreError("the store is closed", ""))
+                future.set_exception(StoreError("the store is closed", "the log says why, if it should be open"))
             elif self._queue and self._queued_nbytes + nbytes > MOST_QUEUED_NBYTES:
                 why = f"{self._queued_nbytes:,} bytes are already waiting for the disk"
                 future.set_exception(StoreFullError(why, "send fewer at once"))

@@ -89,35 +89,46 @@ class Database:
         elif not self.path.exists():
             raise StoreError(f"there is no store {self.path}", "name the folder that the daemon's state is in")
         try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        try:
             self._connect(check=self._owner)
         except DamagedError as error:
             self.replace(str(error))
         except DiskFullError:
             if not self._give_up_reserve():
-                self.close()
                 raise
             self._connect(check=self._owner)
-        except BaseException:
-            self.close()
-            raise
 
     def replace(self, why: str) -> None:
         """Put the damaged file aside and begin an empty one. Raises StoreError where we do not own it."""
         self._disconnect()
         if not self._owner:
             raise StoreError(f"the store {self.path} is damaged ({why})", "its daemon puts it aside when it starts")
+        try:
+            aside = self._put_aside()
+            self._own_file()
+        except OSError as error:
+            fact = f"the store {self.path} is damaged ({why}) and cannot be put aside ({error.strerror})"
+            raise StoreError(fact, "mend the disk, or move the file away") from None
+        self._say(f"the store {self.path} is damaged ({why}): it lies in {aside} now, and an empty one was begun")
+        try:
+            self._connect(check=False)
+        except DamagedError as error:
+            raise StoreError(f"an empty store {self.path} is damaged at once ({error})", "check the disk") from None
+
+    def _put_aside(self) -> Path:
         aside = self.path.with_name(f"{self.path.name}.damaged-{int(time.time())}")
         for old in self.path.parent.glob(f"{self.path.name}.damaged-*"):
             old.unlink(missing_ok=True)  # one is kept to be looked at; more would fill the disk
         for ending in ("", "-wal", "-shm"):
             with contextlib.suppress(FileNotFoundError):
                 os.replace(f"{self.path}{ending}", f"{aside}{ending}")
-        self._say(f"the store {self.path} is damaged ({why}): it lies in {aside} now, and an empty one was begun")
-        self._own_file()
-        try:
-            self._connect(check=False)
-        except DamagedError as error:
-            raise StoreError(f"an empty store {self.path} is damaged at once ({error})", "check the disk") from None
+        return aside
 
     def reconnect(self) -> None:
         """After the disk failed, a connection's own idea of the file may be wrong."""
@@ -153,6 +164,8 @@ class Database:
     def tidy(self) -> bool:
         """Give some free pages back to the file system; whether there is more to give. Takes milliseconds."""
         self._lay_reserve_aside()
+        if self._connection is None:
+            return False
         with translated(self.path):
             (free,) = self.connection.execute("PRAGMA freelist_count").fetchone()
             if free > _SLACK_PAGES:

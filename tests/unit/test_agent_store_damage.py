@@ -158,6 +158,33 @@ def test_a_folder_that_cannot_be_written_is_said_to_be_so(tmp_path: Path) -> Non
         Journal(tmp_path / "store").open()
 
 
+def test_a_bug_in_the_thread_that_writes_is_told_and_nobody_waits_for_ever(tmp_path: Path) -> None:
+    crashed: list[BaseException] = []
+    journal = Journal(tmp_path / "store", crashed=crashed.append)
+    journal.open()
+    with pytest.raises(StoreError, match="internal error"):
+        journal._commits.submit(lambda connection: 1 // 0).result()
+    until(lambda: crashed)
+    with pytest.raises(StoreError, match="closed"):
+        journal.put(wish())
+    journal.close()
+
+
+def test_a_store_that_could_not_be_opened_can_be_once_it_is_mended(tmp_path: Path) -> None:
+    filled(tmp_path / "store", 1)
+    with sqlite3.connect(tmp_path / "store" / FILE) as beside:
+        beside.execute(f"PRAGMA user_version={SCHEMA_VERSION + 1}")
+    beside.close()
+    journal = Journal(tmp_path / "store")
+    with pytest.raises(InputError):
+        journal.open()
+    with sqlite3.connect(tmp_path / "store" / FILE) as beside:
+        beside.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+    beside.close()
+    with journal:
+        assert len(journal.entries()) == 1
+
+
 def test_a_full_disk_refuses_what_does_not_fit_and_keeps_what_is_there(tmp_path: Path) -> None:
     """SQLite's own bound on the file's pages, which fails like a disk that is full."""
     with Journal(tmp_path / "store", Caps(most_nbytes=1 << 30)) as journal:

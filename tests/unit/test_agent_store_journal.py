@@ -412,6 +412,8 @@ def test_the_file_is_its_owners_alone(journal: Journal) -> None:
 
 def test_a_closed_store_says_so(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "store")
+    with pytest.raises(StoreError, match="closed"):
+        journal.put(wish())
     journal.open()
     journal.close()
     journal.close()

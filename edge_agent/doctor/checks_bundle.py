@@ -40,7 +40,7 @@ def signature(case: Case) -> Verdict:
     from edge_agent.trust.store import TrustStore
 
     settings = case.settings
-    store = TrustStore(settings.keys.dir or settings.state_dir / "keys")
+    store = TrustStore(settings.keys.dir or settings.state_dir / "keys", policy=settings.bundle.signatures)
     statement = store.trust().check(case.bundle().root)
     if statement is not None:
         return ok(f"signed as number {statement.counter} of {statement.model}; {store.describe()}")

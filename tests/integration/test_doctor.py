@@ -72,6 +72,14 @@ def test_a_damaged_head_is_found_by_its_hash_and_costs_no_other_check_its_verdic
     assert findings["bundle.speed"].fact == "the heads could not be loaded (bundle.heads)"
 
 
+def test_an_unsigned_bundle_is_a_failure_where_signatures_are_required(tmp_path: Path, toy_bundle: Path) -> None:
+    bundle = str(toy_bundle)
+    taken = examined(tmp_path, "bundle.opens", "bundle.signature", bundle__path=bundle)
+    assert taken["bundle.signature"].status is Status.WARN
+    refused = examined(tmp_path, "bundle.opens", "bundle.signature", bundle__path=bundle, bundle__signatures="required")
+    assert failures(refused) == ["bundle.signature"]
+
+
 def test_no_bundle_at_the_place_named_is_one_failure(tmp_path: Path) -> None:
     findings = examined(tmp_path, "bundle", bundle__path=str(tmp_path / "nothing"))
     assert failures(findings) == ["bundle.opens"]

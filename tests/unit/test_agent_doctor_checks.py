@@ -286,6 +286,13 @@ def test_a_unit_is_enabled_watched_and_confined_or_says_what_it_lacks(tmp_path: 
     assert status(checks_service.watchdog, broken) is Status.SKIP
 
 
+def test_the_unit_that_we_ship_is_enough(tmp_path: Path) -> None:
+    shipped = (Path(__file__).parents[2] / "deploy" / "systemd" / checks_service.UNIT).read_text("utf-8")
+    installed = case(tmp_path, SYSTEMD | {UNIT: shipped})
+    for check in (checks_service.systemd, checks_service.watchdog, checks_service.hardening):
+        assert status(check, installed) is Status.OK, check(installed)
+
+
 def test_a_port_that_somebody_else_has_fails(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]

@@ -20,10 +20,11 @@ from edge_agent.errands import Ending, Found, Look, Post, Remote, Resolved, Stop
 from edge_agent.gateways import Gateways
 from edge_agent.link import GatewayLink
 from edge_agent.references import References
+from edge_agent.results import outputs_of
 from edge_agent.view import AgentView
 from edge_agent.ways import Ways
-from protocol import codecs, wire
 from protocol import messages as m
+from protocol import wire
 from protocol.control.flights import CancelRemote, Finish, Instruction, Prepare, Send
 from protocol.control.ladder import Ladder
 from protocol.control.pulse import wake_at
@@ -341,12 +342,8 @@ class Uplink:
             self.stats["late_results"] += 1
             return
         try:
-            if wire.checksum(parts) != result.checksum:
-                raise WireError("the result's checksum does not match", "")
-            buffers = wire.join_parts(result.tensors, parts)
-            outputs = {h.name: codecs.decode(h, b) for h, b in zip(result.tensors, buffers, strict=True)}
-            known = outputs.keys() | self._head_outputs(seq, result.attempt)
-            if missing := self._outputs - known:
+            outputs = outputs_of(result, parts)
+            if missing := self._outputs - (outputs.keys() | self._head_outputs(seq, result.attempt)):
                 raise WireError(f"the result lacks {', '.join(sorted(missing))}", "")
         except WireError as error:
             self.stats["wire_errors"] += 1

@@ -79,3 +79,22 @@ def test_what_is_missing_or_open_to_others_is_refused_before_anything_starts(fol
     (folder / "agent.key").unlink()
     with pytest.raises(InputError, match=r"agent\.key"):
         Ways(GATEWAY, folder)
+
+
+def test_a_gateway_without_a_known_address_has_no_way_until_one_is_found(folder: Path) -> None:
+    ways = Ways((), folder)
+    assert ways.count == 0
+    ways.turn()
+    ways.move((GATEWAY,))
+    assert (ways.count, ways.current) == (1, _way(OLD))
+
+
+def test_several_addresses_are_tried_in_turn_and_a_move_keeps_the_one_in_use_if_it_stays() -> None:
+    one, two, three = (GATEWAY._replace(host=f"192.0.2.{n}") for n in (1, 2, 3))
+    ways = Ways((one, two))
+    assert _round(ways) == [Way(one), Way(two)]
+    ways.turn()
+    ways.move((three, two))
+    assert ways.current == Way(two)
+    ways.move((three,))
+    assert ways.current == Way(three)

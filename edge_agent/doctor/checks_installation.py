@@ -48,7 +48,7 @@ def requirements(_: Case) -> Verdict:
         asked = metadata.requires(_DISTRIBUTION) or []
     except metadata.PackageNotFoundError:
         return skip("isthmus is not installed, so nothing says what it needs")
-    lacking, count = [], 0
+    lacking, wanted, count = [], list[str](), 0
     for line in asked:
         found = _REQUIREMENT.match(line)
         if found is None or not _applies(found[3] or "") or found[1] in _ENGINES:
@@ -59,8 +59,11 @@ def requirements(_: Case) -> Verdict:
             lacking.append(f"{found[1]} is missing")
         elif found[2] and _numbers(have) < _numbers(found[2]):
             lacking.append(f"{found[1]} is {have}, needed is {found[2]}")
-    if lacking:
-        return fail("; ".join(lacking), "pip install 'isthmus[edge]'")
+        else:
+            continue
+        wanted.append(f"'{found[1]}>={found[2]}'" if found[2] else found[1])
+    if lacking:  # not the extra: beside the engine's GPU build that would bring the other build along
+        return fail("; ".join(lacking), f"pip install {' '.join(wanted)}")
     return ok(f"{count} packages, all there and new enough")
 
 

@@ -241,6 +241,18 @@ def test_this_installation_is_sound(tmp_path: Path) -> None:
         assert status(check, case(tmp_path)) is Status.OK, check(case(tmp_path))
 
 
+def test_a_package_that_is_too_old_is_named_with_what_brings_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(boards.plant(tmp_path / "site", {
+        "dnspython-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: dnspython\nVersion: 1.0\n"
+    })))  # fmt: skip
+    verdict = checks_installation.requirements(case(tmp_path))
+    assert verdict.status is Status.FAIL
+    assert verdict.fact.startswith("dnspython is 1.0, needed is 2")
+    assert verdict.remedy.startswith("pip install 'dnspython>=2")
+
+
 def test_both_builds_of_the_engine_together_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(boards.plant(tmp_path / "site", {
         "onnxruntime_gpu-1.31.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: onnxruntime-gpu\nVersion: 1.31.0\n"

@@ -31,7 +31,7 @@ from edge_agent.errands import Ending, Found, Look, Stop, Submit
 from edge_agent.heads import Heads, Prepared
 from edge_agent.outcomes import Answer, Outcome, Refusal, StageTimings
 from edge_agent.references import References
-from edge_agent.resolver import Resolver, Source, parse, require_private
+from edge_agent.resolver import Asking, Resolver, Source, ask_srv, parse, require_private
 from edge_agent.uplink import Uplink
 from edge_agent.view import AgentView
 from edge_agent.ways import Ways
@@ -40,12 +40,13 @@ from protocol import messages as m
 from protocol.bundle import Bundle, PlacementEntry
 from protocol.control.flights import RefusalCode, Row
 from protocol.control.ladder import Ladder
+from protocol.control.objectives import LATENCY, Objective
 from protocol.control.planner import Candidate, Planner
 from protocol.control.session import State
 from protocol.errors import BundleError, InputError, IsthmusError
 from protocol.messages import MAX_TEXT_LENGTH, PlacementKind
 from protocol.signing import Trust
-from protocol.sockets import Endpoint
+from protocol.sockets import Endpoint, parse_endpoint
 from protocol.tensors import Array, Tensors, check_inputs
 
 
@@ -65,7 +66,9 @@ class AgentConfig:
     server_key: str = ""  # the gateway's public key, or a file of such, instead of server.pub
     placements: tuple[str, ...] = ()  # only these placement ids may be used; empty allows all
     providers: tuple[str, ...] = ("cpu",)  # what may run heads, the preferred first: tensorrt, cuda, cpu
+    objective: Objective = LATENCY  # what the best placement is the best in
     hedge: bool = False  # start edge-only beside a request that is out when its budget gets tight; the first one wins
+    name_servers: tuple[str, ...] = ()  # ADDRESS:PORT to ask for SRV records; empty asks the system's
     seed: int | None = None  # of the draws among several gateways; None is a new one every time
     trust: Trust | None = None  # whose signature the bundle must bear; None takes it as it is
 
@@ -110,7 +113,8 @@ class Agent:
         self._started_in: int | None = None
         self.fatal: BaseException | None = None
         rows = [Row(e.id, e.kind, _segment(e), e.head, e.tail) for e in self._entries.values()]
-        self.planner = Planner([Candidate(e.id, e.cost, e.head or "", e.tail or "") for e in self._entries.values()])
+        candidates = [Candidate(e.id, e.cost, e.head or "", e.tail or "") for e in self._entries.values()]
+        self.planner = Planner(candidates, config.objective)
         self._ladder = Ladder(
             rows,
             self.planner,
@@ -139,10 +143,7 @@ class Agent:
         )
         self._compute = Compute(self.heads, references, self.uplink.post, self.uplink.wanted)
         named = [source for source in self._sources if source.literal is None]
-        private = config.keys is None and not config.insecure
-        self._resolver = (
-            Resolver(named, self.uplink.post, allowed=lambda e: e.is_loopback or not private) if named else None
-        )
+        self._resolver = Resolver(named, self.uplink.post, _asking(config)) if named else None
 
     def start(self) -> None:
         """Load the heads and start the threads. Raises BundleError for a damaged file."""
@@ -337,6 +338,13 @@ class Agent:
             gateway=ending.finish.gateway,
             hedged=ending.finish.hedged,
         )
+
+
+def _asking(config: AgentConfig) -> Asking:
+    """Whom to ask for names, and which addresses may be connected to. Raises InputError."""
+    servers = tuple(parse_endpoint(text) for text in config.name_servers)
+    private = config.keys is None and not config.insecure
+    return Asking(allowed=lambda endpoint: endpoint.is_loopback or not private, srv=partial(ask_srv, servers=servers))
 
 
 def _sources(config: AgentConfig) -> tuple[Source, ...]:

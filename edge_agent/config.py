@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
+from protocol.control.objectives import Objective
+from protocol.errors import InputError
 from protocol.oip.service import is_local
 from protocol.settings import Loaded, Section, load, setting
 
@@ -43,6 +45,9 @@ class GatewaysSettings(Section, frozen=True):
         tuple[GatewayUrl, ...], setting("Gateways to choose from.", wanted="a list, each tcp://HOST:PORT or srv://NAME")
     ] = ()
     insecure: Annotated[bool, setting("Connect to other machines in plain text.")] = False
+    name_servers: Annotated[
+        tuple[str, ...], setting("Ask these for srv:// names, each ADDRESS:PORT; none named asks the system's.")
+    ] = ()
     name: Annotated[str, setting("What gateways call this device where no key names it.")] = "edge-agent"
     hedge: Annotated[
         bool, setting("Begin on the device as well when a request's budget gets tight; the first answer counts.")
@@ -106,6 +111,18 @@ class RequestsSettings(Section, frozen=True):
         float, setting("The budget of a request that names none (parameter `timeout`).", ge=1, le=86_400_000)
     ] = 1000.0
     most_pending: Annotated[int, setting("More at once are refused as BUSY.", ge=1, le=100_000)] = 64
+
+
+class PlannerSettings(Section, frozen=True):
+    """What is best."""
+
+    objective: Annotated[
+        str,
+        setting(
+            "What a placement is to be the best in.",
+            wanted="latency, deadline, energy, bytes or cloud, or weights such as energy=2/J,bytes=0.1/MB",
+        ),
+    ] = "latency"
 
 
 class DeviceSettings(Section, frozen=True):
@@ -182,6 +199,7 @@ class AgentSettings(Section, frozen=True):
     http: Annotated[HttpSettings, setting("The local API over HTTP.")] = HttpSettings()
     grpc: Annotated[GrpcSettings, setting("The local API over gRPC.")] = GrpcSettings()
     requests: Annotated[RequestsSettings, setting("Applications' requests.")] = RequestsSettings()
+    planner: Annotated[PlannerSettings, setting("What is best.")] = PlannerSettings()
     device: Annotated[DeviceSettings, setting("What runs on the device.")] = DeviceSettings()
     health: Annotated[HealthSettings, setting("Known answers and the watchdog.")] = HealthSettings()
     store: Annotated[StoreSettings, setting("Requests that may be answered late.")] = StoreSettings()
@@ -205,6 +223,10 @@ class AgentSettings(Section, frozen=True):
         if not _is_here(self.grpc.bind):
             fact = f"grpc.bind {self.grpc.bind} is not on this machine"
             yield "grpc.bind", fact, "gRPC serves this device alone: use 127.0.0.1"
+        try:
+            Objective.parse(self.planner.objective)
+        except InputError as error:
+            yield "planner.objective", error.fact, error.remedy
         if self.health.timeout_s > 6 * self.health.every_s:
             fact = f"health.timeout_s {self.health.timeout_s:g} is more than six times health.every_s"
             yield "health.timeout_s", fact, "a hang would be noticed late: ask less often or wait less long"

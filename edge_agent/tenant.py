@@ -13,6 +13,7 @@ from edge_agent.config import AgentSettings
 from edge_agent.known_answer import KnownAnswer
 from edge_agent.outcomes import Outcome
 from protocol.bundle import Bundle
+from protocol.control.objectives import Objective
 from protocol.oip.service import OipError, Refusal
 from protocol.signing import Trust
 from protocol.tensors import Tensors
@@ -80,4 +81,6 @@ def agent_config(settings: AgentSettings, folder: Path) -> AgentConfig:
         placements=settings.bundle.placements,
         providers=device.providers,
         hedge=gateways.hedge,
+        name_servers=gateways.name_servers,
+        objective=Objective.parse(settings.planner.objective),
     )

@@ -11,6 +11,7 @@ from protocol import messages as m
 from protocol.control.link import LinkEstimator
 from protocol.control.pulse import Pulse, patience_s
 from protocol.control.session import Event, State
+from protocol.latency import LinkState
 from protocol.sockets import Endpoint
 from protocol.wire import Buffer
 
@@ -79,6 +80,13 @@ class GatewayLink:
         for key in [k for k in self.out if k[0] == seq and k[1] < attempt]:
             del self.out[key]
         return self.out.pop((seq, attempt), None)
+
+    def estimate(self, now: float) -> LinkState | None:
+        """The link as measured, or slower where an answer is overdue. Pings say nothing here: they may be overtaken."""
+        requests = [out for (seq, _), out in self.out.items() if seq > 0]
+        oldest = min(requests, key=lambda out: out.at, default=None)
+        sent = None if oldest is None else (oldest.at, oldest.nbytes + oldest.ahead_nbytes)
+        return self.estimator.estimate(now, sent=sent)
 
     def observe(self, out: Outstanding, *, residence_s: float, queue_s: float, down_nbytes: int, now: float) -> None:
         self.estimator.observe(

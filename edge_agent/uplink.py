@@ -166,7 +166,7 @@ class Uplink:
             self._greet_for(item.identity.boot)
         for link in self.gateways.links.values():
             link.pulse.requested(now=now)
-            self._ladder.link_measured(link.estimator.estimate(now), gateway=link.name)
+            self._ladder.link_measured(link.estimate(now), gateway=link.name)
         self._carry_out(self._ladder.submitted(item.seq, item.deadline, priority=item.priority, now=now))
 
     def _greet_for(self, boot: bytes) -> None:
@@ -317,7 +317,7 @@ class Uplink:
             link.pulse.welcomed(now=now)
             self._references.forget_all(link.name)
             self.stats["welcomes"] += 1
-        self._ladder.link_measured(link.estimator.estimate(now), gateway=link.name)
+        self._ladder.link_measured(link.estimate(now), gateway=link.name)
         self._carry_out(
             self._ladder.link_up(
                 held=frozenset(welcome.segments) | frozenset(welcome.models),

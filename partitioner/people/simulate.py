@@ -166,7 +166,10 @@ class Replay:
 
     def _submitted(self, request: Request) -> None:
         self.pulse.requested(now=self._now)
-        self.ladder.link_measured(self.estimator.estimate(self._now))
+        trips = [trip for trip in self._out.values() if trip.nbytes > PING_NBYTES]
+        oldest = min(trips, key=lambda trip: trip.sent_s, default=None)
+        sent = None if oldest is None else (oldest.sent_s, int(oldest.nbytes + oldest.ahead_nbytes))
+        self.ladder.link_measured(self.estimator.estimate(self._now, sent=sent))
         deadline_s = request.at_s + self.scene.deadline_s
         self._carry_out(self.ladder.submitted(request.seq, deadline_s, now=self._now))
 

@@ -40,6 +40,7 @@ PROBE_AFTER_S = 0.4  # without a sample for this long (idle, or everything runs 
 PROBE_TRANSFER_S = 0.004  # a probe is sized to take about this long: well above jitter, well below a request
 NOISY_TRANSFER_S = 0.0015  # samples that take less than this measure mostly jitter
 PROBE_NBYTES = (2_000, 60_000)
+OVERDUE_RESIDENCES = 3.0  # the gateway may take so many times its usual time before the link is suspected
 MOST_AHEAD = 64  # messages whose answers are remembered, to know what was ahead of a later one
 DEVIATIONS_PER_MEAN = 1.2533  # standard deviation over mean absolute deviation, normal distribution
 OF_A_MEDIAN = 1.2533  # standard deviation of a median over that of a mean, normal distribution
@@ -60,6 +61,7 @@ class LinkEstimator:
         self._samples: deque[Sample] = deque(maxlen=WINDOW)
         self._round_trips: deque[tuple[float, float]] = deque()  # (at, seconds), increasing in both
         self._queue_s = 0.0
+        self._residence_s: float | None = None  # what the gateway usually takes
         self._last_rtt_s = 0.0
         self._answered: deque[tuple[float, int]] = deque(maxlen=MOST_AHEAD)  # (at, nbytes)
         self._through_at = -math.inf  # when the last message was through the uplink
@@ -86,6 +88,9 @@ class LinkEstimator:
         alone = ahead_nbytes == 0
         if (alone and nbytes < MIN_SAMPLE_NBYTES) or (self._round_trips and network_s < self.rtt_s(now)):
             self._observe_round_trip(network_s, now)
+        if residence_s > 0:  # pings have none
+            old_s = self._residence_s
+            self._residence_s = residence_s if old_s is None else old_s + 0.3 * (residence_s - old_s)
         self._queue_s += 0.3 * (queue_s - self._queue_s)
         if nbytes < MIN_SAMPLE_NBYTES or not self._round_trips:
             return
@@ -138,11 +143,19 @@ class LinkEstimator:
         self._forget_round_trips(now)
         return self._round_trips[0][1] if self._round_trips else self._last_rtt_s
 
-    def estimate(self, now: float) -> LinkState | None:
-        """The link as last seen; None before the first usable sample."""
+    def estimate(self, now: float, *, sent: tuple[float, int] | None = None) -> LinkState | None:
+        """The link as last seen; None before the first usable sample.
+
+        `sent` is when the oldest message without an answer left, and its bytes with all that were ahead of it. While it
+        is overdue nothing else is heard, and what is known is a bound: it has taken that long and is not through.
+        """
         if not self._samples:
             return None
         per_byte = self._weighted_median()
+        if sent is not None and sent[1] >= MIN_SAMPLE_NBYTES and self._residence_s is not None:
+            overdue_s = now - sent[0] - self.rtt_s(now) - OVERDUE_RESIDENCES * self._residence_s
+            if overdue_s > STEP_FACTOR * sent[1] * per_byte:
+                per_byte = overdue_s / sent[1]
         rate, spread, doubt = 1.0 / per_byte, 0.0, None
         if self._noise is not None:
             spread = DEVIATIONS_PER_MEAN * self._noise

@@ -287,3 +287,30 @@ def test_how_sure_an_estimate_is_follows_its_noise() -> None:
     assert doubts[1][0] == pytest.approx(0.05 / 3**0.5, rel=0.5)
     assert doubts[2][0] == pytest.approx(0.2 / 3**0.5, rel=0.5)
     assert doubts[2][1] == pytest.approx(doubts[2][0] * 1.25 / 10**0.5, rel=0.01)
+
+
+def answered_often(mbit_per_s: float, residence_s: float) -> Traffic:
+    traffic = Traffic(mbit_per_s)
+    for _ in range(20):
+        traffic.exchange(20, residence_s=0.0)
+        traffic.exchange(100_000, residence_s=residence_s)
+    return traffic
+
+
+def test_an_answer_that_is_overdue_bounds_the_rate_from_above() -> None:
+    traffic = answered_often(10, residence_s=0.05)
+    usual, now = traffic.estimator.estimate(traffic.now), traffic.now
+    assert usual is not None
+    at = [traffic.estimator.estimate(now + after_s, sent=(now, 100_000)) for after_s in (0.0, 0.25, 1.0, 3.0)]
+    assert at[:2] == [usual, usual], "80 ms of transfer, 20 of the round trip and 50 at the gateway are no wonder"
+    for after_s, seen in zip((1.0, 3.0), at[2:], strict=True):
+        assert seen is not None
+        assert 100_000 / after_s < seen.uplink_bytes_per_s < usual.uplink_bytes_per_s / 2
+    assert traffic.estimator.estimate(now + 3.0) == usual, "once it is answered only its sample counts"
+
+
+def test_before_anything_is_known_of_the_gateways_own_time_no_answer_is_overdue() -> None:
+    traffic = answered_often(10, residence_s=0.0)
+    usual = traffic.estimator.estimate(traffic.now)
+    assert usual is not None
+    assert traffic.estimator.estimate(traffic.now + 9.0, sent=(traffic.now, 100_000)) == usual

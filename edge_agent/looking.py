@@ -31,6 +31,7 @@ def view_of(
         waiting=phases.count(Phase.READY),
         counters=dict(counters),
         edge_factor=ladder.planner.learned.device_factor,
+        switches=ladder.planner.switches,
         explanation=ladder.explain(now=now) if explain else None,
     )
 

@@ -46,6 +46,7 @@ class AgentView:
     waiting: int  # of these, prepared and not sent
     counters: dict[str, int] = field(default_factory=dict)
     edge_factor: float = 1.0  # how many times slower than planned the device is
+    switches: int = 0  # how often the planner has changed its mind about the placement
     explanation: Explanation | None = None  # why this placement, and what would flip it; only where it was asked for
 
     @property

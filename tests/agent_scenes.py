@@ -95,7 +95,7 @@ def standing() -> AgentStanding:
         ),
         pending=3,
         edge_factor=1.4,
-        events={"sockets_recreated": 2},
+        events={"placement_switches": 4, "sockets_recreated": 2},
         bundle=BUNDLE,
         store=StoreStanding(waiting=4, answered=1, nbytes=3 * 2**20, limit_nbytes=64 * 2**20, oldest_s=95.0),
         board=BoardStanding("NVIDIA Jetson Orin Nano", "15W", "cpu-thermal", 71.5, 99.0, "", 0.4, 9.2),

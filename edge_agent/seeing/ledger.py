@@ -54,8 +54,7 @@ class Ledger:
         self._bundles: dict[str, tuple[str, str]] = {}  # digest -> model, version
         self._nowhere = Scope("", "", "", "", "")  # the scope of refusals: they were made nowhere
         self._rows: dict[Scope, Row] = {}
-        self._placement = ""
-        self._events: dict[str, int] = {"placement_switches": 0}
+        self._events: dict[str, int] = {}
 
     def introduce(self, digest: str, model: str, version: str) -> None:
         """From now on the bundle of this digest serves: so its answers, and refusals from now on, are labelled."""
@@ -96,9 +95,6 @@ class Ledger:
                 answer.engine,
                 now,
             )
-            if not why and answer.placement != self._placement:  # a detour is no switch
-                self._events["placement_switches"] += bool(self._placement)
-                self._placement = answer.placement
 
     def counted(self, what: str, by: int = 1) -> None:
         """Something that no scope has: a socket made anew, a bundle switched, a stored request. Names are ours."""

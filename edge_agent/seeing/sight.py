@@ -97,7 +97,7 @@ class Sight:
             gateways=tuple(map(gateway_standing, view.gateways)),
             pending=view.pending,
             edge_factor=view.edge_factor,
-            events={**view.counters, **self._events()},
+            events={**view.counters, "placement_switches": view.switches, **self._events()},
             bundle=_unless_broken(self._bundle) or bundle_standing(agent.bundle),
             store=store,
             board=board,

@@ -101,10 +101,11 @@ def test_a_minute_later_the_quantiles_are_gone_and_the_counters_are_not() -> Non
     assert (figures.total, figures.qps, figures.counters.answered) == (None, 0.0, 2)
 
 
-def test_a_detour_is_no_switch_and_a_new_placement_is_one() -> None:
-    detour = answer(kind="edge-only", degraded=("no gateway answers",))
-    ledger = made(answer(), detour, answer(), answer(kind="edge-only"), answer(kind="edge-only"), answer())
-    assert ledger.snapshot(now=9.0).events == {"placement_switches": 2}
+def test_what_no_scope_has_is_counted_by_name() -> None:
+    ledger = made()
+    ledger.counted("bundles_switched")
+    ledger.counted("stored", by=3)
+    assert ledger.snapshot(now=9.0).events == {"bundles_switched": 1, "stored": 3}
 
 
 def test_scopes_beyond_the_bound_are_added_up_under_other() -> None:

@@ -132,5 +132,5 @@ def test_the_status_document_holds_what_the_page_draws(busy: Scene) -> None:
     assert read["total"]["counters"]["refused"] == {"DEADLINE": 12}
     assert read["scopes"][0]["placement"] == "edge-only"
     assert read["bundle"]["signed_by"] == "factory"
-    assert read["events"] == {"placement_switches": 0, "sockets_recreated": 2}
+    assert read["events"] == {"placement_switches": 4, "sockets_recreated": 2}
     assert msgspec.json.decode(status_json(new_scene()))["board"] is None

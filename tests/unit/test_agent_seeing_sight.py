@@ -41,6 +41,7 @@ VIEW = AgentView(
     waiting=0,
     counters={"sent": 9},
     edge_factor=1.5,
+    switches=2,
 )
 EVERYTHING = dict.fromkeys(("full-cloud", "cut-1", "cut-2"), "no gateway answers")
 
@@ -72,7 +73,7 @@ def test_a_look_tells_everything_of_an_agent_that_is_well(bundle: Bundle) -> Non
     ]  # fmt: skip
     (gateway,) = seen.gateways
     assert (gateway.ready, gateway.rtt_s, gateway.uplink_bytes_per_s, gateway.in_flight) == (True, 0.005, 2e6, 2)
-    assert seen.events == {"sent": 9, "bundles_switched": 1}
+    assert seen.events == {"sent": 9, "placement_switches": 2, "bundles_switched": 1}
     assert (seen.pending, seen.edge_factor, seen.bundle.digest) == (3, 1.5, bundle.digest)
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from edge_agent import cli_ask, cli_config
+from edge_agent.bundles.cli import app as bundles_app
 from edge_agent.cli_infer import infer
 from edge_agent.cli_run import run
 from edge_agent.doctor.cli import doctor
@@ -23,6 +24,7 @@ app.command()(cli_ask.explain)
 app.command()(doctor)
 app.command()(trust_cli.enroll)
 app.add_typer(trust_cli.keys_app, name="keys")
+app.add_typer(bundles_app, name="bundles")
 app.add_typer(store_app, name="store")
 app.add_typer(cli_config.app, name="config")
 

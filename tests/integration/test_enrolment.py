@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import threading
 import time
@@ -14,13 +15,16 @@ from typing import Any
 import numpy.typing as npt
 import pytest
 import zmq
+from typer.testing import CliRunner
 
 from cloud_gateway.access import invitations as inviting
 from cloud_gateway.access.audit import AuditLog
 from cloud_gateway.access.folder import KeyFolder
 from cloud_gateway.access.invitations import Invitation
+from cloud_gateway.access.invite_cli import keys_app
 from cloud_gateway.gateway import Gateway
 from edge_agent.agent import Agent, AgentConfig
+from edge_agent.cli import app as edge_agent_app
 from edge_agent.outcomes import Answer
 from edge_agent.trust import identity
 from edge_agent.trust.enrol import enrol
@@ -98,6 +102,20 @@ def test_an_enrolled_device_is_answered_and_its_key_was_never_elsewhere(
         assert agent.wait_ready(PATIENCE_S)
         outcome = agent.submit({"x": toy_samples[:1]}, deadline_s=PATIENCE_S).result()
     assert isinstance(outcome, Answer), outcome
+
+
+def test_the_two_commands_fit_together(place: Place, tmp_path: Path) -> None:
+    invited = CliRunner().invoke(keys_app, ["invite", "camera-7", "--keys", str(place.folder.path)])
+    assert invited.exit_code == 0, invited.output
+    until(lambda: (t := place.gateway.authority.table) is not None and t.guests_until > 0, "nobody may come")
+    device = tmp_path / "device"
+    words = ["--gateway", place.endpoint, "--token", invited.stdout, "--keys", str(device), "--json"]
+    enrolled = CliRunner().invoke(edge_agent_app, ["enroll", *words])
+    assert enrolled.exit_code == 0, enrolled.output
+    said = json.loads(enrolled.stdout)
+    assert (said["name"], said["keys"]) == ("camera-7", str(device))
+    assert said["fingerprint"] == keys.read_pair(device / "agent.key").public.fingerprint
+    assert invited.stdout.strip() not in enrolled.output
 
 
 def test_both_server_keys_are_kept_while_the_gateways_key_is_replaced(place: Place, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from edge_agent.agent import Agent
 from edge_agent.bundles.record import Step
+from edge_agent.bundles.shelf import Shelf
 from edge_agent.bundles.switch import Stage
 from edge_agent.config import AgentSettings
 from edge_agent.device.notify import Notifier
@@ -54,6 +55,7 @@ class Daemon:
         self._bug: BaseException | None = None
         self._closing = threading.Lock()
         self._trust = trust_of(settings)
+        self._shelf = Shelf(settings.state_dir / "bundles")
         base = settings.bundle.path
         self._base = None if base is None else Bundle.open(base, self._trust.trust())
         self.stage: Stage[Tenant] = Stage()
@@ -84,6 +86,7 @@ class Daemon:
             )
         self._updates = updater_of(
             settings,
+            self._shelf,
             self._trust,
             switch=self._switch,
             base=self._base,
@@ -141,6 +144,7 @@ class Daemon:
         self.state.hold()
         try:
             self.door.bind()
+            self._shelf.make()
             if self.store is not None:
                 self.store.open()
             self._updates.begin(self._serve_first)

@@ -22,6 +22,7 @@ from protocol.signing import Statement, Trust
 
 def updater_of(
     settings: AgentSettings,
+    shelf: Shelf,
     trusting: TrustStore,
     *,
     switch: Callable[[Path | None], None],
@@ -31,8 +32,6 @@ def updater_of(
 ) -> Updater:
     """Raises InputError for what cannot be made."""
     updates, stop = settings.updates, threading.Event()
-    shelf = Shelf(settings.state_dir / "bundles")
-    shelf.make()
     ways = _ways(settings, told) if _may_receive(settings, trusting) else ()
     return Updater(
         shelf,

@@ -253,6 +253,9 @@ class UpdatesSettings(Section, frozen=True):
     mib_per_s: Annotated[
         float, setting("Files leave this fast, for all devices together.", ge=0.001, le=100_000, reloadable=True)
     ] = 4.0
+    revocations: Annotated[
+        Path | None, setting("The signed list of bundles that nobody may run any more; devices are told of it.")
+    ] = None
 
 
 class GatewaySettings(Section, frozen=True):

@@ -92,6 +92,22 @@ class OfferedBundle:
         return cls(offer, files)
 
 
+@dataclass(frozen=True, slots=True)
+class OfferedRevocations:
+    """The signed list of what nobody may run: devices check it themselves."""
+
+    digest: bytes
+    file: OfferedFile
+
+    @classmethod
+    def open(cls, path: Path) -> OfferedRevocations:
+        """Hash the list. Raises BundleError if it is no plain file, or too large for one."""
+        data = read_regular(path.parent, path.name, most_nbytes=MOST_SIGNATURE_NBYTES)
+        if len(data) > MOST_SIGNATURE_NBYTES:
+            raise BundleError(f"{path} holds {len(data)} bytes or more", "no list of revocations does")
+        return cls(hashlib.sha256(data).digest(), OfferedFile(path.parent, path.name, len(data)))
+
+
 def signature_stamp(folder: Path) -> object:
     """Changes when the bundle's signature does; None without one."""
     try:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from cloud_gateway.offers.offered import OfferedBundle, OfferedFile, signature_stamp
+from cloud_gateway.offers.offered import OfferedBundle, OfferedFile, OfferedRevocations, signature_stamp
 from protocol import messages as m
 from protocol import wire
 from protocol.errors import BundleError, IsthmusError
@@ -64,6 +64,7 @@ class Offering:
         *,
         offer: tuple[str, ...],
         rate: float,
+        revocations: Path | None = None,
         told: Callable[[str, str], None],
         crashed: Callable[[BaseException], None],
     ) -> None:
@@ -72,6 +73,8 @@ class Offering:
         self._served = served
         self._answer = answer
         self._offer = offer
+        self._revocations = revocations
+        self._revoked: OfferedRevocations | None = None
         self._told = told
         self._crashed = crashed
         self._pace = Pace(rate=rate, burst_nbytes=BURST_NBYTES, now=time.monotonic())
@@ -170,10 +173,12 @@ class Offering:
 
     def _offers(self, model: str) -> m.Offers:
         bundles = [b for d, b in self._bundles.items() if b is not None and (not model or model in self._names[d])]
+        revoked = self._revoked
+        told = (revoked.digest, revoked.file.nbytes) if revoked is not None else (None, 0)
         if bundles:
-            return m.Offers(tuple(b.offer for b in bundles[:64]))
+            return m.Offers(tuple(b.offer for b in bundles[:64]), "", *told)
         which = f"no bundle of a model called {model[:100]!r}" if model else "no bundle just now"
-        return m.Offers((), f"this gateway offers {which}")
+        return m.Offers((), f"this gateway offers {which}", *told)
 
     def _part(self, route: bytes, fetch: m.FetchPart) -> Brought:
         def refused(code: m.NoPartCode, reason: str) -> Brought:
@@ -215,6 +220,13 @@ class Offering:
                 names.setdefault(version.digest, set()).update(called)
         self._bundles, self._names = bundles, names
         self._files = {digest: file for b in bundles.values() if b is not None for digest, file in b.files.items()}
+        if self._revocations is not None:
+            try:
+                self._revoked = OfferedRevocations.open(self._revocations)
+            except IsthmusError as error:  # devices keep the list that they know
+                self._told("revocations_unreadable", str(error))
+        if self._revoked is not None:
+            self._files[self._revoked.digest] = self._revoked.file
 
     def _open(self, version: Served) -> OfferedBundle | None:
         try:

@@ -200,8 +200,13 @@ def test_a_signed_bundle_is_taken_an_unsigned_one_refused_and_a_revoked_one_give
             device.updater.health(True)
         device.until(lambda: store.remembered().floors == {model.name: 7}, "its counter was not remembered")
     listed = signing.Revocations(1, {fresh.digest: "leaks its training data"})
-    store.take_revocations(signing.sign_revocations(listed, [key]))
+    (tmp_path / "revocations.json").write_bytes(signing.sign_revocations(listed, [key]))
     with Device(tmp_path / "state", toy_bundle, gateway, trusting=store) as again:
+        assert again.running == fresh.digest
+        gateway.offering._revocations = tmp_path / "revocations.json"
+        gateway.offering.retune(offer=("*",), rate=1e9)
+        again.updater.check_now()
+        again.until(lambda: again.updater.look().record.step is Step.REVERTED, "it was not stopped")
         assert again.running == again.base.digest
         assert "leaks its training data" in (again.updater.look().record.why_bad(fresh.digest) or "")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import queue
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,10 +14,10 @@ from hypothesis import strategies as st
 
 from cloud_gateway.offers.offered import OfferedBundle
 from cloud_gateway.offers.offering import WINDOW, Brought, Offering
-from protocol.pace import Pace
 from protocol import messages as m
 from protocol import wire
 from protocol.errors import BundleError
+from protocol.pace import Pace
 from tests.bundles import bundle_in
 
 WAIT_S = 20.0
@@ -174,6 +175,26 @@ def test_a_bundle_that_cannot_be_opened_is_told_of_once_and_not_offered(tmp_path
         assert isinstance(answer, m.Offers)
         assert answer.offers == ()
     assert [event for event, _ in door.told] == ["not_offered"]
+    door.offering.stop()
+
+
+def test_a_list_of_revocations_is_offered_like_any_file_and_anew_when_it_changes(version: Version) -> None:
+    door = Door(version)
+    listed = version.folder.parent / "revocations.json"
+    door.offering._revocations = listed
+    door.offering.start()
+    for data in (b"list 1", b"list number 2"):
+        listed.write_bytes(data)
+        door.offering.retune(offer=("*",), rate=1e9)  # looks again
+        answer = door.ask(m.AskOffers()).message
+        assert isinstance(answer, m.Offers)
+        assert answer.revocations == hashlib.sha256(data).digest()
+        brought = door.ask(m.FetchPart(answer.revocations, 0, answer.revocations_nbytes))
+        assert brought.payload == (data,)
+    listed.unlink()
+    door.offering.retune(offer=("*",), rate=1e9)
+    assert isinstance(door.ask(m.AskOffers()).message, m.Offers)
+    assert [event for event, _ in door.told] == ["revocations_unreadable"]
     door.offering.stop()
 
 

@@ -99,7 +99,7 @@ def test_it_needs_no_home_and_writes_to_its_folder_alone(toy_bundle: Path, tmp_p
     finally:
         process.kill()
         process.communicate()
-    assert sorted(path.name for path in state.iterdir()) == ["run"]
+    assert sorted(path.name for path in state.iterdir()) == ["bundles", "run"]
 
 
 @pytest.mark.parametrize(

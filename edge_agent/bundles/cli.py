@@ -195,7 +195,7 @@ def _updater(settings: AgentSettings) -> Updater:
     from edge_agent.updating import trust_of, updater_of
 
     return updater_of(
-        settings, trust_of(settings), switch=lambda folder: None, base=None,
+        settings, _shelf(settings), trust_of(settings), switch=lambda folder: None, base=None,
         told=lambda event, text: None, crashed=lambda error: None,
     )  # fmt: skip
 

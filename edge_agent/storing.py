@@ -68,9 +68,9 @@ class Storing:
     def close(self) -> None:
         self.journal.close()
 
-    def _serves(self) -> str:
+    def _serves(self) -> str | None:
         tenant = self._stage.agent
-        return "" if tenant is None else tenant.agent.bundle.manifest.model.name
+        return None if tenant is None else tenant.agent.bundle.manifest.model.name
 
     def _check(self, model: str, inputs: Tensors) -> None:
         """Raises InputError for what is not answered here."""

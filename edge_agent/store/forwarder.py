@@ -30,6 +30,7 @@ from protocol.tensors import Tensors
 
 SWEEP_S = 30.0
 _PRIORITY = 9  # whatever its turn in the store, it is behind every live request at the agent and the gateway
+_NO_MODEL_S = 5.0  # look again then, unless woken
 _TROUBLE_S = 5.0  # the disk failed: look again then
 
 
@@ -45,8 +46,8 @@ class Forwarder:
     """`start` and `close`; `wake` when a gateway has come back.
 
     `current` gives the agent that answers now, and `accepts` tells what its model takes from what it does not; `live`
-    says how many requests of others are unanswered, `serves` the name of the model: requests for others wait. `said`
-    hears what a log should hold.
+    says how many requests of others are unanswered, `serves` the name of the model (requests for others wait), or None
+    while there is none (all wait). `said` hears what a log should hold.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class Forwarder:
         *,
         accepts: Accepts,
         live: Callable[[], int] = lambda: 0,
-        serves: Callable[[], str] = lambda: "",
+        serves: Callable[[], str | None] = lambda: "",
         pace: Pace | None = None,
         seed: int | None = None,
         said: Callable[[str], None] = lambda sentence: None,
@@ -151,9 +152,13 @@ class Forwarder:
         self.why = verdict.why
         if not verdict.room or any(ticket.unreturned for ticket in self._flying.values()):
             return min(verdict.wait_s, SWEEP_S)
+        model = self._serves()
+        if model is None:
+            self.why = "no model is served"
+            return _NO_MODEL_S
         resting = self._pacing.resting(now=now)
         flying = {ticket.sequence for ticket in self._flying.values()}
-        found = self._journal.waiting(verdict.room, but=flying | resting.keys(), model=self._serves())
+        found = self._journal.waiting(verdict.room, but=flying | resting.keys(), model=model)
         for ticket in found:
             if ticket.unreturned >= self._pace.most_unreturned:
                 reason = f"the agent ended {ticket.unreturned} times while it was at work on this"
@@ -189,7 +194,8 @@ class Forwarder:
         try:
             self._accepts(ticket.model, inputs)
         except InputError as unfit:
-            return unfit
+            if self._serves() is not None:
+                return unfit
         return Refusal(ticket.id, RefusalCode.CLOSED, str(error), 0.0)
 
     def _on_outcome(self, ticket: str, done: Future[Outcome]) -> None:

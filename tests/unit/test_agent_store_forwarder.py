@@ -175,6 +175,38 @@ def test_requests_for_another_model_wait_for_it(journal: Journal, agent: ToyAgen
         assert StoreClient(journal).wait(other, timeout_s=PATIENCE_S) is not None
 
 
+def test_while_no_model_is_served_everything_waits(journal: Journal, agent: ToyAgent) -> None:
+    serves: list[str | None] = [None]
+    with Forwarder(journal, lambda: agent, accepts=accepts, serves=lambda: serves[0], pace=BRISK) as forwarder:
+        unfit = journal.put(wish(-1))
+        until(lambda: forwarder.why == "no model is served")
+        found = journal.look(unfit)
+        assert found is not None
+        assert found.state is State.WAITING
+        serves[0] = ""
+        forwarder.wake()
+        ended = StoreClient(journal).wait(unfit, timeout_s=PATIENCE_S)
+        assert ended is not None
+        assert ended.state is State.REFUSED
+
+
+def test_a_model_that_went_away_just_now_is_no_reason_to_refuse(journal: Journal) -> None:
+    serves: list[str | None] = [""]
+
+    class Leaving(ToyAgent):
+        def submit(self, *args: Any, **kwargs: Any) -> Future[Outcome]:
+            serves[0] = None
+            raise InputError("no bundle serves", "wait for one")
+
+    told: list[str] = []
+    with Forwarder(journal, Leaving, accepts=accepts, serves=lambda: serves[0], pace=BRISK, said=told.append):
+        ticket = journal.put(wish(-1))
+        until(lambda: told)
+    found = journal.look(ticket)
+    assert found is not None
+    assert found.state is State.WAITING
+
+
 def test_who_was_in_hand_at_a_crash_goes_alone_and_after_too_many_is_refused(journal: Journal) -> None:
     agent = ToyAgent(held=True)
     poison, suspect, healthy = (journal.put(wish(x)) for x in range(3))

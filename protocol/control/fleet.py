@@ -82,7 +82,8 @@ class Fleet:
         """The gateway to plan with: of those that can do most of the placements the better of two."""
         if len(self.remotes) <= 1:
             return self.current
-        able = {name: self.able(remote, flight, now=now) for name, remote in self.remotes.items()}
+        barred = self._barred(now=now)
+        able = {n: self.able(remote, flight, barred=barred, now=now) for n, remote in self.remotes.items()}
         most = max(able.values())
         if most == 0:
             return self.current
@@ -111,10 +112,19 @@ class Fleet:
         self.in_use = first.name
         return first
 
-    def able(self, remote: Remote, flight: Flight, *, now: float) -> int:
-        """How many placements this gateway could do its share of for this request; none once it was not in time."""
+    def able(self, remote: Remote, flight: Flight, *, barred: Collection[str] | None = None, now: float) -> int:
+        """How many placements this gateway could do its share of for this request; none once it was not in time.
+
+        `barred` are those that the device cannot do now, if somebody has asked already.
+        """
         if remote.name in flight.left:
             return 0
-        avoided = flight.avoided_with(remote.name)
-        avoided |= {r.id: "" for r in self.rows.values() if self.device.reason(r, now=now) is not None}
-        return sum(r.id not in avoided and remote.reason(r, now=now) is None for r in remote.rows.values())
+        here = self._barred(now=now) if barred is None else barred
+        there = flight.avoided_at.get(remote.name, ())
+        return sum(
+            r.id not in here and r.id not in flight.avoided and r.id not in there and remote.reason(r, now=now) is None
+            for r in remote.rows.values()
+        )
+
+    def _barred(self, *, now: float) -> set[str]:
+        return {r.id for r in self.rows.values() if self.device.reason(r, now=now) is not None}

@@ -157,7 +157,7 @@ def test_every_codec_of_every_family_gives_what_head_codec_and_tail_give_in_one_
     assert {e.id.partition(".")[2] for e in entries} == {"", *FEW, *CLOUD}
     for entry in entries:
         with Client(family_bundle, gateway=str(gateway.endpoint), placements=(entry.id,)) as client:
-            assert client.wait_ready(15)  # a connection that is made anew takes 8 s
+            assert client.wait_ready(20)  # a connection that is made anew takes 8 s
             got = unwrap(client.infer({"x": pictures[:1]}, deadline_s=5))
         assert (got.placement, got.degraded) == (entry.id, ())
         np.testing.assert_allclose(got.outputs["logits"], in_process(family_bundle, entry, pictures[:1]), atol=1e-5)

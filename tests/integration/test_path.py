@@ -79,7 +79,7 @@ def test_every_placement_gives_the_models_answer_and_says_where_it_was_made(
     placement: str,
 ) -> None:
     agent = agent_for(str(toy_gateway.endpoint), placements=(placement,))
-    assert agent.wait_ready(5)
+    assert agent.wait_ready(20)
     for x, wanted in zip(toy_samples[:8], toy_reference[:8], strict=True):
         got = answer(agent, x[None])
         tolerance = 1e-5 if placement == "full-cloud" else 0.05 * np.abs(wanted).max()  # the others may be INT8
@@ -124,7 +124,7 @@ def test_a_failing_head_goes_full_cloud_and_comes_back(
 ) -> None:
     fault = tmp_path / "fault"
     agent = agent_for(str(toy_gateway.endpoint), placements=("cut-1", "full-cloud"), fault_file=fault)
-    assert agent.wait_ready(5)
+    assert agent.wait_ready(20)
     x = toy_samples[:1]
     make_slow(agent, "full-cloud")
     eventually(agent, x, lambda a: a.placement == "cut-1")
@@ -156,7 +156,7 @@ def test_a_gateway_with_another_build_of_the_model_serves_it_whole(
     other = build(order, Silent()).target
     with gateway_of(other) as gateway:
         agent = agent_for(str(gateway.endpoint), placements=("cut-1", "full-cloud"))
-        assert agent.wait_ready(5)
+        assert agent.wait_ready(20)
         make_slow(agent, "full-cloud")
         got = answer(agent, toy_samples[:1])
         assert got.placement == "full-cloud"
@@ -169,7 +169,7 @@ def test_nothing_is_lost_while_the_gateway_is_killed_and_started_again(
     first.start()
     endpoint = first.endpoint
     agent = agent_for(str(endpoint), placements=("full-cloud", "edge-only"), edge_slowdown=SLOW)
-    assert agent.wait_ready(5)
+    assert agent.wait_ready(20)
     x = toy_samples[:1]
     assert eventually(agent, x, lambda a: a.placement == "full-cloud").degraded == ()
     futures = [agent.submit({"x": x}, deadline_s=30.0) for _ in range(20)]
@@ -191,12 +191,12 @@ def test_without_a_local_model_requests_wait_for_the_gateways_return(
     first.start()
     endpoint = first.endpoint
     agent = agent_for(str(endpoint), placements=("cut-1",))
-    assert agent.wait_ready(5)
+    assert agent.wait_ready(20)
     assert answer(agent, toy_samples[:1]).placement == "cut-1"
     first.close()
-    futures = [agent.submit({"x": toy_samples[:1]}, deadline_s=10.0) for _ in range(5)]
+    futures = [agent.submit({"x": toy_samples[:1]}, deadline_s=25.0) for _ in range(5)]
     with gateway_of(toy_bundle, bind=str(endpoint)):
-        outcomes = [f.result(timeout=12) for f in futures]
+        outcomes = [f.result(timeout=30) for f in futures]
     assert [type(o) for o in outcomes] == [Answer] * 5
     assert {o.placement for o in outcomes if isinstance(o, Answer)} == {"cut-1"}
 
@@ -207,7 +207,7 @@ def test_a_black_hole_costs_no_request_and_the_split_comes_back(
     target = ("127.0.0.1", toy_gateway.endpoint.port)
     with LinkEmulator(target=target, uplink_mbit_per_s=100, downlink_mbit_per_s=100, rtt_ms=2) as link:
         agent = agent_for(link.endpoint, placements=("full-cloud", "edge-only"), edge_slowdown=SLOW)
-        assert agent.wait_ready(5)
+        assert agent.wait_ready(20)
         x = toy_samples[:1]
         assert eventually(agent, x, lambda a: a.placement == "full-cloud").degraded == ()
         link.blackhole(True)
@@ -225,7 +225,7 @@ def test_many_callers_are_batched_and_each_gets_its_own_answer(wide_bundle: Path
         gateway_of(wide_bundle) as gateway,
         Client(wide_bundle, gateway=str(gateway.endpoint), placements=("full-cloud",)) as client,
     ):
-        assert client.wait_ready(5)
+        assert client.wait_ready(20)
         alone = [unwrap(client.infer({"x": x}, deadline_s=5)).outputs["h4"] for x in inputs[:8]]
         futures = [client.agent.submit({"x": x}, deadline_s=10) for x in inputs]
         together = [unwrap(f.result(timeout=15)) for f in futures]
@@ -240,7 +240,7 @@ def test_the_asyncio_client_gets_the_same_answers(
 ) -> None:
     async def ask() -> list[Outcome]:
         async with AsyncClient(toy_bundle, gateway=str(toy_gateway.endpoint), placements=("full-cloud",)) as client:
-            assert await client.wait_ready(5)
+            assert await client.wait_ready(20)
             return await asyncio.gather(*(client.infer({"x": x[None]}, deadline_s=5) for x in toy_samples[:8]))
 
     got = np.concatenate([unwrap(o).outputs["logits"] for o in asyncio.run(ask())])
@@ -311,7 +311,7 @@ def test_a_result_without_the_models_outputs_costs_neither_the_agent_nor_its_cal
     liar.start()
     try:
         agent = agent_for(str(endpoint), placements=("full-cloud", "edge-only"), edge_slowdown=SLOW)
-        assert agent.wait_ready(5)
+        assert agent.wait_ready(20)
         told = eventually(agent, toy_samples[:1], lambda a: any("lacks logits" in why for why in a.degraded))
         assert told.placement == "edge-only"
         assert agent.fatal is None
@@ -328,7 +328,7 @@ def test_one_slow_spell_does_not_lock_a_lane_out_for_good(
         for _ in range(100):
             lane.curve.observe(1, 30.0)  # a machine that was suspended, say
     agent = agent_for(str(toy_gateway.endpoint), placements=("full-cloud",))
-    assert agent.wait_ready(5)
+    assert agent.wait_ready(20)
     got = [agent.submit({"x": toy_samples[:1]}, deadline_s=1.0).result(timeout=5) for _ in range(3)]
     assert any(isinstance(o, Answer) for o in got)
 

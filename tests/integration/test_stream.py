@@ -120,7 +120,7 @@ def test_every_frame_is_answered_as_if_it_had_crossed_alone_and_all_but_the_firs
     gateway: Gateway, stream_bundle: Path, frames: Array, id_: str
 ) -> None:
     with Client(stream_bundle, gateway=str(gateway.endpoint), placements=(id_,)) as client:
-        assert client.wait_ready(15)
+        assert client.wait_ready(20)
         answers = [unwrap(client.infer({"x": f[None]}, deadline_s=5)) for f in frames[:10]]
     for frame, answer in zip(frames, answers, strict=False):
         assert (answer.placement, answer.attempts) == (id_, 1)
@@ -135,7 +135,7 @@ def test_a_camera_that_writes_every_frame_into_the_same_array_costs_no_refusal(
 ) -> None:
     buffer = np.empty((1, *frames.shape[1:]), np.uint8)
     with Client(stream_bundle, gateway=str(gateway.endpoint), placements=("full-cloud.delta",)) as client:
-        assert client.wait_ready(15)
+        assert client.wait_ready(20)
         for frame in frames[:6]:
             buffer[0] = frame
             assert unwrap(client.infer({"x": buffer}, deadline_s=5)).attempts == 1
@@ -145,7 +145,7 @@ def test_many_frames_on_their_way_at_once_refer_to_what_is_surely_there(
     gateway: Gateway, stream_bundle: Path, frames: Array
 ) -> None:
     with Client(stream_bundle, gateway=str(gateway.endpoint), placements=("cut-1",)) as client:
-        assert client.wait_ready(15)
+        assert client.wait_ready(20)
         for some in np.split(frames[:40], 5):
             pending = [client.agent.submit({"x": f[None]}, deadline_s=10) for f in some]
             for frame, future in zip(some, pending, strict=True):
@@ -159,7 +159,7 @@ def test_a_gateway_that_forgot_costs_one_refusal_and_no_answer(
 ) -> None:
     lane = gateway.catalogue.segments[bytes.fromhex(entry_of(stream_bundle, "cut-1").segment or "")].lane
     with Client(stream_bundle, gateway=str(gateway.endpoint), placements=("cut-1",)) as client:
-        assert client.wait_ready(15)
+        assert client.wait_ready(20)
         unwrap(client.infer({"x": frames[0][None]}, deadline_s=5))
         lane.references = References()
         got = unwrap(client.infer({"x": frames[1][None]}, deadline_s=5))
@@ -175,7 +175,7 @@ def test_another_gateway_process_is_sent_a_whole_frame_first(stream_bundle: Path
     first.start()
     endpoint = str(first.endpoint)
     with Client(stream_bundle, gateway=endpoint, placements=("cut-1",)) as client:
-        assert client.wait_ready(15)
+        assert client.wait_ready(20)
         whole, difference = (unwrap(client.infer({"x": f[None]}, deadline_s=5)).up_nbytes for f in frames[:2])
         assert difference < whole
         first.close()

@@ -93,12 +93,12 @@ def test_a_peer_cannot_take_over_another_ones_routing_id(context: zmq.Context[zm
         return sock
 
     first = peer()
-    assert router.poll(5000)
+    assert router.poll(20_000)
     router.recv_multipart()
     second = peer()
     assert not router.poll(100), "the second peer was heard under the first one's name"
     router.send_multipart([b"chosen", b"for the first"])
-    assert first.poll(5000)
+    assert first.poll(20_000)
     assert not second.poll(0)
 
 
@@ -114,9 +114,9 @@ def test_port_zero_picks_a_port_and_says_which(context: zmq.Context[zmq.Socket[b
     assert bound.host == "127.0.0.1"
     assert bound.port > 0
     dealer = sockets.dealer(context, bound)
-    assert dealer.poll(5000, zmq.POLLOUT)
+    assert dealer.poll(20_000, zmq.POLLOUT)
     dealer.send(b"hello")
-    assert router.poll(5000)
+    assert router.poll(20_000)
 
 
 def test_a_port_in_use_is_a_network_error_with_a_remedy(context: zmq.Context[zmq.Socket[bytes]]) -> None:
@@ -138,7 +138,7 @@ def test_ipv6_loopback_is_bound_and_reached(context: zmq.Context[zmq.Socket[byte
         pytest.skip("this machine has no IPv6 loopback")
     _, bound = sockets.router(context, Endpoint("::1", 0))
     assert str(bound).startswith("tcp://[::1]:")
-    assert sockets.dealer(context, bound).poll(5000, zmq.POLLOUT)
+    assert sockets.dealer(context, bound).poll(20_000, zmq.POLLOUT)
 
 
 # ---- endpoints ------------------------------------------------------------------------------------------------------
@@ -237,7 +237,7 @@ def test_who_keeps_the_listening_socket_keeps_the_port_and_those_who_wait(
             router, monitor = sockets.watched_router(context)
             sockets.adopt(router, listening.fileno(), endpoint)
             for _ in range(20):  # a router of this process may accept one more connection while it is being closed
-                assert dealer.poll(5000, zmq.POLLOUT)
+                assert dealer.poll(20_000, zmq.POLLOUT)
                 dealer.send(b"hello")
                 if router.poll(500):
                     break
@@ -263,7 +263,7 @@ def test_a_connection_is_hung_up_on_by_its_descriptor_which_messages_bear(
     sockets.hang_up(descriptor)
     events = set()
     while zmq.EVENT_DISCONNECTED not in events:
-        assert monitor.poll(5000)
+        assert monitor.poll(20_000)
         events.add(recv_monitor_message(monitor)["event"])
     dealer.disable_monitor()
     monitor.close(0)
@@ -282,7 +282,7 @@ def test_gateway_and_front_talk_over_a_unix_socket_without_heartbeats(
 ) -> None:
     hub = sockets.hub(context, str(tmp_path / "hub"))
     spoke = sockets.spoke(context, str(tmp_path / "hub"))
-    assert spoke.poll(5000, zmq.POLLOUT)
+    assert spoke.poll(20_000, zmq.POLLOUT)
     spoke.send_multipart([b"route", b"header"])
     assert hub.recv_multipart() == [b"route", b"header"]
     assert {s.getsockopt(zmq.HEARTBEAT_IVL) for s in (hub, spoke)} == {0}
@@ -301,9 +301,9 @@ def test_a_reserved_port_is_nobody_elses_and_refuses_until_its_owner_listens() -
     address = held.getsockname()
     try:
         with pytest.raises(ConnectionRefusedError):
-            stdlib_socket.create_connection(address, timeout=5)
+            stdlib_socket.create_connection(address, timeout=20)
         held.listen()
-        with stdlib_socket.create_connection(address, timeout=5), pytest.raises(OSError, match="in use"):
+        with stdlib_socket.create_connection(address, timeout=20), pytest.raises(OSError, match="in use"):
             sockets.reserve(Endpoint("127.0.0.1", address[1]))
     finally:
         held.close()

@@ -97,7 +97,7 @@ class Record:
         self.acts.append(Act(name, at_s))
 
     def add(self, line: Mapping[str, Any], at_s: float) -> None:
-        """One line of `edge-agent infer --json`, which arrived at `at_s`. Raises ValueError before the first `begin`."""
+        """One line of `edge-agent infer --json`, which arrived at `at_s`. ValueError before the first `begin`."""
         if line.get("event") == "ready":
             self.endpoint = str(line["endpoint"])
         elif line.get("event") == "stopped":

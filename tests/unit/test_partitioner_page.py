@@ -26,7 +26,7 @@ from protocol.bundle import Manifest, Measured
 from protocol.latency import PlacementCost
 from tests import manifests, models
 from tests.manifests import cut, edge_only, full_cloud, manifest
-from tests.pages import read
+from tests.markup import read
 
 TOY = manifest()
 HOSTILE = "</title></style></svg><script>alert(1)</script><img src=x onerror=alert(1)>\"'&amp;\x00\x1b[31m\u202e"

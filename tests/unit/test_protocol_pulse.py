@@ -21,10 +21,11 @@ from protocol.latency import LinkState
 
 
 def seen(*messages: tuple[int, float]) -> LinkEstimator:
-    """An estimator that knows these messages of (bytes, seconds of round trip)."""
-    estimator = LinkEstimator()
+    """An estimator that knows these messages of (bytes, seconds of round trip), one after the other until 0 s."""
+    estimator, now = LinkEstimator(), -sum(round_trip_s for _, round_trip_s in messages)
     for nbytes, round_trip_s in messages:
-        estimator.observe(nbytes=nbytes, round_trip_s=round_trip_s, residence_s=0.0, now=0.0)
+        now += round_trip_s
+        estimator.observe(nbytes=nbytes, round_trip_s=round_trip_s, residence_s=0.0, now=now)
     return estimator
 
 

@@ -104,7 +104,12 @@ STDLIB_DOORS = {
         "edge_agent/store/entering.py",
         "edge_agent/store/endings.py",
     ),
-    "ctypes": ("protocol/sockets.py", "protocol/seeing/nvml.py", "cloud_gateway/doors/relay.py"),
+    "ctypes": (
+        "protocol/sockets.py",
+        "protocol/seeing/nvml.py",
+        "protocol/engines/driver.py",
+        "cloud_gateway/doors/relay.py",
+    ),
 }
 
 # Not even above the product, except where named.

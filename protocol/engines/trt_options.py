@@ -1,0 +1,93 @@
+"""Everything a TensorRT engine can be told, and how it says what went wrong. Pure: no library is touched.
+
+A failure carries its `cause`, so that whoever falls back to the next engine can count it and knows whether asking this
+one again can help: a full GPU may have room later, a graph that TensorRT does not take will never be one that it does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from protocol.errors import EngineError
+
+Library = Literal["tensorrt", "tensorrt-rtx"]
+
+Cause = Literal[
+    "no-driver",  # nothing that an engine could run on
+    "no-library",  # TensorRT, or what hands memory to it, is not installed
+    "unsupported-graph",  # refused by our own check, or by TensorRT's parser
+    "build-failed",
+    "build-timeout",
+    "out-of-memory",
+    "bad-input",  # tensors that do not fit; the engine is well
+    "run-failed",  # a run was refused; the next may succeed
+    "device-lost",  # this process cannot use the GPU any more
+]
+# Trying again in this process cannot help.
+FINAL: frozenset[Cause] = frozenset({"no-driver", "no-library", "unsupported-graph", "device-lost"})
+
+
+class GpuError(EngineError):
+    """An engine on a GPU cannot be had, or failed. Where `is_final`, asking it again in this process cannot help."""
+
+    def __init__(self, fact: str, remedy: str = "", *, cause: Cause) -> None:
+        super().__init__(fact, remedy)
+        self.cause: Cause = cause
+
+    @property
+    def is_final(self) -> bool:
+        return self.cause in FINAL
+
+
+class Span(msgspec.Struct, frozen=True):
+    """Sizes that one profile of an engine takes: from `least` to `most`, fastest at `best`."""
+
+    least: int
+    best: int
+    most: int
+
+    def __contains__(self, size: object) -> bool:
+        return isinstance(size, int) and self.least <= size <= self.most
+
+
+class TrtOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How an engine is built and run.
+
+    `batches` are the profiles' batch sizes, each its own span; empty is one profile from 1 to `max_batch`, fastest at
+    `max_batch`: the lane's knee. `batch_axes` says which axis of an input is its batch; an input that is not named has
+    it at axis 0 if that is free. `free` gives the sizes of other free dimensions by their ONNX names.
+    """
+
+    library: Library = "tensorrt"
+    device: int = 0
+    max_batch: int = 1
+    batches: tuple[Span, ...] = ()
+    batch_axes: Mapping[str, int | None] = {}
+    free: Mapping[str, Span] = {}
+    cache: Path | None = None  # folder of plans that this user built; None: build each time
+    workspace_nbytes: int = 1 << 30  # scratch memory that the builder may count on
+    memory_nbytes: int | None = None  # what the engine may take of the GPU's memory in all
+    tf32: bool = False  # shorter products of float32: faster, and not what the accuracy bound was judged with
+    optimisation: int | None = None  # 0..5, the builder's effort; None: its own default
+    version_compatible: bool = False  # the plan outlives an update of TensorRT, at some cost in speed
+    same_capability: bool = False  # the plan runs on every GPU of this compute capability
+    build_timeout_s: float = 1800.0
+    run_timeout_s: float = 30.0  # a GPU that has not answered by then is lost
+    slots: int = 2  # batches in flight: the next is copied while this one computes
+    graphs: bool = True  # CUDA graphs, where cuda-python is installed
+    most_graphs: int = 16  # of one slot
+
+    def profiles(self) -> tuple[Span, ...]:
+        """The spans of batch sizes, smallest first. Raises EngineError where they are no sizes."""
+        spans = tuple(sorted(self.batches or (Span(1, self.max_batch, self.max_batch),), key=lambda s: s.most))
+        for span in spans:
+            if not 1 <= span.least <= span.best <= span.most:
+                raise EngineError(
+                    f"a profile of batches {span.least}, {span.best}, {span.most} is none",
+                    "give least <= best <= most, each at least 1",
+                )
+        return spans

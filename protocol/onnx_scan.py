@@ -43,7 +43,9 @@ class Reference(NamedTuple):
     nbytes: int | None
 
 
-class _Field(NamedTuple):
+class Field(NamedTuple):
+    """One field of a message, as it stands in the bytes."""
+
     number: int
     wire_type: int
     value: int  # of a number; of bytes the place where they begin
@@ -72,7 +74,7 @@ def external_references(model: Buffer) -> list[Reference]:
             continue
         children = _CHILDREN[kind]
         inside: list[tuple[str, int, int]] = []
-        for field in _fields(view, start, end):
+        for field in fields(view, start, end):
             if field.wire_type == _BYTES and field.number in children:
                 inside.append((children[field.number], field.value, field.end))
             elif kind == _NODE and field.number == _OP_TYPE and bytes(view[field.value : field.end]) == _COMPILED:
@@ -107,9 +109,9 @@ def check_external(model: Buffer, given: Mapping[str, Buffer]) -> list[str]:
 def _reference(view: memoryview, start: int, end: int) -> Reference | None:
     name, outside = "", False
     entries: dict[str, str] = {}
-    for field in _fields(view, start, end):
+    for field in fields(view, start, end):
         if field.number == _TENSOR_NAME and field.wire_type == _BYTES:
-            name = _text(view, field)
+            name = text(view, field)
         elif field.number == _DATA_LOCATION and field.wire_type == _VARINT and field.value == _EXTERNAL:
             outside = True
         elif field.number == _EXTERNAL_DATA and field.wire_type == _BYTES:
@@ -124,11 +126,11 @@ def _reference(view: memoryview, start: int, end: int) -> Reference | None:
     return Reference(name, entries.get("location", ""), offset, None if nbytes is None else _number(nbytes))
 
 
-def _entry(view: memoryview, field: _Field) -> tuple[str, str]:
+def _entry(view: memoryview, field: Field) -> tuple[str, str]:
     texts = {1: "", 2: ""}
-    for inner in _fields(view, field.value, field.end):
+    for inner in fields(view, field.value, field.end):
         if inner.wire_type == _BYTES and inner.number in texts:
-            texts[inner.number] = _text(view, inner)
+            texts[inner.number] = text(view, inner)
     return texts[1], texts[2]
 
 
@@ -138,18 +140,20 @@ def _number(text: str) -> int:
     return int(text)
 
 
-def _text(view: memoryview, field: _Field) -> str:
+def text(view: memoryview, field: Field) -> str:
+    """The characters that a field of bytes holds."""
     return bytes(view[field.value : field.end]).decode("utf-8", "replace")
 
 
-def _fields(view: memoryview, start: int, end: int) -> Iterator[_Field]:
+def fields(view: memoryview, start: int, end: int) -> Iterator[Field]:
+    """The fields of the message between `start` and `end`. Raises ModelError where the bytes are none."""
     at = start
     while at < end:
         tag, at = _varint(view, at, end)
         number, wire_type = tag >> 3, tag & 7
         if wire_type == _VARINT:
             value, at = _varint(view, at, end)
-            yield _Field(number, wire_type, value, at)
+            yield Field(number, wire_type, value, at)
             continue
         if wire_type == _BYTES:
             size, at = _varint(view, at, end)
@@ -159,7 +163,7 @@ def _fields(view: memoryview, start: int, end: int) -> Iterator[_Field]:
             raise _damaged()
         if size > end - at or number == 0:
             raise _damaged()
-        yield _Field(number, wire_type, at, at + size)
+        yield Field(number, wire_type, at, at + size)
         at += size
 
 

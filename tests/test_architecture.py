@@ -31,7 +31,7 @@ DOORS: dict[str, tuple[str, ...]] = {
         "cloud_gateway/doors/replies.py",
         "cloud_gateway/doors/relay.py",
     ),
-    "onnxruntime": ("protocol/engines/ort.py", "partitioner/int8/quantise.py"),
+    "onnxruntime": ("protocol/engines/ort.py", "protocol/engines/ort_cuda.py", "partitioner/int8/quantise.py"),
     "onnx": ("partitioner/*.py",),
     "onnx_ir": ("partitioner/*.py",),
     "msgspec": (
@@ -79,6 +79,8 @@ DOORS: dict[str, tuple[str, ...]] = {
     "uvloop": ("protocol/oip/http_server.py",),
     "redis": ("cloud_gateway/cache_redis.py",),
     "optuna": ("cloud_gateway/tuning/optuna_search.py",),
+    "tensorrt": ("protocol/engines/trt_library.py",),
+    "tensorrt_rtx": ("protocol/engines/trt_library.py",),
     "numpy": ("*",),
 }
 # Doors for parts of the standard library: an event loop exists only at the rim, C calls only in the socket factory.
@@ -115,8 +117,6 @@ STDLIB_DOORS = {
 # Not even above the product, except where named.
 NOWHERE: dict[str, tuple[str, ...]] = {
     "torch": ("examples/digits/train.py", "benchmarks/exports/networks.py"),
-    "tensorrt": (),
-    "pycuda": (),
     "ray": (),
     "pickle": (),
     "cPickle": (),
@@ -188,6 +188,7 @@ PURE_ROOMS = (
     "cloud_gateway/doors/supervision.py",
     "cloud_gateway/models/field_reader.py",
     "cloud_gateway/models/lifecycle.py",
+    "cloud_gateway/models/preference.py",
     "cloud_gateway/models/references.py",
     "cloud_gateway/models/settings.py",
     "cloud_gateway/models/states.py",

@@ -1,0 +1,60 @@
+"""TensorRT and TensorRT-RTX: the only module that imports either. What both do alike is told by either's name.
+
+Nothing here touches the GPU but what a caller makes with the module it gets; ask `driver.probe` before.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from protocol.engines.trt_options import GpuError, Library
+
+INSTALL = {
+    "tensorrt": "install NVIDIA's TensorRT 10.3 or newer: pip install tensorrt, with pypi.nvidia.com as extra index",
+    "tensorrt-rtx": "pip install tensorrt-rtx",
+}
+LEAST = (10, 3)
+MOST_KEPT = 40
+
+
+def load(library: Library) -> Any:
+    """The module `tensorrt` or `tensorrt_rtx`. Raises GpuError ("no-library") where it cannot be had."""
+    try:
+        if library == "tensorrt-rtx":
+            import tensorrt_rtx as trt
+        else:
+            import tensorrt as trt
+    except Exception as error:  # its loader raises whatever a missing shared object makes it raise
+        raise GpuError(f"{library} cannot be loaded ({_line(error)})", INSTALL[library], cause="no-library") from error
+    if library == "tensorrt" and version(trt) < LEAST:
+        raise GpuError(f"TensorRT is {trt.__version__}", "10.3 or newer is needed", cause="no-library")
+    return trt
+
+
+def version(trt: Any) -> tuple[int, int]:
+    major, minor = str(trt.__version__).split(".")[:2]
+    return int(major), int(minor)
+
+
+def log_of(trt: Any) -> Any:
+    """A logger that keeps the last warnings and errors as text in `kept`. It must outlive what was made with it."""
+
+    class Log(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)  # the binding demands it by name
+            self.kept: list[str] = []
+
+        def log(self, severity: Any, msg: str) -> None:
+            """Called from the library's own threads, where nothing may be raised."""
+            if int(severity) <= int(trt.ILogger.Severity.WARNING):
+                self.kept = [*self.kept[1 - MOST_KEPT :], msg[:500]]
+
+        def last(self, count: int = 2) -> str:
+            """The last messages in one line."""
+            return "; ".join(self.kept[-count:])[:900] or "it gives no reason"
+
+    return Log()
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:300] or type(error).__name__

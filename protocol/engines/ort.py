@@ -1,4 +1,4 @@
-"""ONNX Runtime behind the Engine contract; the only module that imports it, for engines and partitioner alike.
+"""ONNX Runtime behind the Engine contract, for engines and partitioner alike; `ort_cuda` binds it to a GPU's memory.
 
 No silent fallback: ONNX Runtime quietly runs on the CPU when an execution provider fails to load. Asking for anything
 else than the CPU therefore disables that fallback, and what was asked is compared with what was got. Spinning is off:
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import onnxruntime as ort
@@ -68,8 +68,9 @@ class OrtEngine(ActivationScope):
 
     `model` is the serialised graph (its bytes were hashed by whoever read them); large weights come along with it (see
     `protocol.graphs`), and a graph that names any other file is refused. `providers` are the execution providers in
-    order of preference, `threads` the intra-op threads. `optimise=False` runs the graph as it is written: proofs of
-    equality use that, since fusions across a cut change the last bits; measurements use the default.
+    order of preference, each with its `provider_options` where it takes some, `threads` the intra-op threads.
+    `optimise=False` runs the graph as it is written: proofs of equality use that, since fusions across a cut change the
+    last bits; measurements use the default.
     """
 
     def __init__(
@@ -78,12 +79,14 @@ class OrtEngine(ActivationScope):
         *,
         label: str,
         providers: Sequence[str] = (CPU,),
+        provider_options: Sequence[Mapping[str, str]] | None = None,
         threads: int = 1,
         optimise: bool = True,
     ) -> None:
         self.label = label
         self._model: bytes | None = model
         self._providers = list(providers)
+        self._provider_options = None if provider_options is None else [dict(options) for options in provider_options]
         self._threads = threads
         self._optimise = optimise
         self._session: ort.InferenceSession | None = None
@@ -116,9 +119,11 @@ class OrtEngine(ActivationScope):
         options = self._options()
         self._hand_over_weights(options)
         try:
-            session = ort.InferenceSession(self._model, options, providers=self._providers)
+            session = ort.InferenceSession(
+                self._model, options, providers=self._providers, provider_options=self._provider_options
+            )
         except Exception as error:  # the binding raises bare RuntimeError subclasses of its own
-            raise EngineError(f"{self.label}: ONNX Runtime refuses the graph ({_first_line(error)})", "") from error
+            raise EngineError(f"{self.label}: ONNX Runtime refuses the graph ({first_line(error)})", "") from error
         got = session.get_providers()
         if got[: len(self._providers)] != self._providers:
             raise EngineError(
@@ -131,12 +136,13 @@ class OrtEngine(ActivationScope):
         self._session = session
 
     def infer(self, tensors: Tensors) -> dict[str, Array]:
-        if self._session is None:
+        session = self._session  # whoever deactivates meanwhile takes it from us, not from under the run
+        if session is None:
             raise EngineError(f"{self.label} is not active", "call activate() first")
         try:
-            values: Sequence[Array] = self._session.run(self._output_names, dict(tensors))
+            values: Sequence[Array] = session.run(self._output_names, dict(tensors))
         except Exception as error:
-            raise EngineError(f"{self.label} failed: {_first_line(error)}", "") from error
+            raise EngineError(f"{self.label} failed: {first_line(error)}", "") from error
         return dict(zip(self._output_names, values, strict=True))
 
     def deactivate(self) -> None:
@@ -176,5 +182,6 @@ def _spec(value: ort.NodeArg, label: str) -> TensorSpec:
     return TensorSpec(value.name, dtype, tuple(d if isinstance(d, int | str) else None for d in value.shape))
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error of the runtime says, without its trace."""
     return str(error).strip().split("\n")[0][:300] or type(error).__name__

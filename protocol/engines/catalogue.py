@@ -1,0 +1,191 @@
+"""What can run a graph, by name: whether this machine has it, why not, and how one is made.
+
+    tensorrt               TensorRT itself; plans are built here, in minutes, and cached
+    tensorrt-rtx           the same for RTX-class GPUs, installable from the Python index alone
+    onnxruntime-tensorrt   ONNX Runtime, which gives what it can to TensorRT 10 and the rest to CUDA
+    onnxruntime-cuda       ONNX Runtime on the GPU, inputs and outputs bound to its memory
+    onnxruntime-cpu        ONNX Runtime on the processor: runs everything, everywhere
+
+The table stands in the order of preference that holds where nobody states one. Nothing is imported, and no driver is
+asked, until somebody asks for that kind: an agent on the processor never loads a GPU's libraries.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from protocol.engines.base import Engine
+from protocol.engines.trt_options import Library
+
+CPU = "onnxruntime-cpu"
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """What an engine is told besides its graph; each kind takes of it what it knows.
+
+    `max_rows` is the largest batch that will be asked for, `batch_axes` where each input has it (None: nowhere).
+    `gpu_memory_nbytes` bounds what it may take of the GPU; None does not. `cache_dir` is where built plans are kept.
+    """
+
+    label: str
+    threads: int = 1
+    max_rows: int = 1
+    batch_axes: Mapping[str, int | None] | None = None
+    device: int = 0
+    gpu_memory_nbytes: int | None = None
+    cache_dir: Path | None = None
+    told: Callable[[str], None] | None = None  # hears how far a build has come
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One way to run a graph. `absent` says in one sentence why this machine cannot, or ""; it is asked once.
+
+    `is_built` takes minutes to load a graph for the first time: something else serves meanwhile.
+    """
+
+    name: str
+    absent: Callable[[], str]
+    make: Callable[[bytes, EngineOptions], Engine]
+    on_gpu: bool = True
+    is_built: bool = False
+
+
+Kinds = Mapping[str, Kind]
+
+
+def present(kinds: Kinds, order: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Of the kinds in `order` those that this machine has, and why it lacks each of the others."""
+    absent = {name: reason for name in order if (reason := kinds[name].absent())}
+    return tuple(name for name in order if name not in absent), absent
+
+
+# ---- what is there --------------------------------------------------------------------------------------------------
+
+
+def both_onnxruntimes(installed: Callable[[str], bool] | None = None) -> str:
+    """Why ONNX Runtime cannot reach a GPU although its GPU build is installed, or "".
+
+    `onnxruntime` and `onnxruntime-gpu` share one import name: whichever was installed last is there, in parts.
+    """
+    is_there = installed or _is_installed
+    if is_there("onnxruntime") and is_there("onnxruntime-gpu"):
+        return (
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other; "
+            "uninstall both, then install onnxruntime-gpu alone (isthmus[cuda])"
+        )
+    return ""
+
+
+@functools.cache
+def no_gpu() -> str:
+    """Why no GPU can be used here, or ""."""
+    from protocol.engines import driver
+
+    found = driver.probe()
+    return found if isinstance(found, str) else ""
+
+
+@functools.cache
+def gpu_memory_nbytes(device: int = 0) -> int | None:
+    """The memory of that GPU; None where there is none."""
+    from protocol.engines import driver
+
+    found = driver.probe()
+    if isinstance(found, str):
+        return None
+    return next((each.memory_nbytes for each in found.devices if each.index == device), None)
+
+
+@functools.cache
+def _no_ort_on_gpu(provider: str) -> str:
+    from protocol.engines import ort
+
+    if reason := both_onnxruntimes():
+        return reason
+    if provider not in ort.available():
+        return f"the installed onnxruntime has no {provider}; install isthmus[cuda] instead of isthmus[gateway]"
+    return no_gpu()
+
+
+@functools.cache
+def _no_tensorrt(library: Library) -> str:
+    if reason := no_gpu():
+        return reason
+    missing = [name for name in (library.replace("-", "_"), "pycuda") if importlib.util.find_spec(name) is None]
+    return f"{' and '.join(missing)} cannot be imported; install isthmus[{library}]" if missing else ""
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+# ---- how it is made -------------------------------------------------------------------------------------------------
+
+
+def _cpu(graph: bytes, options: EngineOptions) -> Engine:
+    from protocol.engines.ort import OrtEngine
+
+    return OrtEngine(graph, label=options.label, threads=options.threads)
+
+
+def _cuda(graph: bytes, options: EngineOptions) -> Engine:
+    from protocol.engines.ort_cuda import BoundOrtEngine
+
+    return BoundOrtEngine(graph, label=options.label, device=options.device, memory_nbytes=options.gpu_memory_nbytes)
+
+
+def _ort_tensorrt(graph: bytes, options: EngineOptions) -> Engine:
+    from protocol.engines.ort_cuda import BoundOrtEngine
+
+    return BoundOrtEngine(
+        graph, label=options.label, device=options.device, memory_nbytes=options.gpu_memory_nbytes, tensorrt=True
+    )
+
+
+def _tensorrt(library: Library, graph: bytes, options: EngineOptions) -> Engine:
+    from protocol.engines.tensorrt import TensorRtEngine
+    from protocol.engines.trt_options import TrtOptions
+
+    wanted = TrtOptions(
+        library=library, device=options.device, max_batch=options.max_rows, batch_axes=options.batch_axes or {},
+        cache=options.cache_dir,
+    )  # fmt: skip
+    if (most := options.gpu_memory_nbytes) is not None:
+        wanted = msgspec.structs.replace(wanted, memory_nbytes=most, workspace_nbytes=most // 2)
+    return TensorRtEngine(graph, label=options.label, options=wanted, told=options.told)
+
+
+KINDS: Kinds = {
+    kind.name: kind
+    for kind in (
+        Kind("tensorrt", lambda: _no_tensorrt("tensorrt"), functools.partial(_tensorrt, "tensorrt"), is_built=True),
+        Kind(
+            "tensorrt-rtx",
+            lambda: _no_tensorrt("tensorrt-rtx"),
+            functools.partial(_tensorrt, "tensorrt-rtx"),
+            is_built=True,
+        ),
+        Kind(
+            "onnxruntime-tensorrt",
+            lambda: _no_ort_on_gpu("TensorrtExecutionProvider"),
+            _ort_tensorrt,
+            is_built=True,
+        ),
+        Kind("onnxruntime-cuda", lambda: _no_ort_on_gpu("CUDAExecutionProvider"), _cuda),
+        Kind(CPU, lambda: "", _cpu, on_gpu=False),
+    )
+}

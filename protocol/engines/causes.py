@@ -1,0 +1,48 @@
+"""What an engine failed of: what it says itself, else what its library's words mean. Pure.
+
+Libraries raise sentences. What they mean decides what comes next: out of memory, a lost device or a refused run are the
+engine's own trouble whatever the request held, tensors that do not fit are the request's, and of the rest nobody knows
+before another engine has run the same batch.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from protocol.engines.trt_options import Cause as GpuCause
+from protocol.engines.trt_options import GpuError
+
+Cause = GpuCause | Literal["disagrees", "other"]
+DISAGREES: Cause = "disagrees"  # it computes something else than the engine that serves
+OWN: frozenset[Cause] = frozenset({"out-of-memory", "device-lost", "run-failed"})  # whatever the request held
+THE_REQUESTS: frozenset[Cause] = frozenset({"bad-input"})
+
+# The words of CUDA's runtime and driver, and of ONNX Runtime's providers, the most telling first.
+_WORDS: dict[Cause, re.Pattern[str]] = {
+    "out-of-memory": re.compile(
+        r"out[ _-]of[ _-]memory|failed to allocate memory|bad_?alloc|memory limit|BFCArena|_ALLOC_FAILED", re.IGNORECASE
+    ),
+    "device-lost": re.compile(
+        r"device (is |was )?lost|lost device|fallen off the bus|illegal (memory access|address)|ILLEGAL_ADDRESS"
+        r"|unspecified launch failure|LAUNCH_FAILED|uncorrectable|no CUDA-capable device|NO_DEVICE|DEVICE_UNAVAILABLE"
+        r"|context is destroyed|CONTEXT_IS_DESTROYED|CUDA failure (100|700|710|719)\b|device-side assert|DEINITIALIZED",
+        re.IGNORECASE,
+    ),
+    "run-failed": re.compile(
+        r"CUDA failure|CUDA error|CUDNN_STATUS|CUBLAS_STATUS|LAUNCH_TIMEOUT|launch timed out|enqueue", re.IGNORECASE
+    ),
+}
+
+
+def cause_of(error: BaseException | str) -> Cause:
+    """What the error says of itself, or what its words mean."""
+    if isinstance(error, GpuError):
+        return error.cause
+    text = str(error)
+    return next((cause for cause, words in _WORDS.items() if words.search(text)), "other")
+
+
+def is_final(error: BaseException) -> bool:
+    """Whether asking the same engine again, in this process, cannot help."""
+    return isinstance(error, GpuError) and error.is_final

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
 from protocol.settings import Loaded, Secret, Section, load, setting
+from protocol.settings_fields import key_of
 
 PREFIX = "ISTHMUS_GATEWAY"
 
@@ -20,10 +21,14 @@ MIB = 1024 * 1024
 Count = Annotated[int, setting("", ge=1, le=1_000_000)]
 BatchBound = Annotated[int, setting("", ge=1, le=4096)]
 Delay = Annotated[float, setting("", ge=0, le=10_000)]
+Mebibytes = Annotated[int, setting("", ge=1, le=1024 * 1024)]
 Auto = Literal["auto"]
 _TCP = r"^tcp://([^:/\s]+|\[[0-9a-fA-F:.]+\]):\d{1,5}$"
 _HOST_PORT = r"^([^:/\s]+|\[[0-9a-fA-F:.]+\]):\d{1,5}$"
 _URL = r"^https?://[^\s]+$"
+
+
+EngineName = Literal["tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt", "onnxruntime-cuda", "onnxruntime-cpu"]
 
 
 class ZmqSettings(Section, frozen=True):
@@ -82,6 +87,10 @@ class ModelOverride(Section, frozen=True):
     instances: Annotated[Count | None, setting("Instead of scheduling.instances.")] = None
     threads: Annotated[Count | None, setting("Instead of scheduling.threads.")] = None
     efficiency_delay_ms: Annotated[Delay | None, setting("Instead of scheduling.efficiency_delay_ms.")] = None
+    engines: Annotated[tuple[EngineName, ...], setting("Instead of engines.order; empty leaves it at that.")] = ()
+    gpu_memory_mib: Annotated[
+        Mebibytes | None, setting("Memory of the GPU for each of its engines; else as its size suggests.")
+    ] = None
     cache: Annotated[bool | None, setting("Whether its answers are cached where the cache is enabled.")] = None
 
 
@@ -168,8 +177,25 @@ class EnginesSettings(Section, frozen=True):
     """What runs the graphs."""
 
     order: Annotated[
-        tuple[Literal["onnxruntime-cpu", "onnxruntime-cuda"], ...], setting("Engines in order of preference.")
-    ] = ("onnxruntime-cpu",)
+        tuple[EngineName, ...],
+        setting("Engines in order of preference; without any, all that this machine has, fastest first."),
+    ] = ()
+    device: Annotated[int, setting("Number of the GPU.", ge=0, le=63)] = 0
+    gpu_memory_mib: Annotated[
+        Mebibytes | Auto, setting("Memory of the GPU for all lanes; auto is nine tenths of what it has.")
+    ] = "auto"
+    plans_dir: Annotated[
+        Path | None, setting("Folder where plans that were built here are kept; else they are built at every start.")
+    ] = None
+    tolerance: Annotated[
+        float,
+        setting(
+            "An engine serves if its answer differs from the last one's in the order by this share of the largest "
+            "value at most.",
+            ge=0,
+            le=1,
+        ),
+    ] = 0.02
 
 
 class CacheSettings(Section, frozen=True):
@@ -291,8 +317,11 @@ class GatewaySettings(Section, frozen=True):
         if self.models.repository is None and self.models.mode != "explicit":
             fact = f"models.mode is {self.models.mode} but there is no models.repository"
             yield "models.mode", fact, "name the folder to look at"
-        if not self.engines.order:
-            yield "engines.order", "engines.order is empty", "name at least onnxruntime-cpu"
+        orders = {"engines.order": self.engines.order}
+        orders |= {key_of(("models", "override", n, "engines")): o.engines for n, o in self.models.override.items()}
+        for key, order in orders.items():
+            for twice in sorted({name for name in order if order.count(name) > 1}):
+                yield key, f"{key} names {twice} twice", "name each engine once, the preferred first"
         if self.access.admin and self.access.keys_dir is None:
             fact = "access.admin is set but access.keys_dir is not"
             yield "access.admin", fact, "make keys with `cloud-gateway keys init`: administration needs an API key"

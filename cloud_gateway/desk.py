@@ -71,6 +71,14 @@ class Desk:
         with self._work:
             lane.max_rows = self._scheduler.queue(lane).max_rows = max_rows
 
+    def refit(self, lane: Lane) -> None:
+        """Another engine serves the lane: predict and bound batches by what they take on that one."""
+        with self._work:
+            lane.refit()
+            if self._scheduler.is_open(lane):
+                queue = self._scheduler.queue(lane)
+                queue.curve, queue.max_rows = lane.curve, lane.max_rows
+
     def retune(self, lane: Lane, *, delay_s: float, ageing_s: float, margin: float) -> None:
         """Change how a lane is scheduled while it serves; one that is not open is left alone."""
         with self._work:

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -30,12 +31,13 @@ from cloud_gateway.doors.supervisor import FrontPlan, FrontProcess
 from cloud_gateway.models.catalogue import Catalogue, Defaults
 from cloud_gateway.models.keeper import Keeper, VersionStatus
 from cloud_gateway.models.lanes import Lane
+from cloud_gateway.models.making import Making, gpu_memory_for_lanes
 from cloud_gateway.models.overrides import overridden
-from cloud_gateway.models.preferred import ort_engines
 from cloud_gateway.models.repository import Repository
 from cloud_gateway.models.settings import VersionPolicy
 from cloud_gateway.models.states import State
 from cloud_gateway.models.worker import Worker
+from cloud_gateway.models.workshop import Workshop
 from cloud_gateway.offers.offering import Brought, Offering
 from cloud_gateway.scheduling.admission import Limits
 from cloud_gateway.seeing.health import DeepCheck
@@ -45,6 +47,7 @@ from cloud_gateway.seeing.probe import Probe, remembered
 from cloud_gateway.seeing.tracing import Tracing
 from cloud_gateway.work import Crashed, Item, NotComputed
 from protocol import sockets
+from protocol.engines.catalogue import KINDS, Kinds
 from protocol.errors import InputError
 from protocol.messages import RejectCode
 from protocol.seeing.health import Beats, known_input
@@ -62,7 +65,8 @@ FIRST_LOAD_S = 3600.0
 class Gateway:
     """Serves until closed. Constructing has no side effects; `start` loads, warms up, binds and serves."""
 
-    def __init__(self, settings: GatewaySettings, *, logs: Logs | None = None) -> None:
+    def __init__(self, settings: GatewaySettings, *, logs: Logs | None = None, kinds: Kinds = KINDS) -> None:
+        """`kinds` are the engines that settings may name."""
         models = settings.models
         if not models.bundles and models.repository is None:
             raise InputError(
@@ -79,11 +83,14 @@ class Gateway:
         scheduling = settings.scheduling
         workers = engine_threads(scheduling.threads) if scheduling.workers == "auto" else scheduling.workers
         self.desk = Desk(limits_of(settings), threads=workers)
+        self.workshop = Workshop(
+            told=self.told, crashed=self.crash, gpu_memory=lambda: gpu_memory_for_lanes(settings.engines)
+        )
         self.catalogue = Catalogue(
             self.desk,
             _defaults(settings, workers),
             orphaned=_refuse_orphans,
-            engine=ort_engines(settings.engines.order, told=self.told),
+            engine=Making(settings.engines, self.workshop, kinds=kinds, found=self._found_engines),
             settings_of=lambda version: overridden(version.settings, settings, version.name),
             warmed=self._remember,
             closed=lambda lane: self.deep.forget(lane.key),
@@ -170,7 +177,7 @@ class Gateway:
             except BaseException:
                 if self.standard is not None:
                     self.standard.close(0.0)
-                if self.keeper.stop():
+                if self.keeper.stop() and self.workshop.stop():
                     self.catalogue.close()
                 socket.close(0)
                 raise
@@ -222,7 +229,7 @@ class Gateway:
         self.frontend.post_all([Shutdown(grace_s)])
         # First, or who waits for a load or unload would hold the door open. False: a load is still under way, and would
         # meet what was taken from it.
-        may_close = self.keeper.stop()
+        may_close = self.keeper.stop() and self.workshop.stop()
         if self.standard is not None:
             self.standard.close(grace_s)
         self.frontend.join(grace_s + 5)
@@ -314,6 +321,11 @@ class Gateway:
         outputs = remembered(lane, inputs)
         if outputs is not None:
             self.deep.remember(lane.key, inputs, outputs)
+
+    def _found_engines(self, order: Sequence[str], absent: Mapping[str, str]) -> None:
+        self.log.info(
+            "engines", order=", ".join(order), absent="; ".join(f"{kind}: {why}" for kind, why in absent.items())
+        )
 
     def _version_changed(self, status: VersionStatus) -> None:
         say = self.log.error if status.state is State.ERROR else self.log.info

@@ -9,6 +9,7 @@ with its last user. A model whose settings were edited therefore gets a lane of 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,8 +21,9 @@ from cloud_gateway.desk import Desk
 from cloud_gateway.models.joining import Alike, JoinedLane, alike, joined_lane
 from cloud_gateway.models.lanes import MAX_ROWS, WARM_UP_BUDGET_S, Lane, LaneRules, Segment
 from cloud_gateway.models.plain import describe
+from cloud_gateway.models.preferred import PreferredEngine, answered
 from cloud_gateway.models.served import ServedVersion, Tail
-from cloud_gateway.models.settings import ModelSettings, WarmUpSample
+from cloud_gateway.models.settings import ModelSettings, Wanted, WarmUpSample
 from cloud_gateway.scheduling.cost_curve import QUANTILE
 from cloud_gateway.scheduling.lane_queue import AGEING_S
 from cloud_gateway.seeing.figures import Scope
@@ -33,7 +35,7 @@ from protocol.errors import EngineError, InvariantViolation
 from protocol.messages import PlacementKind
 from protocol.tensors import Array, TensorSpec
 
-MakeEngine = Callable[[Tail, int], Engine]  # a tail and the threads of one run
+MakeEngine = Callable[[Tail, Wanted], Engine]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +71,8 @@ class Published:
         return self.whole.lane.engine.outputs if self.whole else ()
 
 
-def ort_engine(tail: Tail, threads: int) -> Engine:
-    return OrtEngine(tail.graph(), label=tail.label, threads=threads)
+def ort_engine(tail: Tail, wanted: Wanted) -> Engine:
+    return OrtEngine(tail.graph(), label=tail.label, threads=wanted.threads)
 
 
 _Wishes = tuple[object, ...]
@@ -80,7 +82,7 @@ def _wishes(key: str, settings: ModelSettings) -> _Wishes:
     """The graphs and how they are run: versions that differ in it do not share a lane."""
     return (
         key, settings.max_batch_size, settings.instances, settings.threads, settings.efficiency_delay_s,
-        settings.profile_sizes, settings.max_queue_requests,
+        settings.profile_sizes, settings.max_queue_requests, settings.engines, settings.gpu_memory_nbytes,
     )  # fmt: skip
 
 
@@ -246,7 +248,7 @@ class Catalogue:
         if known is not None:
             return known, tail.boundary if tail.boundary is not None else known.boundary
         key = self._free_key(tail, wishes)
-        engine = self._engine(tail, settings.threads or defaults.threads)
+        engine = self._engine(tail, self._wanted(settings, batchable=tail.batchable is not False))
         engine.activate()
         try:
             boundary, axes = tail.boundary, tail.output_axes
@@ -275,8 +277,41 @@ class Catalogue:
         except BaseException:
             engine.deactivate()
             raise
-        self._lanes[key], self._wishes[key] = lane, wishes
+        self._keep(key, lane, wishes)
         return lane, boundary
+
+    def _wanted(self, settings: ModelSettings, *, batchable: bool) -> Wanted:
+        max_rows = 1 if settings.max_batch_size == 0 or not batchable else settings.max_batch_size
+        return Wanted(
+            settings.threads or self.defaults.threads,
+            self.defaults.max_rows if max_rows is None else max_rows,
+            settings.engines,
+            settings.gpu_memory_nbytes,
+        )
+
+    def _keep(self, key: str, lane: Lane, wishes: _Wishes) -> None:
+        """From now on it is one of ours: should its engines change places, it follows."""
+        self._lanes[key], self._wishes[key] = lane, wishes
+        for engine in lane.engines:
+            if isinstance(engine, PreferredEngine):
+                engine.fit = lane.measure
+                engine.moved = functools.partial(self._moved, lane)
+                engine.settled = functools.partial(self._settled, lane)
+
+    def _moved(self, lane: Lane) -> None:
+        """Another engine serves the lane; called on the thread that found out."""
+        self._desk.refit(lane)
+        self._closed(lane)  # its known answer was another engine's
+
+    def _settled(self, lane: Lane) -> None:
+        """The same a little later, in the workshop."""
+        try:
+            lane.measure_if_new()
+        except EngineError:  # it has failed in the meantime: its next batch says so
+            return
+        self._desk.refit(lane)
+        if lane.is_open:
+            self._warmed(lane)
 
     def _find_lane(self, wishes: _Wishes) -> Lane | None:
         return next((self._lanes[key] for key, others in self._wishes.items() if others == wishes), None)
@@ -290,15 +325,15 @@ class Catalogue:
         if any(lane.is_open or lane.key not in self._lanes for lane in group.lanes):
             return  # others serve by them already, or the group has joined a lane that was there
         settings = self._settings_of(version)
-        wishes, threads = _wishes(group.key, settings), settings.threads or self.defaults.threads
+        wishes, wanted = _wishes(group.key, settings), self._wanted(settings, batchable=True)
         key = self._free_key(group.suffix, wishes)
         try:
-            lane = joined_lane(key, group, lambda part: self._engine(part, threads))
+            lane = joined_lane(key, group, lambda part: self._engine(part, wanted))
         except EngineError as error:  # for want of memory, for example: their own lanes are there
             self._told("merge", f"cuts of {version} keep lanes of their own: {error}")
             return
         if lane is not None:
-            self._lanes[key], self._wishes[key] = lane, wishes
+            self._keep(key, lane, wishes)
             self._join(version, group, lane)
 
     def _join(self, version: ServedVersion, group: Alike, joined: Lane) -> None:
@@ -355,6 +390,6 @@ def run_sample(lane: Lane, sample: WarmUpSample) -> None:
         tensors[spec.name] = values.astype(dtype)
     for _ in range(sample.count):
         try:
-            lane.engine.infer(tensors)
+            answered(lane.engine, tensors)
         except EngineError as error:
             raise EngineError(f"warm-up {sample.name!r}: {error.fact}", error.remedy) from error

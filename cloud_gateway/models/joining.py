@@ -67,8 +67,12 @@ class JoinedLane(Lane):
     def __init__(self, key: str, engine: Engine, found: Alike, bridges: Mapping[str, Bridge], rules: LaneRules) -> None:
         boundary = tuple(BoundaryTensor(spec, "raw", found.batch_axes[spec.name]) for spec in engine.inputs)
         axes = found.suffix.output_axes
-        super().__init__(key, engine, boundary=boundary, output_axes=axes, batchable=True, rules=rules)
         self.bridges = bridges  # by the digest of their graph
+        super().__init__(key, engine, boundary=boundary, output_axes=axes, batchable=True, rules=rules)
+
+    @property
+    def engines(self) -> tuple[Engine, ...]:
+        return self.engine, *(bridge.engine for bridge in self.bridges.values())
 
     def deactivate(self) -> None:
         super().deactivate()

@@ -11,9 +11,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
+from cloud_gateway.models.preferred import PreferredEngine, TryAnotherError, kind_of
 from cloud_gateway.models.references import References
 from cloud_gateway.scheduling.cost_curve import QUANTILE, CostCurve
 from cloud_gateway.scheduling.lane_queue import AGEING_S
@@ -54,8 +56,19 @@ class LaneRules:
     warm_up_s: float = WARM_UP_BUDGET_S
 
 
+class Fit(NamedTuple):
+    """What batches take on the engines that a lane runs on now, and how large they may be."""
+
+    curve: CostCurve
+    max_rows: int
+
+
 class Lane:
-    """A tail with its engine. What waits for it lies in the scheduler."""
+    """A tail with its engine. What waits for it lies in the scheduler.
+
+    Each engine of an order of preference has a cost curve of its own: what a GPU took says nothing about the processor.
+    `curve` and `max_rows` are those of what serves; `refit` changes them when another engine serves.
+    """
 
     def __init__(
         self,
@@ -79,6 +92,7 @@ class Lane:
         self.rules = rules
         self.curve = CostCurve(rules.quantile)
         self.max_rows = rules.max_rows if batchable else 1
+        self._fits: dict[tuple[str, ...], Fit] = {}  # by what ran them
         self.references = References()
         self.references_lock = threading.Lock()  # several threads may run batches of this lane
         self.users = 0  # loaded tails that are this one
@@ -88,19 +102,73 @@ class Lane:
         """Give back what it runs on."""
         self.engine.deactivate()
 
+    @property
+    def engines(self) -> tuple[Engine, ...]:
+        """Everything that a batch of this lane runs on."""
+        return (self.engine,)
+
     def warm_up(self) -> None:
         """Run every batch size a few times: the first run of a shape is slow, and L(b) is wanted before traffic comes.
 
-        A tail whose free dimensions cannot all be 1 starts cold, runs at batch 1 and learns what that costs.
-        Raises EngineError if the tail does not run.
+        So does every engine that stands by: should the lane move to it, its cost is known. One that does not run is no
+        longer counted on. A tail whose free dimensions cannot all be 1 starts cold, runs at batch 1 and learns what
+        that costs. Raises EngineError if the tail does not run.
+        """
+        for engine in self.engines:
+            if isinstance(engine, PreferredEngine):
+                for kind in engine.ready():
+                    self._try_out(engine, kind)
+        if self._running() not in self._fits or not any(self._running()):
+            self.measure()
+        self.refit()
+
+    def measure(self) -> None:
+        """Learn what batches take on what this thread runs them on; `refit` uses it once that serves.
+
+        Raises EngineError if the tail does not run; where shapes had to be guessed that says nothing.
         """
         try:
-            self._measure()
+            fit = self._measured()
         except EngineError:
             if not self.is_guessed:
                 raise
-            self.curve = CostCurve(self.rules.quantile)
-            self.max_rows = 1
+            fit = Fit(CostCurve(self.rules.quantile), 1)
+        self._fits[self._running()] = fit
+
+    def measure_if_new(self) -> None:
+        """The same, where what serves now was never measured together."""
+        if not self._fits[self._running()].curve.is_known:
+            self.measure()
+
+    def refit(self) -> None:
+        """Take the curve and the bound of what serves now. What was never measured begins unknown, in small batches."""
+        running = self._running()
+        if running not in self._fits:
+            least = min((fit.max_rows for fit in self._fits.values()), default=1)
+            self._fits[running] = Fit(CostCurve(self.rules.quantile), least)
+        self.curve, self.max_rows = self._fits[running]
+
+    def expected_s(self, rows: int) -> float:
+        """What a batch takes on what this thread runs it on; 0 where nothing is known."""
+        fit = self._fits.get(self._running())
+        return fit.curve.predict(self.padded(rows)) if fit else 0.0
+
+    def _try_out(self, engine: PreferredEngine, kind: str) -> None:
+        """Measure the lane with its `engine` on `kind`, or count on that no longer."""
+        while True:
+            try:
+                with engine.using(kind, on_trial=True):
+                    self.measure()
+            except TryAnotherError as error:  # not the one on trial: another part of this lane
+                error.engine.reject(error.failed, error)
+            except EngineError as error:
+                engine.reject(kind, error)
+                return
+            else:
+                return
+
+    def _running(self) -> tuple[str, ...]:
+        return tuple(kind_of(engine) for engine in self.engines)
 
     def padded(self, rows: int) -> int:
         """The batch size that `rows` rows are run at: the engine's next larger profile, where it has profiles."""
@@ -119,22 +187,23 @@ class Lane:
             for i, d in enumerate(spec.shape)
         )
 
-    def _sizes(self) -> list[int]:
+    def _sizes(self, most: int) -> list[int]:
         """Batches to measure: an engine's profiles where it has some, else powers of two, up to the bound."""
         if self.rules.sizes and self.batchable:
-            return [size for size in self.rules.sizes if size <= self.max_rows] or [self.rules.sizes[0]]
-        return [1 << n for n in range(self.max_rows.bit_length()) if 1 << n <= self.max_rows]
+            return [size for size in self.rules.sizes if size <= most] or [self.rules.sizes[0]]
+        return [1 << n for n in range(most.bit_length()) if 1 << n <= most]
 
     def trial(self, rows: int) -> Callable[[], object]:
         """What a batch of that many rows runs."""
         return functools.partial(self.engine.infer, self.zeros(rows))
 
-    def _measure(self) -> None:
+    def _measured(self) -> Fit:
+        curve, most = CostCurve(self.rules.quantile), self.rules.max_rows if self.batchable else 1
         began = time.monotonic()
-        for size in self._sizes():
+        for size in self._sizes(most):
             if time.monotonic() - began > self.rules.warm_up_s and size > 1:
                 break
-            if self.rules.find_knee and size > self.curve.knee(size) << PAST_THE_KNEE:
+            if self.rules.find_knee and size > curve.knee(size) << PAST_THE_KNEE:
                 break
             trial = self.trial(size)
             trial()
@@ -144,9 +213,8 @@ class Lane:
                 if run >= LEAST_RUNS and start - first > WARM_UP_RUNS_S:
                     break
                 trial()
-                self.curve.observe(size, time.perf_counter() - start + BATCH_OVERHEAD_S)
-        if self.rules.find_knee:
-            self.max_rows = self.curve.knee(self.max_rows)
+                curve.observe(size, time.perf_counter() - start + BATCH_OVERHEAD_S)
+        return Fit(curve, curve.knee(most) if self.rules.find_knee else most)
 
 
 def zeros(specs: Sequence[TensorSpec], batch_axes: Mapping[str, int | None], rows: int) -> dict[str, Array]:

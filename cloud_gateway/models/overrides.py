@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from cloud_gateway.config import GatewaySettings
+from cloud_gateway.config import MIB, GatewaySettings
 from cloud_gateway.models.settings import ModelSettings
 
 
@@ -22,6 +22,10 @@ def overridden(own: ModelSettings, settings: GatewaySettings, name: str) -> Mode
         changes["threads"] = override.threads
     if override.cache is not None:
         changes["response_cache"] = override.cache
+    if override.engines:
+        changes["engines"] = override.engines
+    if override.gpu_memory_mib is not None:
+        changes["gpu_memory_nbytes"] = override.gpu_memory_mib * MIB
     if override.efficiency_delay_ms is not None:
         changes["efficiency_delay_s"] = override.efficiency_delay_ms / 1e3
     return msgspec.structs.replace(own, **changes)

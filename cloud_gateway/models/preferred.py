@@ -1,76 +1,398 @@
-"""Engines in order of preference: the first that loads a graph runs it, and why an earlier one did not is told.
+"""A lane's engine: the best of an order of preference that works, behind the Engine contract.
 
-What runs stands in the engine's description, and so in every answer, in the metrics and on the status page.
+    activate        what loads quickly is loaded at once, so that something serves; what must be built, in the workshop
+    a build ends    the new engine is compared with the one that serves, measured, and used from the next batch on
+    a batch fails   TryAnotherError says which engine to run it on instead; whoever holds its requests looks at their
+                    deadlines, runs it there, and convicts the first engine if the second one succeeded
+    convicted       the next engine serves; the failed one is given back, and loaded again after a rest that grows
+
+Which engine serves is decided in `preference.py`; here its instructions are carried out. Whatever runs stands in the
+engine's description, and so in every answer; what does not run, and why, in metrics, on the status page and in the log.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
 
-from cloud_gateway.models.served import Tail
+from cloud_gateway.models.agreement import TOLERANCE, disagreement
+from cloud_gateway.models.preference import (
+    Begin,
+    Broke,
+    Drop,
+    Event,
+    Instruction,
+    Load,
+    Loaded,
+    NotLoaded,
+    Preference,
+    RungState,
+    Tick,
+    Use,
+)
+from cloud_gateway.models.workshop import Workshop
 from protocol.engines.base import ActivationScope, Engine
-from protocol.engines.ort import CPU, OrtEngine
-from protocol.errors import EngineError
+from protocol.engines.causes import DISAGREES, OWN, THE_REQUESTS, Cause, cause_of, is_final
+from protocol.errors import EngineError, IsthmusError
+from protocol.seeing.health import known_input
 from protocol.tensors import Array, Tensors, TensorSpec
 
-PROVIDERS = {"onnxruntime-cpu": CPU, "onnxruntime-cuda": "CUDAExecutionProvider"}
 
-Told = Callable[[str, str], None]  # event and sentence, for the log
+class TryAnotherError(EngineError):
+    """`engine` failed a batch on `failed`; it is to be run in `with engine.using(instead)`."""
+
+    def __init__(self, error: EngineError, engine: PreferredEngine, failed: str, instead: str) -> None:
+        super().__init__(error.fact, error.remedy)
+        self.engine = engine
+        self.failed = failed
+        self.instead = instead
+        self.cause: Cause = cause_of(error)
 
 
-def ort_engines(order: Sequence[str], *, told: Told) -> Callable[[Tail, int], Engine]:
-    """What makes an engine for a tail and its number of threads, from names of `PROVIDERS` in order of preference."""
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """One engine of the order. `make` reads the graph and raises IsthmusError; `absent` says why it cannot be had."""
 
-    def make(tail: Tail, threads: int) -> Engine:
-        graph = tail.graph()
-        engines = [OrtEngine(graph, label=tail.label, providers=(PROVIDERS[name],), threads=threads) for name in order]
-        return engines[0] if len(engines) == 1 else PreferredEngine(engines, told=told)
+    kind: str
+    make: Callable[[], Engine]
+    absent: str = ""
+    is_built: bool = False  # loading it may take minutes
+    gpu_nbytes: int = 0  # of the GPU's memory, reserved while it is loaded
 
-    return make
+
+class RungLook(NamedTuple):
+    """Where one engine of a lane stands, for people and metrics."""
+
+    kind: str
+    state: str
+    serves: bool
+    reason: str
+    failures: int
+
+
+class _Here(threading.local):
+    """What holds for this thread alone: an engine that it asked for, and the one that ran last."""
+
+    kind: str | None = None
+    on_trial: bool = False
+    ran: str = ""
 
 
 class PreferredEngine(ActivationScope):
-    """The first of `engines` that activates, behind the Engine contract."""
+    """`fit` is asked to measure an engine before it serves for the first time (on the workshop's thread, inside
+    `using`); it may raise EngineError. `moved` is told that another engine serves, on the thread that decided it;
+    `settled` is told of it later, in the workshop, where there is time.
+    """
 
-    def __init__(self, engines: Sequence[Engine], *, told: Told) -> None:
-        self.label = engines[0].label
-        self._engines = engines
-        self._told = told
-        self._chosen: Engine | None = None
+    def __init__(
+        self, offers: Sequence[Offer], *, label: str, workshop: Workshop, tolerance: float = TOLERANCE
+    ) -> None:
+        self.label = label
+        self.fit: Callable[[], object] = lambda: None
+        self.moved: Callable[[], object] = lambda: None
+        self.settled: Callable[[], object] = lambda: None
+        self._offers = {offer.kind: offer for offer in offers}
+        self._workshop = workshop
+        self._tolerance = tolerance
+        self._room: Preference | None = None
+        self._lock = threading.RLock()  # guards what follows
+        self._engines: dict[str, Engine] = {}
+        self._serving: tuple[str, Engine] | None = None
+        self._todo: deque[str] = deque()
+        self._given_up: list[tuple[str, Engine]] = []
+        self._has_moved = False
+        self._is_active = False  # something serves: what changes from now on is told
+        self._here = _Here()
+
+    # ---- the Engine contract ----------------------------------------------------------------------------------------
 
     @property
     def description(self) -> str:
-        return self._chosen.description if self._chosen else f"none of {len(self._engines)} engines"
+        serving = self._now()
+        return serving[1].description if serving else f"none of {', '.join(self._offers)}"
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        return self._chosen.inputs if self._chosen else ()
+        serving = self._now()
+        return serving[1].inputs if serving else ()
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        return self._chosen.outputs if self._chosen else ()
+        serving = self._now()
+        return serving[1].outputs if serving else ()
 
     def activate(self) -> None:
-        """Raises what the last engine raised when none of them loads the graph."""
-        if self._chosen is not None:
-            return
-        for engine in self._engines[:-1]:
-            try:
-                engine.activate()
-            except EngineError as error:
-                self._told("engine", f"{error}; the next in order of preference is tried")
-            else:
-                self._chosen = engine
+        """Returns when something serves. Raises EngineError with every engine's reason where nothing does."""
+        with self._lock:
+            if self._room is not None:
                 return
-        self._engines[-1].activate()
-        self._chosen = self._engines[-1]
+            absent = {offer.kind: offer.absent for offer in self._offers.values() if offer.absent}
+            self._room = Preference(tuple(self._offers), absent)
+            for kind, reason in absent.items():
+                self._workshop.told("engine", f"{self.label}: {kind} was asked for and is not here: {reason}")
+            self._handle(Begin())
+            todo, self._todo = list(self._todo), deque()
+        try:
+            # The last of the order is the one to trust: what comes before it is compared with it.
+            for kind in reversed([kind for kind in todo if not self._offers[kind].is_built]):
+                self._load(kind)
+            for kind in [kind for kind in todo if self._offers[kind].is_built]:
+                if self._serving is None:
+                    self._load(kind)
+                else:
+                    self._todo.append(kind)
+            if self._serving is None:
+                reasons = "; ".join(f"{look.kind}: {look.reason}" for look in self.look())
+                raise EngineError(f"{self.label} runs on none of its engines ({reasons})", "")
+        except BaseException:
+            self.deactivate()
+            raise
+        self._is_active = True
+        if len(todo) > 1:
+            self._workshop.enter(self)
 
     def infer(self, tensors: Tensors) -> dict[str, Array]:
-        if self._chosen is None:
+        here, serving = self._here, self._now()
+        if serving is None:
             raise EngineError(f"{self.label} is not active", "call activate() first")
-        return self._chosen.infer(tensors)
+        kind, engine = serving
+        try:
+            outputs = engine.infer(tensors)
+        except EngineError as error:
+            if not here.on_trial:
+                self._suspect(kind, error)
+            raise
+        here.ran = engine.description
+        return outputs
 
     def deactivate(self) -> None:
-        if self._chosen is not None:
-            self._chosen.deactivate()
-        self._chosen = None
+        self._workshop.leave(self)
+        with self._lock:
+            given_up = [*self._engines.values(), *(engine for _, engine in self._given_up)]
+            self._engines.clear()
+            self._given_up.clear()
+            self._todo.clear()
+            self._room = self._serving = None
+            self._is_active = False
+        for engine in given_up:
+            engine.deactivate()
+        for kind in self._offers:
+            self._workshop.give_memory_back((id(self), kind))
+
+    # ---- who runs a batch -------------------------------------------------------------------------------------------
+
+    @property
+    def kind(self) -> str:
+        """What this thread's next batch runs on; "" where nothing is active."""
+        serving = self._now()
+        return serving[0] if serving else ""
+
+    @property
+    def ran(self) -> str:
+        """The description of what ran this thread's last batch."""
+        return self._here.ran
+
+    @contextmanager
+    def using(self, kind: str, *, on_trial: bool = False) -> Iterator[None]:
+        """This thread's batches run on `kind` meanwhile. On trial, a failure is whoever tries it to judge."""
+        here = self._here
+        before = here.kind, here.on_trial
+        here.kind, here.on_trial = kind, on_trial
+        try:
+            yield
+        finally:
+            here.kind, here.on_trial = before
+
+    def ready(self) -> list[str]:
+        """The engines that are loaded and may serve, the best first."""
+        with self._lock:
+            return [look.kind for look in self.look() if look.state == RungState.READY]
+
+    def look(self) -> tuple[RungLook, ...]:
+        """Where each engine stands."""
+        with self._lock:
+            room = self._room
+            if room is None:
+                return ()
+            return tuple(
+                RungLook(rung.kind, str(rung.state), rung.kind == room.in_use, rung.reason, rung.failures)
+                for rung in room.rungs.values()
+            )
+
+    def convict(self, error: TryAnotherError) -> None:
+        """Another engine ran what this one had failed: it was no fault of the request's."""
+        self._workshop.ran_instead(error.instead)
+        if error.cause not in OWN:  # those were convicted at once
+            self._break(error.failed, error, error.cause)
+
+    def reject(self, kind: str, error: EngineError) -> None:
+        """An engine that was on trial does not run what it is to run."""
+        self._break(kind, error, cause_of(error))
+
+    # ---- for the workshop -------------------------------------------------------------------------------------------
+
+    def turn(self) -> bool:
+        with self._lock:
+            if self._room is None:
+                return False
+            self._handle(Tick())
+            given_up, self._given_up = self._given_up, []
+            has_moved, self._has_moved = self._has_moved, False
+            kind = self._todo.popleft() if self._todo else None
+        for dropped, engine in given_up:
+            engine.deactivate()
+            self._workshop.give_memory_back((id(self), dropped))
+        if has_moved:
+            self.settled()
+        if kind is not None:
+            self._load(kind)
+        return kind is not None
+
+    def next_wake(self) -> float | None:
+        with self._lock:
+            if self._room is None:
+                return None
+            return 0.0 if self._todo or self._given_up or self._has_moved else self._room.next_wake()
+
+    # ---- within -----------------------------------------------------------------------------------------------------
+
+    def _now(self) -> tuple[str, Engine] | None:
+        """What this thread runs batches on."""
+        kind = self._here.kind
+        if kind is None:
+            return self._serving
+        engine = self._engines.get(kind)
+        return self._serving if engine is None else (kind, engine)
+
+    def _suspect(self, kind: str, error: EngineError) -> None:
+        """Raises TryAnotherError if the batch may run elsewhere."""
+        cause = cause_of(error)
+        if cause in THE_REQUESTS:
+            return
+        with self._lock:
+            instead = self._room.after(kind) if self._room is not None else None
+        if instead is None:
+            return
+        if cause in OWN:
+            self._break(kind, error, cause)
+        raise TryAnotherError(error, self, kind, instead) from error
+
+    def _break(self, kind: str, error: EngineError, cause: Cause) -> None:
+        with self._lock:
+            if self._room is None or self._room.rungs[kind].state is not RungState.READY:
+                return  # another thread's batch failed first
+            before = self._serving
+            self._handle(Broke(kind, str(error)[:500]))
+            serving = self._serving
+        self._workshop.failed(kind, cause)
+        assert serving is not None
+        self._workshop.told("engine", f"{self.label}: {kind} failed ({cause}): {error}; {serving[0]} serves")
+        if serving is not before:
+            self.moved()
+        self._workshop.wake()
+
+    def _load(self, kind: str) -> None:
+        """Make it ready and say so, or why not. What cannot be read at all is raised while nothing serves."""
+        offer, owner = self._offers[kind], (id(self), kind)
+        began = time.monotonic()
+        engine: Engine | None = None
+        try:
+            if reason := self._workshop.take_memory(owner, offer.gpu_nbytes):
+                raise EngineError(f"{self.label}: {reason}", "")
+            engine = offer.make()
+            engine.activate()
+            self._try_out(kind, engine)
+        except (IsthmusError, OSError, MemoryError) as error:
+            if engine is not None:
+                engine.deactivate()
+            self._workshop.give_memory_back(owner)
+            self._workshop.loaded(kind, time.monotonic() - began, ok=False)
+            self._workshop.failed(kind, DISAGREES if isinstance(error, _DisagreesError) else cause_of(error))
+            self._workshop.told("engine", f"{self.label}: {kind} does not run it: {error}")
+            with self._lock:
+                self._engines.pop(kind, None)
+                self._handle(NotLoaded(kind, str(error)[:500] or type(error).__name__, is_final(error)))
+            if self._serving is None and not isinstance(error, EngineError | MemoryError):
+                raise  # a damaged file: no engine can run it
+            return
+        self._workshop.loaded(kind, time.monotonic() - began, ok=True)
+        with self._lock:
+            before = self._serving
+            self._handle(Loaded(kind))
+            is_gone = self._room is None
+        if is_gone:  # unloaded while it was being made
+            engine.deactivate()
+            self._workshop.give_memory_back(owner)
+        elif self._is_active and before is not None and before is not self._serving:
+            self._workshop.told("engine", f"{self.label}: {kind} is ready and serves now instead of {before[0]}")
+            self.moved()
+
+    def _try_out(self, kind: str, engine: Engine) -> None:
+        """Before it may serve: does it say what those below it say, and what does a batch take? Raises EngineError."""
+        with self._lock:
+            if self._room is None:
+                return
+            self._engines[kind] = engine
+            trusted = next(reversed(self.ready()), kind)
+            judge = self._engines[trusted] if self._room.is_below(trusted, kind) else None
+        if judge is not None:
+            inputs = known_input(judge.inputs)
+            try:
+                wanted = judge.infer(inputs)
+            except EngineError:  # a guessed shape, say: there is nothing to compare
+                wanted = {}
+            if wanted and (reason := disagreement(engine.infer(inputs), wanted, self._tolerance)):
+                raise _DisagreesError(f"{self.label}: {kind} {reason}, as {trusted} computes it", "it may not serve")
+        with self.using(kind, on_trial=True):
+            self.fit()
+
+    def _handle(self, event: Event) -> None:
+        """Called with the lock held."""
+        if self._room is not None:
+            for instruction in self._room.handle(event, now=time.monotonic()):
+                self._carry_out(instruction)
+
+    def _carry_out(self, instruction: Instruction) -> None:
+        if isinstance(instruction, Load):
+            self._todo.append(instruction.kind)
+        elif isinstance(instruction, Use):
+            before = self._serving
+            self._serving = instruction.kind, self._engines[instruction.kind]
+            if before is not None and self._is_active:
+                self._has_moved = True
+                self._workshop.moved(before[0], instruction.kind)
+        else:
+            assert isinstance(instruction, Drop)
+            engine = self._engines.pop(instruction.kind, None)
+            if engine is not None:
+                self._given_up.append((instruction.kind, engine))
+
+
+class _DisagreesError(EngineError):
+    pass
+
+
+def answered(engine: Engine, tensors: Tensors) -> dict[str, Array]:
+    """What the engine, or the next in its order, makes of the gateway's own tensors. Raises EngineError."""
+    try:
+        return engine.infer(tensors)
+    except TryAnotherError as error:
+        with error.engine.using(error.instead):
+            outputs = answered(engine, tensors)
+        error.engine.convict(error)
+        return outputs
+
+
+def what_ran(engine: Engine) -> str:
+    """The description of what ran this thread's last batch."""
+    return engine.ran if isinstance(engine, PreferredEngine) else engine.description
+
+
+def kind_of(engine: Engine) -> str:
+    """What this thread's next batch runs on, where there is a choice."""
+    return engine.kind if isinstance(engine, PreferredEngine) else ""

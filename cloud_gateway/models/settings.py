@@ -8,7 +8,7 @@ gateway then takes the batch axis that was proven and the bound that it measured
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -55,6 +55,8 @@ class ModelSettings(msgspec.Struct, frozen=True):
     max_batch_size: int | None = None
     instances: int | None = None  # engines that run side by side; None: the gateway's own setting
     threads: int | None = None  # of each engine; None: the gateway's own setting
+    engines: tuple[str, ...] = ()  # in order of preference; (): the gateway's own order
+    gpu_memory_nbytes: int | None = None  # that each of its engines may take; None: as its size suggests
     # How long a request may wait for others; 0: never while an engine is free; None: the gateway's own setting.
     efficiency_delay_s: float | None = None
     preferred_sizes: tuple[int, ...] = ()  # as declared, and shown so: a batch is what waits, whatever its size
@@ -69,3 +71,12 @@ class ModelSettings(msgspec.Struct, frozen=True):
     inputs: tuple[TensorSpec, ...] = ()  # whole shapes, the batch included; () where nothing was declared
     outputs: tuple[TensorSpec, ...] = ()
     model_filename: str = "model.onnx"
+
+
+class Wanted(NamedTuple):
+    """What a tail's engine is asked for."""
+
+    threads: int = 1  # of one run
+    max_rows: int = 1
+    order: tuple[str, ...] = ()  # engines by name, the preferred first; empty: the gateway's own order
+    gpu_memory_nbytes: int | None = None  # that it may take; None: as its size suggests

@@ -18,6 +18,7 @@ import numpy as np
 from cloud_gateway.desk import Desk
 from cloud_gateway.models.joining import bridged, check_rows
 from cloud_gateway.models.lanes import Bridge, Lane
+from cloud_gateway.models.preferred import TryAnotherError, what_ran
 from cloud_gateway.models.rows import BatchRows, Source
 from cloud_gateway.scheduling.scheduler import Dispatch
 from cloud_gateway.seeing.figures import OWN, Scope
@@ -102,8 +103,9 @@ class Runner:
         outcomes: list[Outcome] = []
         lane = dispatch.batch[0].segment.lane
         items = self._whole(dispatch.batch, outcomes)
+        curve = lane.curve
         served = self._run(lane, items, outcomes, began, dispatch.predicted_s) if items else 0
-        if served:
+        if served and lane.curve is curve:  # else another engine serves by now, and has a curve of its own
             # All that the thread was busy with, so that admission and dispatch count on what a batch really takes.
             lane.curve.observe(served, time.monotonic() - began)
         return outcomes
@@ -127,6 +129,10 @@ class Runner:
             outputs = lane.engine.infer(tensors)
             if len(items) > 1 or run > rows:
                 check_rows(outputs, lane.output_axes, run)
+        except TryAnotherError as error:
+            self._rows.forget()
+            self._run_again(lane, items, outcomes, error)
+            return 0
         except EngineError as error:
             self._rows.forget()
             if len(items) > 1:  # one request's values may fail them all: each bridge's, then each on its own
@@ -137,7 +143,7 @@ class Runner:
             return 0
         end = time.monotonic()
         outputs = self._rows.detached(outputs)
-        engine = lane.engine.description
+        engine = what_ran(lane.engine)
         for item, mine in zip(items, _split(lane, outputs, items, run), strict=True):
             encoded = [codecs.encode(name, array, "raw") for name, array in mine.items()]
             buffers = tuple(buffer for _, buffer in encoded)
@@ -161,6 +167,19 @@ class Runner:
             now=done,
         )  # fmt: skip
         return rows
+
+    def _run_again(self, lane: Lane, items: list[Item], outcomes: list[Outcome], error: TryAnotherError) -> None:
+        """Run a batch that one engine failed on the next: those of its requests that can still be in time."""
+        now = time.monotonic()
+        with error.engine.using(error.instead):
+            due = now + lane.expected_s(sum(item.rows for item in items))
+            late = [item for item in items if item.deadline < due]
+            outcomes += [
+                NotComputed(item, RejectCode.DEADLINE, f"{error.failed} failed, and {TOO_LATE}") for item in late
+            ]
+            rest = [item for item in items if item not in late]
+            if rest and self._run(lane, rest, outcomes, now):
+                error.engine.convict(error)
 
     # ---- decoding ---------------------------------------------------------------------------------------------------
 

@@ -34,6 +34,11 @@ class CostCurve:
         self._curve: tuple[list[int], list[float], dict[int, float]] = ([], [], {})
         self._middle: tuple[list[int], list[float]] = ([], [])
 
+    @property
+    def is_known(self) -> bool:
+        """Whether anything was measured yet."""
+        return bool(self._seen)
+
     def observe(self, batch: int, seconds: float) -> None:
         """One batch of `batch` rows took `seconds`."""
         if batch > EXACT_UP_TO:

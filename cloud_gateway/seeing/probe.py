@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 
 from cloud_gateway.desk import Desk
 from cloud_gateway.models.lanes import Lane, Segment
+from cloud_gateway.models.preferred import answered
 from cloud_gateway.seeing.figures import OWN
 from cloud_gateway.work import Computed, Item, NotComputed, Outcome, nbytes_of
 from protocol import codecs
@@ -83,6 +84,6 @@ class _Waiting:
 def remembered(lane: Lane, tensors: dict[str, Array]) -> dict[str, Array] | None:
     """What a lane that just warmed up answers to `tensors`; None where they are no request of its."""
     try:
-        return lane.engine.infer(tensors)
+        return answered(lane.engine, tensors)
     except EngineError:
         return None

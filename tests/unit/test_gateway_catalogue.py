@@ -16,7 +16,7 @@ from cloud_gateway.desk import Desk
 from cloud_gateway.models.catalogue import Catalogue, Defaults, run_sample
 from cloud_gateway.models.lanes import Lane, Segment
 from cloud_gateway.models.served import ServedVersion, Tail
-from cloud_gateway.models.settings import ModelSettings, WarmUpSample
+from cloud_gateway.models.settings import ModelSettings, Wanted, WarmUpSample
 from cloud_gateway.scheduling.admission import Limits
 from cloud_gateway.seeing.figures import Scope
 from cloud_gateway.work import Item, Outcome
@@ -84,7 +84,7 @@ class Shelf:
             forgotten=self.forgotten.append,
         )
 
-    def _engine(self, tail: Tail, threads: int) -> FakeEngine:
+    def _engine(self, tail: Tail, wanted: Wanted) -> FakeEngine:
         if tail.key[0] in self.broken:
             raise EngineError(f"{tail.label} does not load", "")
 

@@ -80,7 +80,7 @@ def test_what_a_person_may_want_to_turn_without_a_restart_is_reloadable() -> Non
         ({"http__client_ca": "c"}, "http.client_ca is set but http has no certificate of its own"),
         ({"models__policy": "specific"}, "models.policy is specific but models.versions names none"),
         ({"models__mode": "watch"}, "models.mode is watch but there is no models.repository"),
-        ({"engines__order": ""}, "engines.order is empty"),
+        ({"engines__order": "onnxruntime-cpu,onnxruntime-cpu"}, "engines.order names onnxruntime-cpu twice"),
         ({"access__admin": True}, "access.admin is set but access.keys_dir is not"),
         ({"zmq__bind": "127.0.0.1:7447"}, "give tcp://HOST:PORT"),
         ({"http__bind": "tcp://127.0.0.1:80"}, "give HOST:PORT"),

@@ -20,7 +20,7 @@ from cloud_gateway.models.catalogue import Catalogue, Defaults
 from cloud_gateway.models.joining import Alike, JoinedLane, alike, is_worth, joined_lane
 from cloud_gateway.models.lanes import Bridge, Lane, LaneRules, Segment
 from cloud_gateway.models.served import Joint, ServedVersion, Tail
-from cloud_gateway.models.settings import ModelSettings
+from cloud_gateway.models.settings import ModelSettings, Wanted
 from cloud_gateway.models.worker import Runner
 from cloud_gateway.scheduling.admission import Limits
 from cloud_gateway.seeing.figures import Scope
@@ -285,7 +285,7 @@ class Shelf:
             told=lambda event, text: self.told.append(f"{event}: {text}"),
         )
 
-    def _engine(self, part: Tail, threads: int) -> FakeEngine:
+    def _engine(self, part: Tail, wanted: Wanted) -> FakeEngine:
         kind = part.key[0]
         functions: dict[str, tuple[Function, TensorSpec, TensorSpec]] = {
             "A": (through_a, A.spec, S),

@@ -1,66 +1,321 @@
-"""Engines in order of preference: the first that loads runs, and why the others did not is told."""
+"""A lane's engine in order of preference: what serves, what stands by, and what becomes of a batch that fails."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from cloud_gateway.models.preferred import PreferredEngine, ort_engines
+from cloud_gateway.config import EnginesSettings
+from cloud_gateway.models.agreement import disagreement
+from cloud_gateway.models.making import Making
+from cloud_gateway.models.preferred import Offer, PreferredEngine, TryAnotherError, answered, what_ran
 from cloud_gateway.models.served import open_model
-from protocol.engines.fake import FakeEngine
+from cloud_gateway.models.settings import Wanted
+from cloud_gateway.models.workshop import GpuMemory, Workshop
+from protocol.engines.catalogue import KINDS
 from protocol.engines.ort import OrtEngine
-from protocol.errors import EngineError
+from protocol.engines.trt_options import GpuError
+from protocol.errors import BundleError, EngineError
+from protocol.tensors import Tensors
 from tests import models
+from tests.scripted_engines import ONE, Scripted, X
+from tests.waiting import until
 
 
-class Refusing(FakeEngine):
-    """One that a machine lacks."""
+class Room:
+    """An engine of scripted ones, and all that it told. The workshop's thread runs unless `by_hand`."""
 
-    def activate(self) -> None:
-        raise EngineError(f"{self.label} is not here", "install it")
+    def __init__(self, *engines: Scripted, by_hand: bool = True, absent: dict[str, str] | None = None) -> None:
+        self.told: list[str] = []
+        self.workshop = Workshop(told=lambda _, text: self.told.append(text))
+        if by_hand:
+            self.workshop.enter = lambda engine: None  # type: ignore[method-assign]
+        self.engine = PreferredEngine(
+            [
+                Offer(e.label, lambda e=e: e, absent=(absent or {}).get(e.label, ""), is_built=e.is_built)  # type: ignore[misc]
+                for e in engines
+            ],
+            label="cut-1/tail",
+            workshop=self.workshop,
+        )
+
+    def states(self) -> dict[str, str]:
+        return {look.kind: look.state for look in self.engine.look()}
 
 
-def fake(value: int) -> FakeEngine:
-    return FakeEngine(lambda _: {"y": np.array([value])}, label=str(value))
-
-
-def test_the_first_engine_runs_where_it_can() -> None:
-    told: list[str] = []
-    engines = [fake(1), fake(2)]
-    with PreferredEngine(engines, told=lambda _, text: told.append(text)) as engine:
+def test_the_best_engine_serves_and_those_behind_it_stand_by() -> None:
+    gpu, cpu = Scripted("gpu"), Scripted("cpu")
+    room = Room(gpu, cpu)
+    with room.engine as engine:
         engine.activate()
-        assert engine.infer({})["y"] == [1]
-        assert engine.description == "fake"
-    assert told == []
-    assert engines[1].calls == 0
+        assert engine.infer(X)["y"].tolist() == [[2.0]]
+        assert (engine.kind, engine.description, what_ran(engine)) == ("gpu", "scripted gpu", "scripted gpu")
+        assert (gpu.is_active, cpu.is_active) == (True, True)
+        assert [spec.name for spec in (*engine.inputs, *engine.outputs)] == ["x", "y"]
+    assert (gpu.is_active, cpu.is_active) == (False, False)
+    assert room.told == []
 
 
-def test_the_next_one_runs_where_the_first_cannot_and_the_reason_is_told() -> None:
-    told: list[str] = []
-    refusing = Refusing(lambda _: {}, label="gpu")
-    with PreferredEngine([refusing, fake(2)], told=lambda _, text: told.append(text)) as engine:
-        assert engine.infer({})["y"] == [2]
-    assert told == ["gpu is not here; install it; the next in order of preference is tried"]
+def test_what_is_not_here_is_told_and_the_next_serves() -> None:
+    room = Room(Scripted("gpu"), Scripted("cpu"), absent={"gpu": "no driver; install one"})
+    with room.engine as engine:
+        assert engine.kind == "cpu"
+        assert room.states() == {"gpu": "absent", "cpu": "ready"}
+    assert room.told == ["cut-1/tail: gpu was asked for and is not here: no driver; install one"]
+
+
+def test_what_does_not_load_rests_and_the_next_serves() -> None:
+    room = Room(Scripted("gpu", loads=[EngineError("no room", "")]), Scripted("cpu"))
+    with room.engine as engine:
+        assert engine.kind == "cpu"
+        assert room.states() == {"gpu": "resting", "cpu": "ready"}
+    assert "gpu does not run it: no room" in room.told[0]
+    assert room.workshop.counts().loads == {("gpu", False): 1, ("cpu", True): 1}
+
+
+def test_where_none_loads_every_reason_is_raised() -> None:
+    room = Room(Scripted("gpu", loads=[EngineError("no room", "")]), Scripted("cpu", loads=[EngineError("torn", "")]))
+    with pytest.raises(EngineError, match=r"gpu: no room; cpu: torn"):
+        room.engine.activate()
     with pytest.raises(EngineError, match="not active"):
-        engine.infer({})
+        room.engine.infer(X)
+    assert (room.engine.inputs, room.engine.outputs, room.engine.kind) == ((), (), "")
 
 
-def test_where_none_loads_the_last_reason_is_raised() -> None:
-    engine = PreferredEngine([Refusing(lambda _: {}, label=name) for name in "ab"], told=lambda *_: None)
-    with pytest.raises(EngineError, match="b is not here"):
+def test_a_damaged_file_is_an_error_of_its_own_and_no_engines() -> None:
+    def damaged() -> Scripted:
+        raise BundleError("tail.onnx is damaged", "copy it again")
+
+    engine = PreferredEngine([Offer("cpu", damaged)], label="t", workshop=Workshop())
+    with pytest.raises(BundleError, match="damaged"):
         engine.activate()
-    assert (engine.inputs, engine.outputs) == ((), ())
 
 
-def test_onnx_runtime_on_the_processor_serves_where_there_is_no_graphics_card(tmp_path: Path) -> None:
+def test_what_must_be_built_is_built_while_the_next_one_serves() -> None:
+    built, cpu = Scripted("built", is_built=True), Scripted("cpu")
+    room = Room(built, cpu)
+    measured: list[str] = []
+    moved: list[str] = []
+    with room.engine as engine:
+        engine.fit = lambda: measured.append(engine.kind)
+        engine.moved = lambda: moved.append(engine.kind)
+        engine.settled = lambda: moved.append("settled")
+        assert (engine.kind, built.is_active) == ("cpu", False)
+        assert engine.next_wake() == 0.0
+        while engine.turn():
+            pass
+        assert (engine.kind, measured) == ("built", ["built"]), "it was measured before it served"
+        engine.turn()
+        assert moved == ["built", "settled"]
+        assert cpu.is_active, "the one that served stands by"
+    assert room.told == ["cut-1/tail: built is ready and serves now instead of cpu"]
+
+
+def test_what_must_be_built_is_waited_for_where_nothing_else_can_serve() -> None:
+    room = Room(Scripted("built", is_built=True), Scripted("cpu", loads=[EngineError("torn", "")]))
+    with room.engine as engine:
+        assert engine.kind == "built"
+
+
+def test_the_workshop_builds_by_itself_and_a_lane_that_is_gone_by_then_keeps_nothing() -> None:
+    built = Scripted("built", is_built=True)
+    room = Room(built, Scripted("cpu"), by_hand=False)
+    room.engine.activate()
+    until(lambda: room.engine.kind == "built", "the build to end")
+    room.engine.deactivate()
+    assert not built.is_active
+    late = Scripted("late", is_built=True, while_loading=lambda: gone.engine.deactivate())
+    gone = Room(late, Scripted("cpu"), by_hand=False)
+    gone.engine.activate()
+    until(lambda: late.was_active and not late.is_active, "the engine to be given back")
+    assert room.workshop.stop()
+    assert gone.workshop.stop()
+
+
+def test_an_engine_that_computes_something_else_may_not_serve() -> None:
+    room = Room(Scripted("gpu", factor=3.0), Scripted("cpu"))
+    with room.engine as engine:
+        assert engine.kind == "cpu"
+    assert "gpu differs by 50.0% of the largest value in y, as cpu computes it" in room.told[0]
+    assert room.workshop.counts().failures == {("gpu", "disagrees"): 1}
+
+
+# ---- a batch that fails ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cause", ["out-of-memory", "device-lost", "run-failed"])
+def test_an_engines_own_trouble_moves_the_lane_at_once(cause: str) -> None:
+    gpu, cpu = Scripted("gpu"), Scripted("cpu")
+    room = Room(gpu, cpu)
+    moved: list[str] = []
+    with room.engine as engine:
+        engine.moved = lambda: moved.append(engine.kind)
+        gpu.fails.append(GpuError("it fell over", cause=cause))  # type: ignore[arg-type]
+        with pytest.raises(TryAnotherError, match="it fell over") as caught:
+            engine.infer(X)
+        assert (engine.kind, moved, caught.value.instead) == ("cpu", ["cpu"], "cpu")
+        with engine.using("cpu"):
+            assert engine.infer(X)["y"].tolist() == [[2.0]]
+        engine.convict(caught.value)
+        assert moved == ["cpu"], "it is convicted once"
+        assert room.states() == {"gpu": "resting", "cpu": "ready"}
+        counts = room.workshop.counts()
+        assert (counts.failures, counts.reruns) == ({("gpu", cause): 1}, {"cpu": 1})
+        assert counts.moves == {("gpu", "cpu"): 1}
+        engine.turn()
+        assert not gpu.is_active, "it is given back while it rests"
+
+
+def test_a_failure_that_may_be_the_requests_moves_the_lane_only_when_another_engine_ran_the_batch() -> None:
+    gpu, cpu = Scripted("gpu"), Scripted("cpu")
+    with Room(gpu, cpu).engine as engine:
+        gpu.fails.append(EngineError("index out of bounds", ""))
+        cpu.fails.append(EngineError("index out of bounds", ""))
+        with pytest.raises(EngineError, match="out of bounds"):
+            answered(engine, X)
+        assert engine.kind == "gpu", "both refused: the values were at fault"
+        gpu.fails.append(EngineError("no such kernel", ""))
+        assert answered(engine, X)["y"].tolist() == [[2.0]]
+        assert engine.kind == "cpu"
+
+
+def test_tensors_that_do_not_fit_are_no_engines_fault() -> None:
+    gpu, cpu = Scripted("gpu"), Scripted("cpu")
+    with Room(gpu, cpu).engine as engine:
+        gpu.fails.append(GpuError("a row too many", cause="bad-input"))
+        with pytest.raises(GpuError, match="a row too many"):
+            engine.infer(X)
+        assert (engine.kind, cpu.runs) == ("gpu", 1), "the processor ran once: for the comparison at the start"
+
+
+def test_the_last_engine_that_works_is_never_given_up() -> None:
+    gpu, cpu = Scripted("gpu", loads=[EngineError("no room", "")]), Scripted("cpu")
+    with Room(gpu, cpu).engine as engine:
+        cpu.fails.append(GpuError("out of memory", cause="out-of-memory"))
+        with pytest.raises(GpuError):
+            engine.infer(X)
+        assert engine.infer(X)["y"].tolist() == [[2.0]]
+
+
+def test_three_engines_fail_one_after_another_and_the_batch_is_run_by_the_third() -> None:
+    one, two, three = Scripted("one"), Scripted("two"), Scripted("three")
+    with Room(one, two, three).engine as engine:
+        for broken in (one, two):
+            broken.fails.append(GpuError("lost", cause="device-lost"))
+        assert answered(engine, X)["y"].tolist() == [[2.0]]
+        assert (engine.kind, engine.ready()) == ("three", ["three"])
+
+
+def test_an_engine_that_rested_is_loaded_again_measured_and_serves() -> None:
+    gpu, cpu = Scripted("gpu"), Scripted("cpu")
+    room = Room(gpu, cpu)
+    with room.engine as engine:
+        measured: list[str] = []
+        engine.fit = lambda: measured.append(engine.kind)
+        gpu.fails.append(GpuError("lost", cause="run-failed"))
+        answered(engine, X)
+        engine.turn()
+        due = engine.next_wake()
+        assert due is not None
+        assert due > time.monotonic() - 1
+        assert engine._room is not None
+        engine._room.rungs["gpu"].rests_until = 0.0  # its rest is over
+        engine.turn()
+        assert (engine.kind, measured, gpu.activations) == ("gpu", ["gpu"], 2)
+
+
+def test_an_engine_that_cannot_come_back_in_this_process_is_not_asked_again() -> None:
+    gpu, cpu = Scripted("gpu", loads=[GpuError("the device is lost", cause="device-lost")]), Scripted("cpu")
+    room = Room(gpu, cpu)
+    with room.engine as engine:
+        assert room.states() == {"gpu": "absent", "cpu": "ready"}
+        assert engine.next_wake() is None
+
+
+# ---- how it is made -------------------------------------------------------------------------------------------------
+
+
+def test_memory_of_the_gpu_is_shared_out_and_the_sentence_says_what_is_left() -> None:
+    memory = GpuMemory(lambda: 1000 << 20)
+    assert memory.take("a", 600 << 20) == ""
+    assert memory.take("a", 700 << 20) == "", "its own is no obstacle"
+    assert "needs 400 MiB of the GPU, and 300 of 1000 are left" in memory.take("b", 400 << 20)
+    memory.give_back("a")
+    assert memory.take("b", 400 << 20) == ""
+
+
+def test_a_lane_without_room_on_the_gpu_is_served_by_the_processor_until_there_is_some() -> None:
+    workshop = Workshop(gpu_memory=lambda: 100)
+
+    def lane() -> PreferredEngine:
+        offers = [Offer("gpu", lambda: Scripted("gpu"), gpu_nbytes=80), Offer("cpu", lambda: Scripted("cpu"))]
+        return PreferredEngine(offers, label="t", workshop=workshop)
+
+    first, second = lane(), lane()
+    workshop.enter = lambda engine: None  # type: ignore[method-assign]
+    first.activate()
+    second.activate()
+    assert (first.kind, second.kind, workshop.gpu_memory()) == ("gpu", "cpu", (80, 100))
+    first.deactivate()
+    assert workshop.gpu_memory() == (0, 100)
+    assert second._room is not None
+    second._room.rungs["gpu"].rests_until = 0.0
+    second.turn()
+    assert second.kind == "gpu"
+
+
+def engine_for(tmp_path: Path, order: tuple[str, ...], told: Callable[[str, str], None]) -> object:
     (tail,) = open_model(models.write(models.residual(), tmp_path)).tails
+    settings = EnginesSettings(order=order)  # type: ignore[arg-type]
+    return Making(settings, Workshop(told=told))(tail, Wanted())
+
+
+def test_the_processor_alone_needs_no_choice(tmp_path: Path) -> None:
+    assert isinstance(engine_for(tmp_path, ("onnxruntime-cpu",), lambda *_: None), OrtEngine)
+
+
+def test_onnx_runtime_on_the_processor_serves_where_there_is_no_gpu_and_that_is_told(tmp_path: Path) -> None:
+    absent = KINDS["onnxruntime-cuda"].absent()
     told: list[str] = []
-    make = ort_engines(["onnxruntime-cuda", "onnxruntime-cpu"], told=lambda _, text: told.append(text))
-    engine = make(tail, 1)
-    engine.activate()
-    assert [spec.name for spec in engine.inputs] == ["x"]
-    assert engine.description.endswith("CPUExecutionProvider" if told else "CUDAExecutionProvider")
-    engine.deactivate()
-    assert isinstance(ort_engines(["onnxruntime-cpu"], told=lambda *_: None)(tail, 1), OrtEngine)
+    engine = engine_for(tmp_path, ("onnxruntime-cuda", "onnxruntime-cpu"), lambda _, text: told.append(text))
+    assert isinstance(engine, PreferredEngine)
+    with engine:
+        assert [spec.name for spec in engine.inputs] == ["x"]
+        assert engine.kind == ("onnxruntime-cpu" if absent else "onnxruntime-cuda")
+    assert any("onnxruntime-cuda was asked for and is not here" in text for text in told) == bool(absent)
+
+
+def test_an_engine_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="no engine 'abacus'; known are tensorrt"):
+        engine_for(tmp_path, ("abacus",), lambda *_: None)
+
+
+# ---- agreement ------------------------------------------------------------------------------------------------------
+
+
+def y(*values: float, dtype: str = "float32") -> Tensors:
+    return {"y": np.array(values, dtype)}
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted", "says"),
+    [
+        (y(1.0, 100.0), y(2.0, 100.0), ""),
+        (y(1.0, 90.0), y(1.0, 100.0), "differs by 10.0% of the largest value in y"),
+        (y(float("nan")), y(float("nan")), ""),
+        (y(float("nan")), y(1.0), "differs by"),
+        (y(1, dtype="int64"), y(2, dtype="int64"), ""),
+        (y(1, dtype="int64"), y(1.0), "answers y as int64 [1] instead of float32 [1]"),
+        ({"z": ONE}, {"y": ONE}, "answers z instead of y"),
+        ({}, {"y": ONE}, "answers nothing instead of y"),
+        (y(), y(), ""),
+    ],
+)
+def test_two_answers_agree_within_a_share_of_the_largest_value(given: Tensors, wanted: Tensors, says: str) -> None:
+    found = disagreement(given, wanted, 0.02)
+    assert found.startswith(says)
+    assert bool(found) == bool(says)

@@ -1,0 +1,110 @@
+"""Makes a tail's engine as the settings order it: what is there of the order, how much of the GPU it may take.
+
+An order that was stated is kept to the letter: what it names and this machine lacks is told, for every lane, and never
+replaced by something that nobody asked for. Without one, everything that is there stands in the order of the
+catalogue, which is the order of speed; what was found is told once.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Mapping, Sequence
+
+from cloud_gateway.config import EnginesSettings
+from cloud_gateway.models.preferred import Offer, PreferredEngine
+from cloud_gateway.models.served import Tail
+from cloud_gateway.models.settings import Wanted
+from cloud_gateway.models.workshop import MIB, Workshop
+from protocol.engines.base import Engine
+from protocol.engines.catalogue import CPU, KINDS, EngineOptions, Kinds, gpu_memory_nbytes, present
+from protocol.errors import EngineError
+from protocol.graphs import external_of
+
+SHARE = 0.9  # of a GPU's memory: the driver, other processes and fragments want some
+# What a lane's engine takes where nobody says: its weights twice, since a library keeps its own layout of them beside
+# the file's, and room for workspaces and activations.
+WEIGHTS, ROOM_NBYTES = 2, 512 * MIB
+
+
+# What this machine has, and why it lacks the rest.
+Found = Callable[[Sequence[str], Mapping[str, str]], None]
+
+
+class Making:
+    """Thread-safe. `kinds` are what may be ordered by name; `found` is told once what the order by speed is here."""
+
+    def __init__(
+        self,
+        settings: EnginesSettings,
+        workshop: Workshop,
+        *,
+        kinds: Kinds = KINDS,
+        found: Found = lambda order, absent: None,
+    ) -> None:
+        self._settings = settings
+        self._report = found
+        self._workshop = workshop
+        self._kinds = kinds
+        self._lock = threading.Lock()
+        self._found: tuple[str, ...] | None = None
+
+    def __call__(self, tail: Tail, wanted: Wanted) -> Engine:
+        """The engine for one tail, not active. Raises EngineError where the order names what does not exist."""
+        order = wanted.order or self._settings.order or self._what_is_there()
+        if unknown := [name for name in order if name not in self._kinds]:
+            raise EngineError(f"there is no engine {unknown[0]!r}", f"known are {', '.join(self._kinds)}")
+        if tuple(order) == (CPU,):  # nothing to choose, nothing to budget: the session itself
+            return self._kinds[CPU].make(tail.graph(), EngineOptions(tail.label, threads=wanted.threads))
+        _, absent = present(self._kinds, order)
+        needed = self._needed_nbytes(tail, wanted) if any(self._on_gpu(name, absent) for name in order) else 0
+        offers = [self._offer(name, tail, wanted, absent, needed) for name in order]
+        return PreferredEngine(offers, label=tail.label, workshop=self._workshop, tolerance=self._settings.tolerance)
+
+    def _offer(self, name: str, tail: Tail, wanted: Wanted, absent: dict[str, str], needed_nbytes: int) -> Offer:
+        kind = self._kinds[name]
+        axes = None if tail.boundary is None else {b.spec.name: b.batch_axis for b in tail.boundary}
+        options = EngineOptions(
+            tail.label,
+            threads=wanted.threads,
+            max_rows=wanted.max_rows,
+            batch_axes=axes,
+            device=self._settings.device,
+            gpu_memory_nbytes=needed_nbytes if kind.on_gpu else None,
+            cache_dir=self._settings.plans_dir,
+            told=functools.partial(self._workshop.told, "engine"),
+        )
+        return Offer(
+            name,
+            lambda: kind.make(tail.graph(), options),
+            absent=absent.get(name, ""),
+            is_built=kind.is_built,
+            gpu_nbytes=needed_nbytes if kind.on_gpu else 0,
+        )
+
+    def _on_gpu(self, name: str, absent: dict[str, str]) -> bool:
+        return self._kinds[name].on_gpu and name not in absent
+
+    def _needed_nbytes(self, tail: Tail, wanted: Wanted) -> int:
+        if wanted.gpu_memory_nbytes is not None:
+            return wanted.gpu_memory_nbytes
+        return WEIGHTS * _nbytes(tail.graph()) + ROOM_NBYTES
+
+    def _what_is_there(self) -> tuple[str, ...]:
+        with self._lock:
+            if self._found is None:
+                self._found, absent = present(self._kinds, tuple(self._kinds))
+                self._report(self._found, absent)
+            return self._found
+
+
+def gpu_memory_for_lanes(settings: EnginesSettings) -> int | None:
+    """Bytes of the GPU that all lanes share; None where nobody knows how many there are. Asks the driver."""
+    if settings.gpu_memory_mib != "auto":
+        return settings.gpu_memory_mib * MIB
+    total = gpu_memory_nbytes(settings.device)
+    return None if total is None else int(total * SHARE)
+
+
+def _nbytes(graph: bytes) -> int:
+    return len(graph) + sum(memoryview(data).nbytes for data in external_of(graph).values())

@@ -111,7 +111,13 @@ class Gateway:
         probe = Probe(self.desk, self.catalogue.lane, timeout_s=metrics.deep_timeout_s)
         self.deep = DeepCheck(probe.ask, timeout_s=metrics.deep_timeout_s, keep_s=metrics.deep_keep_s)
         self.observer = Observer(
-            self.desk, self.catalogue, self.keeper, self.ledger, agents=lambda: self.frontend.agents, events=self.stats
+            self.desk,
+            self.catalogue,
+            self.keeper,
+            self.ledger,
+            agents=lambda: self.frontend.agents,
+            events=self.stats,
+            workshop=self.workshop,
         )
         updates = settings.updates
         self.offering = Offering(

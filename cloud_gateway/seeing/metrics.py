@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
 
+from cloud_gateway.seeing.engine_metrics import ENGINES
 from cloud_gateway.seeing.figures import Counters, Figures, Scope
 from cloud_gateway.seeing.ledger import LedgerSnapshot
 from cloud_gateway.seeing.standing import LaneState, Standing
@@ -153,6 +154,11 @@ def _events(scene: Scene) -> Iterator[Series]:
 
 def _build(scene: Scene) -> Iterator[Series]:
     yield Series("", labels(software=scene.software), 1)
+
+
+def _of_standing(family: Family[Standing]) -> Family[Scene]:
+    read = family.read
+    return Family(family.name, family.kind, family.help, family.labels, lambda scene: read(scene.standing))
 
 
 # ---- the table ------------------------------------------------------------------------------------------------------
@@ -390,4 +396,4 @@ OURS: tuple[Family[Scene], ...] = (
     Family("process_open_fds", _GAUGE, "Open files.", (), _gateway(lambda s: s.machine.process_open_files)),
 )
 
-FAMILIES = (*TRITONS, *OURS)
+FAMILIES = (*TRITONS, *OURS, *(_of_standing(family) for family in ENGINES))

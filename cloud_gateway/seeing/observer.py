@@ -14,10 +14,12 @@ from cloud_gateway.desk import Desk
 from cloud_gateway.models.catalogue import Catalogue
 from cloud_gateway.models.keeper import Keeper
 from cloud_gateway.models.lanes import Lane, Segment
+from cloud_gateway.models.preferred import PreferredEngine
+from cloud_gateway.models.workshop import Workshop
 from cloud_gateway.seeing.figures import Scope
 from cloud_gateway.seeing.ledger import Ledger
 from cloud_gateway.seeing.metrics import Scene
-from cloud_gateway.seeing.standing import LaneState, ModelState, Standing
+from cloud_gateway.seeing.standing import EngineAccount, EngineState, LaneState, ModelState, Standing
 from protocol import __version__
 from protocol.seeing.machine import Machine
 
@@ -37,6 +39,7 @@ class Observer:
         *,
         agents: Callable[[], int],
         events: Callable[[], Mapping[str, int]],
+        workshop: Workshop,
     ) -> None:
         self._desk = desk
         self._catalogue = catalogue
@@ -44,6 +47,7 @@ class Observer:
         self._ledger = ledger
         self._agents = agents
         self._events = events  # counters that live elsewhere: the doors', the cache's, the front's
+        self._workshop = workshop
         self._machine = Machine()
 
     def scene(self) -> Scene:
@@ -83,6 +87,20 @@ class Observer:
             agents=self._agents(),
             credit_requests=limits.credit_requests,
             credit_nbytes=limits.credit_nbytes,
+            engines=self._account(),
+        )
+
+    def _account(self) -> EngineAccount:
+        counts = self._workshop.counts()
+        reserved, limit = self._workshop.gpu_memory()
+        return EngineAccount(
+            failures={(failure.kind, str(failure.cause)): n for failure, n in counts.failures.items()},
+            loads={(kind, "ok" if ok else "failed"): n for (kind, ok), n in counts.loads.items()},
+            load_s={(kind,): seconds for kind, seconds in counts.load_s.items()},
+            moves={(old, new): n for (old, new), n in counts.moves.items()},
+            reruns={(kind,): n for kind, n in counts.reruns.items()},
+            gpu_reserved_nbytes=reserved if reserved or limit else None,
+            gpu_limit_nbytes=limit,
         )
 
     def _lane(self, lane: Lane, segments: list[Segment], now: float) -> LaneState | None:
@@ -102,4 +120,11 @@ class Observer:
             wait_s=look.wait_s,
             pending_requests=look.waiting,
             pending_nbytes=look.waiting_nbytes,
+            engines=_engines(lane),
         )
+
+
+def _engines(lane: Lane) -> tuple[EngineState, ...]:
+    """Where every engine of the lane's order stands; of a lane of several parts, the common suffix's."""
+    engine = lane.engine
+    return tuple(EngineState(*look) for look in engine.look()) if isinstance(engine, PreferredEngine) else ()

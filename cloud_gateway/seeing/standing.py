@@ -25,6 +25,30 @@ class ModelState:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineState:
+    """One engine of a lane's order of preference."""
+
+    kind: str
+    state: str  # absent, untried, loading, ready or resting
+    serves: bool
+    reason: str = ""  # why it is absent or rests
+    failures: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineAccount:
+    """What has happened to engines of all lanes since the start, by name, and the GPU's memory."""
+
+    failures: Mapping[tuple[str, ...], int] = field(default_factory=dict)  # (engine, cause)
+    loads: Mapping[tuple[str, ...], int] = field(default_factory=dict)  # (engine, "ok" or "failed")
+    load_s: Mapping[tuple[str, ...], float] = field(default_factory=dict)
+    moves: Mapping[tuple[str, ...], int] = field(default_factory=dict)  # (from, to)
+    reruns: Mapping[tuple[str, ...], int] = field(default_factory=dict)
+    gpu_reserved_nbytes: int | None = None
+    gpu_limit_nbytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class LaneState:
     """One tail with its queue and engines."""
 
@@ -40,6 +64,7 @@ class LaneState:
     pending_requests: int = 0
     pending_nbytes: int = 0
     unbatched: str = ""  # why requests never share a batch, where they do not
+    engines: tuple[EngineState, ...] = ()  # in order of preference, where there is a choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +83,7 @@ class Standing:
     agents: int = 0
     credit_requests: int = 0
     credit_nbytes: int = 0
+    engines: EngineAccount = field(default_factory=EngineAccount)
 
     @property
     def pending_requests(self) -> int:

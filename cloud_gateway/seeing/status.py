@@ -33,6 +33,7 @@ def status_document(scene: Scene) -> dict[str, Any]:
                 "label": lane.label,
                 "scopes": [scope._asdict() for scope in lane.scopes],
                 "engine": lane.engine,
+                "engines": lane.engines,
                 "instances": lane.instances,
                 "busy": lane.busy,
                 "batch_bound": lane.batch_bound,
@@ -58,6 +59,10 @@ def status_document(scene: Scene) -> dict[str, Any]:
         },
         "agents": standing.agents,
         "credit": {"requests": standing.credit_requests, "nbytes": standing.credit_nbytes},
+        "gpu_memory": {
+            "reserved_nbytes": standing.engines.gpu_reserved_nbytes,
+            "limit_nbytes": standing.engines.gpu_limit_nbytes,
+        },
         "events": scene.snapshot.events,
         "machine": scene.machine,
     }

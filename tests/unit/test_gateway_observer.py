@@ -14,6 +14,7 @@ from cloud_gateway.desk import Desk
 from cloud_gateway.models.catalogue import Catalogue, Defaults
 from cloud_gateway.models.keeper import Keeper
 from cloud_gateway.models.repository import Repository
+from cloud_gateway.models.workshop import Workshop
 from cloud_gateway.scheduling.admission import Limits
 from cloud_gateway.seeing.figures import Scope
 from cloud_gateway.seeing.ledger import Ledger
@@ -42,8 +43,9 @@ class Room:
         self.keeper = Keeper(self.catalogue, Repository(root))
         self.elsewhere: Counter[str] = Counter()
         self.observer = Observer(
-            self.desk, self.catalogue, self.keeper, self.ledger, agents=lambda: 3, events=lambda: self.elsewhere
-        )
+            self.desk, self.catalogue, self.keeper, self.ledger, agents=lambda: 3, events=lambda: self.elsewhere,
+            workshop=Workshop(),
+        )  # fmt: skip
 
     def submit(self) -> Item:
         published = self.catalogue.find("good")

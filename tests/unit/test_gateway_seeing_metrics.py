@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from cloud_gateway.seeing.ledger import Ledger, Scope
 from cloud_gateway.seeing.metrics import FAMILIES, OURS, TRITONS, Scene, metrics_text
 from cloud_gateway.seeing.page import page_html
-from cloud_gateway.seeing.standing import LaneState, ModelState, Standing
+from cloud_gateway.seeing.standing import EngineAccount, EngineState, LaneState, ModelState, Standing
 from cloud_gateway.seeing.status import status_json
 from protocol.seeing.exposition import buckets, labels
 from protocol.seeing.machine import MachineState
@@ -25,6 +25,15 @@ DOCS = ROOT / "docs" / "operations.md"
 DASHBOARD = ROOT / "deploy" / "grafana" / "isthmus-gateway.json"
 NAME = re.compile(r"\b(?:nv|isthmus|process)_[a-z_]+\b")
 CUT = Scope("digits", "3", "cut-1")
+ENGINES = (
+    EngineState("tensorrt", "resting", False, "device lost", 2),
+    EngineState("onnxruntime-cuda", "ready", True),
+    EngineState("onnxruntime-cpu", "ready", False),
+)
+ACCOUNT = EngineAccount(
+    {("tensorrt", "device-lost"): 2}, {("tensorrt", "ok"): 1, ("onnxruntime-cuda", "ok"): 1}, {("tensorrt",): 61.5},
+    {("tensorrt", "onnxruntime-cuda"): 1}, {("onnxruntime-cuda",): 3}, 600, 1000,
+)  # fmt: skip
 NASTY = Scope('a"b\\c\nd{}', "1", "full-cloud")
 
 
@@ -46,9 +55,11 @@ def scene(*, full: bool = True) -> Scene:
     machine = MachineState(
         10**8, 12.5, 0.3, 9, 30, 0.25, 8 * 10**9, 10**9, (Gpu("GPU-1", 0.5, 10, 4), Gpu("GPU-2", None, None, None))
     )
-    lane = LaneState("1f2e", "cut-1/tail", (CUT,), "onnxruntime-1/CPU", 2, 1, 8, {1: 0.002}, 0.01, 3, 999)
+    lane = LaneState("1f2e", "cut-1/tail", (CUT,), "onnxruntime-1/CPU", 2, 1, 8, {1: 0.002}, 0.01, 3, 999,
+                     engines=ENGINES)  # fmt: skip
     states = (ModelState("digits", "3", "AVAILABLE"), ModelState("digits", "2", "ERROR", reason="no graph"))
-    standing = Standing(ready=True, models=states, lanes=(lane,), pending={CUT: 3}, agents=2, credit_requests=32)
+    standing = Standing(ready=True, models=states, lanes=(lane,), pending={CUT: 3}, agents=2, credit_requests=32,
+                        engines=ACCOUNT)  # fmt: skip
     return Scene(ledger.snapshot(now=8.0), standing, machine, "isthmus 1")
 
 
@@ -70,6 +81,20 @@ def test_an_independent_parser_reads_every_family_of_the_table() -> None:
         assert seen.type == family.kind, family.name
         assert seen.documentation == family.help
         assert {name for sample in seen.samples for name in sample.labels} == set(family.labels), family.name
+
+
+def test_engines_of_an_order_of_preference_are_shown_as_they_stand_and_with_what_failed() -> None:
+    series = [s.labels for s in families()["isthmus_lane_engine_state"].samples]
+    assert {(one["engine"], one["state"]) for one in series} == {
+        ("tensorrt", "resting"),
+        ("onnxruntime-cuda", "serving"),
+        ("onnxruntime-cpu", "ready"),
+    }
+    assert value("isthmus_engine_failures_total", engine="tensorrt", cause="device-lost") == 2
+    assert value("isthmus_engine_load_seconds_total", engine="tensorrt") == 61.5
+    assert value("isthmus_engine_moves_total", **{"from": "tensorrt", "to": "onnxruntime-cuda"}) == 1
+    assert value("isthmus_engine_reruns_total", engine="onnxruntime-cuda") == 3
+    assert (value("isthmus_gpu_reserved_bytes"), value("isthmus_gpu_reservable_bytes")) == (600, 1000)
 
 
 def test_tritons_counters_bear_tritons_names_with_nothing_behind_them() -> None:

@@ -95,7 +95,9 @@ function showLanes(seen) {
         ["engines busy", `${lane.busy} of ${lane.instances}`],
         ["waiting", `${plural(lane.pending_requests, "request")}, ${bytes(lane.pending_nbytes)}`],
         ["wait of a new one", seconds(lane.wait_s)]]),
-      el("p", { class: "soft small" }, lane.engine));
+      el("p", { class: "soft small" }, lane.engine),
+      ...lane.engines.filter((e) => !e.serves).map((e) => el("p", { class: "soft small" },
+        `${e.kind}: ${e.state === "ready" ? "stands by" : e.state}${e.failures ? `, failed ${plural(e.failures, "time")}` : ""}${e.reason ? ` (${e.reason})` : ""}`)));
   }));
 }
 

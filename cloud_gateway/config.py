@@ -187,6 +187,13 @@ class EnginesSettings(Section, frozen=True):
     plans_dir: Annotated[
         Path | None, setting("Folder where plans that were built here are kept; else they are built at every start.")
     ] = None
+    retry_s: Annotated[
+        float,
+        setting(
+            "An engine that failed rests this long before it is tried again; each time twice as long.", ge=0.01, le=3600
+        ),
+    ] = 2.0
+    longest_retry_s: Annotated[float, setting("It rests no longer than this.", ge=0.01, le=86400)] = 300.0
     tolerance: Annotated[
         float,
         setting(
@@ -322,6 +329,8 @@ class GatewaySettings(Section, frozen=True):
         for key, order in orders.items():
             for twice in sorted({name for name in order if order.count(name) > 1}):
                 yield key, f"{key} names {twice} twice", "name each engine once, the preferred first"
+        if self.engines.longest_retry_s < self.engines.retry_s:
+            yield "engines.retry_s", "engines.retry_s is more than engines.longest_retry_s", "raise the longest"
         if self.access.admin and self.access.keys_dir is None:
             fact = "access.admin is set but access.keys_dir is not"
             yield "access.admin", fact, "make keys with `cloud-gateway keys init`: administration needs an API key"

@@ -59,7 +59,15 @@ class Making:
         _, absent = present(self._kinds, order)
         needed = self._needed_nbytes(tail, wanted) if any(self._on_gpu(name, absent) for name in order) else 0
         offers = [self._offer(name, tail, wanted, absent, needed) for name in order]
-        return PreferredEngine(offers, label=tail.label, workshop=self._workshop, tolerance=self._settings.tolerance)
+        settings = self._settings
+        return PreferredEngine(
+            offers,
+            label=tail.label,
+            workshop=self._workshop,
+            tolerance=settings.tolerance,
+            first_rest_s=settings.retry_s,
+            longest_rest_s=settings.longest_retry_s,
+        )
 
     def _offer(self, name: str, tail: Tail, wanted: Wanted, absent: dict[str, str], needed_nbytes: int) -> Offer:
         kind = self._kinds[name]

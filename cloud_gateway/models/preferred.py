@@ -22,6 +22,8 @@ from typing import NamedTuple
 
 from cloud_gateway.models.agreement import TOLERANCE, disagreement
 from cloud_gateway.models.preference import (
+    FIRST_REST_S,
+    LONGEST_REST_S,
     Begin,
     Broke,
     Drop,
@@ -90,7 +92,14 @@ class PreferredEngine(ActivationScope):
     """
 
     def __init__(
-        self, offers: Sequence[Offer], *, label: str, workshop: Workshop, tolerance: float = TOLERANCE
+        self,
+        offers: Sequence[Offer],
+        *,
+        label: str,
+        workshop: Workshop,
+        tolerance: float = TOLERANCE,
+        first_rest_s: float = FIRST_REST_S,
+        longest_rest_s: float = LONGEST_REST_S,
     ) -> None:
         self.label = label
         self.fit: Callable[[], object] = lambda: None
@@ -99,6 +108,7 @@ class PreferredEngine(ActivationScope):
         self._offers = {offer.kind: offer for offer in offers}
         self._workshop = workshop
         self._tolerance = tolerance
+        self._rests_s = first_rest_s, longest_rest_s
         self._room: Preference | None = None
         self._lock = threading.RLock()  # guards what follows
         self._engines: dict[str, Engine] = {}
@@ -132,7 +142,7 @@ class PreferredEngine(ActivationScope):
             if self._room is not None:
                 return
             absent = {offer.kind: offer.absent for offer in self._offers.values() if offer.absent}
-            self._room = Preference(tuple(self._offers), absent)
+            self._room = Preference(tuple(self._offers), absent, *self._rests_s)
             for kind, reason in absent.items():
                 self._workshop.told("engine", f"{self.label}: {kind} was asked for and is not here: {reason}")
             self._handle(Begin())

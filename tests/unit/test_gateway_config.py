@@ -81,6 +81,7 @@ def test_what_a_person_may_want_to_turn_without_a_restart_is_reloadable() -> Non
         ({"models__policy": "specific"}, "models.policy is specific but models.versions names none"),
         ({"models__mode": "watch"}, "models.mode is watch but there is no models.repository"),
         ({"engines__order": "onnxruntime-cpu,onnxruntime-cpu"}, "engines.order names onnxruntime-cpu twice"),
+        ({"engines__retry_s": 9.0, "engines__longest_retry_s": 1.0}, "engines.retry_s is more than"),
         ({"access__admin": True}, "access.admin is set but access.keys_dir is not"),
         ({"zmq__bind": "127.0.0.1:7447"}, "give tcp://HOST:PORT"),
         ({"http__bind": "tcp://127.0.0.1:80"}, "give HOST:PORT"),

@@ -1,7 +1,8 @@
-"""One contract, run on every engine that this machine has. Both engines compute y = relu(x) - 1 on rows of four."""
+"""One contract, run on every engine that this machine has. All of them compute y = relu(x) - 1 on rows of four."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 from onnx import TensorProto, helper
 
 from protocol.engines.base import ActivationScope, Engine
+from protocol.engines.catalogue import KINDS, EngineOptions, present
 from protocol.engines.fake import FakeEngine
 from protocol.engines.ort import OrtEngine
+from protocol.engines.ort_cuda import BoundOrtEngine
 from protocol.errors import EngineError
 from protocol.tensors import Array, Tensors, TensorSpec
 
@@ -50,8 +53,28 @@ def ort() -> OrtEngine:
     return OrtEngine(MODEL, label="tiny")
 
 
-every_engine = pytest.mark.parametrize("make", [fake, ort])
 Make = Callable[[], Any]
+
+
+def bound() -> BoundOrtEngine:
+    return BoundOrtEngine(MODEL, label="tiny", on="cpu")
+
+
+def by_name(name: str) -> Make:
+    """An engine of the catalogue, for a graph of free batch."""
+    options = EngineOptions("tiny", max_rows=8, batch_axes={"x": 0})
+    return functools.partial(KINDS[name].make, MODEL, options)
+
+
+FOUND, LACKING = present(KINDS, list(KINDS))
+every_engine = pytest.mark.parametrize(
+    "make", [fake, ort, bound, *(pytest.param(by_name(name), id=name) for name in FOUND)]
+)
+
+
+@pytest.mark.parametrize("name", LACKING)
+def test_an_engine_that_this_machine_lacks_was_not_tried(name: str) -> None:
+    pytest.skip(f"{name}: {LACKING[name]}")
 
 
 @every_engine

@@ -1,0 +1,142 @@
+"""What this machine has of engines, why it lacks the others, and what an engine's words mean."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from protocol.engines import catalogue
+from protocol.engines.catalogue import CPU, KINDS, EngineOptions, Kind, both_onnxruntimes, present
+from protocol.engines.causes import Cause, cause_of, is_final
+from protocol.engines.fake import FakeEngine
+from protocol.engines.ort_cuda import BoundOrtEngine
+from protocol.engines.trt_options import GpuError
+from protocol.errors import EngineError
+from tests.unit.test_protocol_engines import MODEL
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_processor_is_always_there_and_stands_last() -> None:
+    assert list(KINDS)[-1] == CPU
+    assert KINDS[CPU].absent() == ""
+    found, absent = present(KINDS, list(KINDS))
+    assert found[-1] == CPU
+    assert set(found) | set(absent) == set(KINDS)
+
+
+def test_what_is_lacking_is_said_in_one_sentence_with_a_remedy() -> None:
+    _, absent = present(KINDS, list(KINDS))
+    for name, reason in absent.items():
+        assert "; " in reason, f"{name}: {reason}"
+        assert "\n" not in reason
+
+
+def test_both_builds_of_onnx_runtime_together_are_found_out() -> None:
+    assert both_onnxruntimes(lambda name: name == "onnxruntime") == ""
+    assert both_onnxruntimes(lambda name: name == "onnxruntime-gpu") == ""
+    assert "uninstall both, then install onnxruntime-gpu alone" in both_onnxruntimes(lambda name: True)
+
+
+def test_only_what_is_ordered_is_asked_for() -> None:
+    asked: list[str] = []
+
+    def kind(name: str, absent: str) -> Kind:
+        def ask() -> str:
+            asked.append(name)
+            return absent
+
+        return Kind(name, ask, lambda graph, options: FakeEngine(lambda t: {}, label=options.label))
+
+    kinds = {name: kind(name, absent) for name, absent in (("a", "no a; buy one"), ("b", ""), ("c", ""))}
+    assert present(kinds, ["b", "a"]) == (("b",), {"a": "no a; buy one"})
+    assert asked == ["b", "a"]
+
+
+def test_an_engine_for_the_processor_loads_no_library_for_a_gpu() -> None:
+    code = (
+        "import sys; from protocol.engines.catalogue import KINDS, EngineOptions; "
+        "KINDS['onnxruntime-cpu'].make(b'', EngineOptions('x')); KINDS['onnxruntime-cpu'].absent(); print(*sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    loaded = set(done.stdout.split())
+    gpu = {"tensorrt", "tensorrt_rtx", "pycuda", "cuda", "protocol.engines.tensorrt", "protocol.engines.driver"}
+    assert not loaded & gpu
+
+
+def test_without_a_driver_the_driver_is_what_is_missing() -> None:
+    reason = catalogue.no_gpu()
+    if not reason:
+        pytest.skip("this machine has a GPU")
+    assert catalogue.gpu_memory_nbytes() is None
+    assert KINDS["tensorrt"].absent() == KINDS["tensorrt-rtx"].absent() == reason
+
+
+@pytest.mark.parametrize(
+    ("words", "cause"),
+    [
+        ("CUDA failure 2: out of memory ; GPU=0", "out-of-memory"),
+        ("BFCArena::AllocateRawInternal Failed to allocate memory for requested buffer of size 1", "out-of-memory"),
+        ("CUBLAS_STATUS_ALLOC_FAILED", "out-of-memory"),
+        ("CUDA failure 700: an illegal memory access was encountered", "device-lost"),
+        ("cuLaunchKernel failed: unspecified launch failure", "device-lost"),
+        ("CUDA error: no CUDA-capable device is detected", "device-lost"),
+        ("CUDA failure 9: invalid configuration argument", "run-failed"),
+        ("CUDNN_STATUS_EXECUTION_FAILED", "run-failed"),
+        ("indices element out of data bounds, idx=13", "other"),
+        ("Got invalid dimensions for input: x", "other"),
+    ],
+)
+def test_what_a_library_says_is_understood(words: str, cause: Cause) -> None:
+    assert cause_of(EngineError(f"tail failed: {words}", "")) == cause
+
+
+def test_an_engine_that_says_its_cause_is_believed() -> None:
+    assert cause_of(GpuError("out of memory", cause="bad-input")) == "bad-input"
+    assert is_final(GpuError("gone", cause="device-lost"))
+    assert not is_final(EngineError("device lost", ""))
+
+
+# ---- binding ---------------------------------------------------------------------------------------------------------
+
+
+def test_bindings_are_kept_by_shape_and_several_threads_have_one_each() -> None:
+    wrong: list[object] = []
+
+    def run(seed: int) -> None:
+        random = np.random.default_rng(seed)
+        for _ in range(50):
+            x = random.standard_normal((int(random.integers(1, 5)), 4)).astype(np.float32)
+            if not np.array_equal(engine.infer({"x": x})["y"], np.maximum(x, 0) - 1):
+                wrong.append(x)
+
+    with BoundOrtEngine(MODEL, label="tiny", on="cpu") as engine:
+        threads = [threading.Thread(target=run, args=(seed,)) for seed in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(engine._free) == 4, "one entry a batch size"
+        assert sum(map(len, engine._free.values())) <= 16, "and no more bindings than threads"
+    assert not wrong
+    assert not engine._free
+
+
+def test_a_gpu_that_is_not_there_is_refused_and_never_replaced_by_the_processor() -> None:
+    if not KINDS["onnxruntime-cuda"].absent():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(EngineError, match="no CUDAExecutionProvider"):
+        BoundOrtEngine(MODEL, label="tiny").activate()
+
+
+def test_options_reach_the_engine() -> None:
+    engine = KINDS[CPU].make(MODEL, EngineOptions("tiny", threads=2))
+    with engine:
+        assert engine.label == "tiny"

@@ -44,9 +44,27 @@ def test_every_locked_file_has_a_hash_and_comes_from_the_package_index() -> None
         assert all(file["hash"].startswith("sha256:") for file in files), package["name"]
 
 
-@pytest.mark.parametrize("name", ["torch", "tensorrt", "pycuda", "ray"])
-def test_what_is_only_for_training_or_special_hardware_is_not_locked(name: str) -> None:
+@pytest.mark.parametrize("name", ["torch", "ray"])
+def test_what_is_only_for_training_or_other_houses_is_not_locked(name: str) -> None:
     assert name not in {package["name"] for package in LOCK["package"]}
+
+
+def test_resolving_runs_no_code_of_packages_that_have_only_source() -> None:
+    stated = {entry["name"] for entry in PROJECT["tool"]["uv"]["dependency-metadata"]}
+    source_only = {package["name"] for package in LOCK["package"] if "sdist" in package and "wheels" not in package}
+    assert source_only <= stated
+    assert stated <= {package["name"] for package in LOCK["package"]}
+
+
+def test_what_needs_a_gpu_comes_only_with_the_extras_that_say_so() -> None:
+    for extra, wanted in EXTRAS.items():
+        names = {requirement.split(">")[0] for requirement in wanted}
+        on_gpu = names & {"tensorrt", "tensorrt-rtx", "pycuda", "cuda-python", "onnxruntime-gpu"}
+        assert bool(on_gpu) == (extra in ("cuda", "tensorrt", "tensorrt-rtx")), extra
+
+
+def test_the_gateway_on_cuda_is_the_gateway_with_another_onnx_runtime() -> None:
+    assert {r.replace("onnxruntime-gpu", "onnxruntime") for r in EXTRAS["cuda"]} == set(EXTRAS["gateway"])
 
 
 def test_the_edge_extra_pulls_in_no_model_tools() -> None:

@@ -79,6 +79,8 @@ DOORS: dict[str, tuple[str, ...]] = {
     "uvloop": ("protocol/oip/http_server.py",),
     "redis": ("cloud_gateway/cache_redis.py",),
     "optuna": ("cloud_gateway/tuning/optuna_search.py",),
+    "pycuda": ("protocol/engines/cuda_memory.py",),
+    "cuda": ("protocol/engines/cuda_runtime.py",),
     "tensorrt": ("protocol/engines/trt_library.py",),
     "tensorrt_rtx": ("protocol/engines/trt_library.py",),
     "numpy": ("*",),

@@ -112,9 +112,8 @@ def _errors(parser: Any) -> str:
     found = []
     for i in range(parser.num_errors):
         error = parser.get_error(i)
-        operator = error.node_operator() if hasattr(error, "node_operator") else ""
-        name = error.node_name() if hasattr(error, "node_name") else f"number {error.node()}"
-        found.append(f"{' '.join(error.desc().split())} (node {name!r} {operator})".replace(" )", ")"))
+        words = " ".join(error.desc().split())
+        found.append(f"{words} (node {error.node_name()!r}, {error.node_operator() or 'no operator'})")
     return "; ".join(found)[:900] or "it gives no reason"
 
 

@@ -1,0 +1,50 @@
+"""What tests of GPU engines stand on: a real GPU, or the simulation, never one taken for the other.
+
+A test marked `gpu` needs a real one and is skipped, with the driver's own reason, where there is none. A test that
+takes `simulated_gpu` runs everywhere; TensorRT, pycuda and cuda-python are the packages of `simulation/` for it, here
+and in the children that build plans.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from protocol.engines.driver import Device, Driver, probe
+
+SIMULATION = Path(__file__).parent / "simulation"
+_SIMULATED = {"tensorrt", "pycuda", "cuda", "simulated_gpu"}
+_DOORS = {"protocol.engines.cuda_memory", "protocol.engines.cuda_runtime"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked and isinstance(reason := probe(), str):
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def simulated_driver() -> Driver:
+    return Driver(13_000, (Device(0, "Simulated GPU", "00" * 16, (9, 0), 1 << 30),))
+
+
+def _forget() -> None:
+    for name in list(sys.modules):
+        if name.partition(".")[0] in _SIMULATED or name in _DOORS:
+            del sys.modules[name]
+
+
+@pytest.fixture
+def simulated_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A `simulation.simulated_gpu.Gpu`; at the end nothing may have been broken or left behind on it."""
+    _forget()
+    monkeypatch.syspath_prepend(str(SIMULATION))
+    monkeypatch.setenv("PYTHONPATH", str(SIMULATION))
+    import simulated_gpu
+
+    yield simulated_gpu.GPU
+    _forget()

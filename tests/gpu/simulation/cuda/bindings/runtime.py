@@ -1,0 +1,161 @@
+"""SIMULATION of `cuda.bindings.runtime`; see `simulated_gpu`. Every function returns its code first; none raises."""
+# ruff: noqa: N801, N803, N815, N816 - all names are CUDA's own
+
+from __future__ import annotations
+
+import enum
+import functools
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from simulated_gpu import GPU, Event, Failure
+
+
+class cudaError_t(enum.IntEnum):
+    cudaSuccess = 0
+    cudaErrorInvalidValue = 1
+    cudaErrorMemoryAllocation = 2
+    cudaErrorDeviceUninitialized = 201
+    cudaErrorIllegalAddress = 700
+    cudaErrorLaunchFailure = 719
+    cudaErrorStreamCaptureUnsupported = 900
+
+
+_CODES = {
+    "OUT_OF_MEMORY": cudaError_t.cudaErrorMemoryAllocation, "ILLEGAL_ADDRESS": cudaError_t.cudaErrorIllegalAddress,
+    "LAUNCH_FAILED": cudaError_t.cudaErrorLaunchFailure, "INVALID_CONTEXT": cudaError_t.cudaErrorDeviceUninitialized,
+    "CAPTURE": cudaError_t.cudaErrorStreamCaptureUnsupported,
+}  # fmt: skip
+
+
+class cudaStreamCaptureMode(enum.IntEnum):
+    cudaStreamCaptureModeThreadLocal = 1
+
+
+class cudaMemcpyKind(enum.IntEnum):
+    cudaMemcpyHostToDevice = 1
+    cudaMemcpyDeviceToHost = 2
+
+
+cudaStreamNonBlocking, cudaEventBlockingSync, cudaEventDisableTiming, cudaHostRegisterDefault = 1, 1, 2, 0
+
+
+def _returning(name: str, *, needs_context: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*arguments: Any) -> tuple[Any, ...]:
+            try:
+                GPU.call(name, needs_context=needs_context)
+                value = function(*arguments)
+            except Failure as failure:
+                return (_CODES.get(failure.code, cudaError_t.cudaErrorInvalidValue), None)
+            return (cudaError_t.cudaSuccess,) if value is None else (cudaError_t.cudaSuccess, value)
+
+        return call
+
+    return wrap
+
+
+@_returning("push", needs_context=False)
+def cudaSetDevice(device: int) -> None:
+    assert device == 0
+    if not GPU.stacks.get(threading.get_ident()):
+        GPU.push()
+
+
+@_returning("free")
+def cudaFree(devPtr: int) -> None:
+    if devPtr:
+        GPU.free(devPtr)
+
+
+@_returning("stream")
+def cudaStreamCreateWithFlags(flags: int) -> int:
+    assert flags == cudaStreamNonBlocking
+    return GPU.new_stream()
+
+
+@_returning("event")
+def cudaEventCreateWithFlags(flags: int) -> Event:
+    return Event()
+
+
+@_returning("allocate")
+def cudaMalloc(size: int) -> int:
+    return GPU.allocate(size)
+
+
+@_returning("pin")
+def cudaHostRegister(ptr: int, size: int, flags: int) -> None:
+    assert ptr % 4096 == size % 4096 == 0, "memory is pinned by whole pages"
+    GPU.pinned[ptr] = size
+
+
+@_returning("unpin")
+def cudaHostUnregister(ptr: int) -> None:
+    del GPU.pinned[ptr]
+
+
+@_returning("copy")
+def cudaMemcpyAsync(dst: int, src: int, count: int, kind: cudaMemcpyKind, stream: int) -> None:
+    inwards = kind == cudaMemcpyKind.cudaMemcpyHostToDevice
+    GPU.calls["copy_in" if inwards else "copy_out"] += 1
+    GPU.copy(dst, src, count, host=src if inwards else dst, inwards=inwards, handle=stream)
+
+
+@_returning("record")
+def cudaEventRecord(event: Event, stream: int) -> None:
+    GPU.record(event, stream)
+
+
+@_returning("wait")
+def cudaEventSynchronize(event: Event) -> None:
+    GPU.wait(event)
+
+
+@_returning("synchronize")
+def cudaDeviceSynchronize() -> None:
+    GPU.synchronize()
+
+
+def cudaGetLastError() -> tuple[Any, ...]:
+    return (cudaError_t.cudaSuccess,)
+
+
+@_returning("info")
+def cudaMemGetInfo() -> Any:
+    return GPU.memory_nbytes, GPU.memory_nbytes
+
+
+@_returning("capture")
+def cudaStreamBeginCapture(stream: int, mode: cudaStreamCaptureMode) -> None:
+    assert mode == cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+    GPU.streams[stream].capturing = []
+
+
+@_returning("end_capture")
+def cudaStreamEndCapture(stream: int) -> Any:
+    recorded, GPU.streams[stream].capturing = GPU.streams[stream].capturing, None
+    return recorded
+
+
+@_returning("instantiate")
+def cudaGraphInstantiate(graph: Any, flags: int) -> Any:
+    return list(graph)
+
+
+@_returning("launch_graph")
+def cudaGraphLaunch(graphExec: Any, stream: int) -> None:
+    for operation in graphExec:
+        GPU.enqueue(stream, operation)
+
+
+@_returning("destroy_graph")
+def cudaGraphDestroy(graph: Any) -> None:
+    pass
+
+
+@_returning("destroy_executable")
+def cudaGraphExecDestroy(graphExec: Any) -> None:
+    pass

@@ -1,0 +1,179 @@
+"""SIMULATION of one GPU: no figure and no result of it says anything about a real one.
+
+It keeps the laws that are easily broken, and remembers who broke them: a call needs a context that is current on its
+thread; a copy to or from unpinned memory is no asynchronous copy; nothing that was enqueued has happened before
+somebody waits for it (until then, outputs hold what they held before); what is recorded in a capture does not run; what
+belongs to a context is freed on the thread that made it; after a failed kernel every call fails.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import threading
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import Any
+
+Operation = Callable[[], None]
+
+
+class Failure(Exception):  # noqa: N818
+    """`code` is the name of CUDA's error."""
+
+    def __init__(self, call: str, code: str) -> None:
+        super().__init__(f"{call} failed: {code}")
+        self.code = code
+
+
+class Stream:
+    def __init__(self) -> None:
+        self.queue: deque[Operation] = deque()
+        self.capturing: list[Operation] | None = None
+
+
+class Event:
+    """Has happened when `stream` has done its first `after` operations."""
+
+    def __init__(self) -> None:
+        self.stream: Stream | None = None
+        self.marker: object = None
+
+
+class Gpu:
+    def __init__(self, memory_nbytes: int = 1 << 30) -> None:
+        self.memory_nbytes = memory_nbytes
+        self.blocks: dict[int, Any] = {}
+        self.streams: dict[int, Stream] = {}
+        self.pinned: dict[int, int] = {}
+        self.stacks: dict[int, list[str]] = {}
+        self.retained = 0
+        self.calls: Counter[str] = Counter()
+        self.violations: list[str] = []
+        self.sticky = ""
+        self.faults: dict[str, tuple[int, str]] = {}  # call -> (in how many calls, code)
+        self.hangs = False
+        self.launched_on: set[str] = set()
+        self._addresses = itertools.count(1 << 40, 1 << 32)
+        self._handles = itertools.count(1000)
+        self.lock = threading.RLock()
+        self.paused = threading.Event()  # cleared: nothing that was enqueued happens
+        self.paused.set()
+
+    # ---- laws -------------------------------------------------------------------------------------------------------
+
+    def call(self, name: str, *, needs_context: bool = True) -> None:
+        """Count a call; fail it if it was told to, or if its thread has no context."""
+        self.calls[name] += 1
+        if self.sticky:
+            raise Failure(name, self.sticky)
+        if name in self.faults:
+            left, code = self.faults[name]
+            self.faults[name] = (left - 1, code)
+            if left <= 0:
+                del self.faults[name]
+                raise Failure(name, code)
+        if needs_context and not self.stacks.get(threading.get_ident()):
+            self.violations.append(f"{name} without a current context on {threading.current_thread().name}")
+            raise Failure(name, "INVALID_CONTEXT")
+
+    def fail(self, call: str, code: str, *, after: int = 0) -> None:
+        """Let the call fail once, after so many that do not."""
+        self.faults[call] = (after, code)
+
+    def freed(self, what: str, made_on: int) -> None:
+        if threading.get_ident() != made_on:
+            self.violations.append(f"{what} freed on {threading.current_thread().name}, which did not make it")
+
+    def clean(self) -> list[str]:
+        """What was broken or left behind."""
+        left = [f"{len(stack)} contexts still pushed on thread {t}" for t, stack in self.stacks.items() if stack]
+        left += [f"{len(self.blocks)} blocks of memory not freed"] if self.blocks else []
+        left += [f"{len(self.pinned)} arrays still pinned"] if self.pinned else []
+        return self.violations + left + ([f"{self.retained} contexts still retained"] if self.retained else [])
+
+    # ---- what calls do ----------------------------------------------------------------------------------------------
+
+    def push(self) -> None:
+        self.stacks.setdefault(threading.get_ident(), []).append("primary")
+
+    def pop(self) -> None:
+        self.stacks[threading.get_ident()].pop()
+
+    def allocate(self, nbytes: int) -> int:
+        if sum(len(b) for b in self.blocks.values()) + nbytes > self.memory_nbytes:
+            raise Failure("allocate", "OUT_OF_MEMORY")
+        address = next(self._addresses)
+        self.blocks[address] = ctypes.create_string_buffer(b"\xee" * nbytes, nbytes)  # what nobody wrote is no zero
+        return address
+
+    def free(self, address: int) -> None:
+        if self.blocks.pop(address, None) is None:
+            self.violations.append(f"{address} freed twice")
+
+    def at(self, address: int, nbytes: int) -> int:
+        """Where the bytes of a block really lie. A kernel that reaches beyond a block loses the device."""
+        for start, block in self.blocks.items():
+            if start <= address and address + nbytes <= start + len(block):
+                return ctypes.addressof(block) + address - start
+        self.sticky = "ILLEGAL_ADDRESS"
+        raise Failure("kernel", self.sticky)
+
+    def new_stream(self) -> int:
+        handle = next(self._handles)
+        self.streams[handle] = Stream()
+        return handle
+
+    def enqueue(self, handle: int, operation: Operation) -> None:
+        with self.lock:
+            stream = self.streams[handle]
+            self.launched_on.add(threading.current_thread().name)
+            (stream.queue if stream.capturing is None else stream.capturing).append(operation)
+
+    def copy(self, to: int, source: int, nbytes: int, *, host: int, inwards: bool, handle: int) -> None:
+        if not any(start <= host and host + nbytes <= start + size for start, size in self.pinned.items()):
+            self.violations.append("an asynchronous copy from or to memory that is not pinned")
+
+        def operation() -> None:
+            if inwards:
+                ctypes.memmove(self.at(to, nbytes), source, nbytes)
+            else:
+                ctypes.memmove(to, self.at(source, nbytes), nbytes)
+
+        self.enqueue(handle, operation)
+
+    def record(self, event: Event, handle: int) -> None:
+        marker = object()
+        event.stream, event.marker = self.streams[handle], marker
+
+        def operation() -> None:
+            if event.marker is marker:
+                event.marker = None
+
+        self.enqueue(handle, operation)
+
+    def wait(self, event: Event) -> None:
+        """Do what its stream was given, up to the event."""
+        if self.hangs:
+            threading.Event().wait()
+        self.paused.wait()
+        with self.lock:
+            while event.marker is not None and event.stream is not None:
+                event.stream.queue.popleft()()
+        if self.sticky:
+            raise Failure("wait", self.sticky)
+
+    def synchronize(self) -> None:
+        with self.lock:
+            for stream in self.streams.values():
+                while stream.queue:
+                    stream.queue.popleft()()
+
+
+GPU = Gpu()
+
+
+def new(memory_nbytes: int = 1 << 30) -> Gpu:
+    """Another GPU, in place of the one that was there."""
+    GPU.__init__(memory_nbytes)  # type: ignore[misc]
+    return GPU

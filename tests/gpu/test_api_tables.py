@@ -1,0 +1,74 @@
+"""Our calls against the recorded signatures of the real bindings: TensorRT 10.3, 10.13, 10.16, 11.4 and TensorRT-RTX.
+
+The engine's tests run all of our calls on a simulation. Here the simulation is held against what the real bindings
+offer, so that it cannot be kinder than they are: all its classes, methods, parameters and constants are in every table.
+"""
+
+from __future__ import annotations
+
+import enum
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TABLES = sorted((Path(__file__).parent / "api").glob("*.json"))
+each_table = pytest.mark.parametrize("table", TABLES, ids=lambda path: path.stem)
+
+
+def test_five_versions_are_recorded() -> None:
+    assert [path.stem for path in TABLES] == [
+        "tensorrt-10.13", "tensorrt-10.16", "tensorrt-10.3", "tensorrt-11.4", "tensorrt-rtx-1.7",
+    ]  # fmt: skip
+
+
+@each_table
+def test_every_method_that_we_call_is_there_with_our_parameters(simulated_gpu: Any, table: Path) -> None:
+    import tensorrt
+
+    recorded = json.loads(table.read_text())["classes"]
+    culprits = []
+    for name, kind in vars(tensorrt).items():
+        if not inspect.isclass(kind) or issubclass(kind, enum.Enum) or name.startswith("_"):
+            continue
+        for method, member in vars(kind).items():
+            if method.startswith("_") or inspect.isclass(member):
+                continue
+            if method not in recorded[name]:
+                culprits.append(f"{name}.{method}")
+            elif inspect.isfunction(member):
+                mine = list(inspect.signature(member).parameters)
+                overloads = recorded[name][method]
+                if mine not in [overload[: len(mine)] for overload in overloads]:
+                    culprits.append(f"{name}.{method}({', '.join(mine)}): {overloads}")
+            elif recorded[name][method] is not None:
+                culprits.append(f"{name}.{method} is a method there")
+    assert culprits == []
+
+
+@each_table
+def test_every_attribute_that_we_set_is_a_property_there(simulated_gpu: Any, table: Path) -> None:
+    import tensorrt
+
+    recorded = json.loads(table.read_text())["classes"]["IBuilderConfig"]
+    ours = [name for name in vars(tensorrt.IBuilderConfig()) if not name.startswith("_") and name != "profiles"]
+    assert len(ours) == 3
+    assert [name for name in ours if recorded.get(name, "absent") is not None] == []
+
+
+@each_table
+def test_every_constant_that_we_name_is_there(simulated_gpu: Any, table: Path) -> None:
+    import tensorrt
+
+    recorded = json.loads(table.read_text())["enums"]
+    culprits = [
+        f"{name}.{member}"
+        for name, kind in vars(tensorrt).items()
+        if inspect.isclass(kind) and issubclass(kind, enum.Enum)
+        for member in kind.__members__
+        if member not in recorded[name]
+    ]
+    assert culprits == []
+    assert {"INTERNAL_ERROR", "ERROR", "WARNING"} <= set(recorded["ILogger.Severity"])

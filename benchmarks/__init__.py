@@ -76,5 +76,6 @@ SUITES: dict[str, Suite] = {
     "store": Suite(
         "benchmarks.store", "run", "durable requests: puts beside bare SQLite, and 1,000 kills (~15 min; --set kills=N)"
     ),
+    "gpu": Suite("benchmarks.gpu", "run", "every engine that is here, through the gateway and bare (~2 min an engine)"),
     "scrape": Suite("benchmarks.scrape", "run", "what metrics cost: one scrape, one request's account (~30 s)"),
 }

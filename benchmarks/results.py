@@ -18,6 +18,7 @@ from typing import TypedDict
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 SCHEMA = 1
@@ -157,7 +158,8 @@ def print_table(suite: str, results: Sequence[Result], console: Console | None =
     for result in results:
         numbers = (f"{value:.3g}" for value in (result.median, result.low, result.high))
         verdict = {True: "ok", False: "MISS", None: ""}[result.ok]
-        table.add_row(result.name, *numbers, result.unit, str(result.n), result.target or "", verdict, result.note)
+        note = escape(result.note)
+        table.add_row(result.name, *numbers, result.unit, str(result.n), result.target or "", verdict, note)
     console.print(table)
 
 

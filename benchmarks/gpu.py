@@ -1,0 +1,272 @@
+"""Suite `gpu`: what the gateway leaves of an engine's speed, for every engine that this machine has.
+
+Law: the same engine, made by the same catalogue, is driven by a bare loop in this process and through the gateway in
+its own, in turn, in the same minute. What a machine lacks is a row that says so and why; nothing is implied. Absolute
+times count on a GPU alone, and so do the targets; the processor's rows prove that the suite itself works.
+
+    python -m benchmarks gpu [--set kinds=onnxruntime-cuda,tensorrt] [--set tails=tail_fc] [--set rows=8]
+
+Of each engine and tail: how far its answers lie from ONNX Runtime's on the processor, rows a second of the bare loop at
+its best batch, rows a second through the gateway, the median of one request both ways, and what a second thread of the
+bare loop adds (copies of one batch while the other computes). Of ONNX Runtime also what binding gains over `run`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import tails
+from benchmarks.peers.catalogue import Client
+from benchmarks.peers.processes import Cores, ServerProcess, pinned, python
+from benchmarks.peers.questions import Array
+from benchmarks.peers.suite import listed, prepare
+from benchmarks.peers.zmq_client import AgentClient
+from benchmarks.results import Options, Result
+from protocol.bundle import Bundle
+from protocol.engines.base import Engine
+from protocol.engines.catalogue import CPU, KINDS, EngineOptions
+from protocol.engines.ort import OrtEngine
+from protocol.engines.ort_cuda import CUDA, BoundOrtEngine
+
+LEAST_THROUGHPUT = 0.95  # of the bare loop
+MOST_LATENCY = 1.1  # of the bare loop
+MOST_APART = 0.01  # of the largest value
+MOST_ROWS = 32
+IN_FLIGHT = 64  # rows, twice the largest batch
+SEED = 11
+WAIT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What one engine is measured on."""
+
+    kind: str
+    tail: str
+    model: Path
+    bundle: Path
+    folder: Path
+    rows: int  # of one request, where throughput is measured
+    window_s: float
+    cores: Cores
+
+
+def run(options: Options) -> list[Result]:
+    """Measure every engine on every tail, `options.repeats` times in turn."""
+    known = tuple(KINDS)
+    kinds = listed(options.settings, "kinds", known, known=known)
+    wanted = listed(options.settings, "tails", ("tail_fc",) if options.quick else tails.NAMES, known=tails.NAMES)
+    absent = {kind: reason for kind in kinds if (reason := KINDS[kind].absent())}
+    window_s = float(options.settings.get("window_s", "0.3" if options.quick else "2.0"))
+    results = [not_run(kind, reason) for kind, reason in absent.items()]
+    here = [kind for kind in kinds if kind not in absent]
+    with tempfile.TemporaryDirectory(prefix="isthmus-gpu-") as name:
+        for tail in wanted if here else ():
+            folder = Path(name) / tail
+            folder.mkdir()
+            model, bundle = prepare(tail, folder)
+            for kind in here:
+                rows = int(options.settings.get("rows", "8" if KINDS[kind].on_gpu else "1"))
+                stage = Stage(kind, tail, model, bundle, folder, rows, window_s, Cores.of_this_machine())
+                results += measured(stage, 2 if options.quick else options.repeats)
+            results += _binding(tail, model, absent, window_s, 2 if options.quick else options.repeats)
+    return results
+
+
+def not_run(name: str, reason: str) -> Result:
+    """A row without a figure."""
+    return Result(name, "", 0.0, 0.0, 0.0, 0, note=f"not run: {reason}")
+
+
+def measured(stage: Stage, repeats: int) -> list[Result]:
+    """One engine on one tail."""
+    label, on_gpu = f"{stage.tail}, {stage.kind}", KINDS[stage.kind].on_gpu
+    bare_per_s: list[float] = []
+    ours_per_s: list[float] = []
+    pair_per_s: list[float] = []
+    bare_s: list[float] = []
+    ours_s: list[float] = []
+    with _bare(stage) as engine, _gateway(stage) as (one, many):
+        apart = apart_by(engine, stage.model)
+        batch = best_batch(engine, stage.window_s / 4)
+        for _ in range(repeats):
+            with pinned(None if on_gpu else stage.cores.server):
+                bare_per_s.append(per_s(engine, batch, stage.window_s))
+                pair_per_s.append(per_s(engine, batch, stage.window_s, threads=2))
+                bare_s.append(_median_s(lambda: engine.infer(inputs(1)), stage.window_s / 4))
+            with pinned(None if on_gpu else stage.cores.client):
+                ours_per_s.append(_through(many, IN_FLIGHT // stage.rows, stage.window_s) * stage.rows)
+                ours_s.append(_median_s(lambda: _ask(one), stage.window_s / 4))
+        description = engine.description
+    share = [mine / bare for mine, bare in zip(ours_per_s, bare_per_s, strict=True)]
+    slower = [mine / bare for mine, bare in zip(ours_s, bare_s, strict=True)]
+    second = [two / bare for two, bare in zip(pair_per_s, bare_per_s, strict=True)]
+    note = f"{description}; batch {batch}"
+    return [
+        Result.bounded(f"{label}: apart from the processor", "of max", [apart], at_most=MOST_APART),
+        at_least(f"{label}: throughput over a bare loop", share, LEAST_THROUGHPUT if on_gpu else None, note),
+        at_most(f"{label}: p50 of one over a bare loop", slower, MOST_LATENCY if on_gpu else None),
+        Result.of(f"{label}: two threads over one, bare", "x", second),
+        Result.of(f"{label}: rows through the gateway", "1/s", ours_per_s),
+        Result.of(f"{label}: rows of a bare loop", "1/s", bare_per_s),
+        Result.of(f"{label}: p50 of one through the gateway", "us", [s * 1e6 for s in ours_s]),
+        Result.of(f"{label}: p50 of one, bare", "us", [s * 1e6 for s in bare_s]),
+    ]
+
+
+def at_least(name: str, samples: Sequence[float], bound: float | None, note: str = "") -> Result:
+    """A ratio that must reach `bound`, where one was promised."""
+    plain = Result.of(name, "x", samples, note=note)
+    if bound is None:
+        return plain
+    ok = plain.median >= bound
+    return Result(name, "x", plain.median, plain.low, plain.high, plain.n, f">= {bound:g} x", ok, note)
+
+
+def at_most(name: str, samples: Sequence[float], bound: float | None) -> Result:
+    return Result.of(name, "x", samples) if bound is None else Result.bounded(name, "x", samples, at_most=bound)
+
+
+# ---- the bare loop --------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _bare(stage: Stage) -> Iterator[Engine]:
+    options = EngineOptions(stage.tail, max_rows=MOST_ROWS, batch_axes={"x": 0}, cache_dir=stage.folder / "plans")
+    engine = KINDS[stage.kind].make(stage.model.read_bytes(), options)
+    engine.activate()
+    try:
+        yield engine
+    finally:
+        engine.deactivate()
+
+
+def inputs(rows: int) -> dict[str, Array]:
+    """The same numbers each time."""
+    return {"x": np.random.default_rng(SEED).standard_normal((rows, *tails.INPUT), dtype=np.float32)}
+
+
+def apart_by(engine: Engine, model: Path) -> float:
+    """The farthest that an answer lies from ONNX Runtime's on the processor, as a share of the largest value."""
+    asked = inputs(4)
+    with OrtEngine(model.read_bytes(), label="reference") as reference:
+        wanted = reference.infer(asked)["logits"]
+    return float(np.max(np.abs(engine.infer(asked)["logits"] - wanted)) / np.max(np.abs(wanted)))
+
+
+def best_batch(engine: Engine, window_s: float) -> int:
+    """The batch of at most MOST_ROWS that gives most rows a second."""
+    sizes = [1 << n for n in range(MOST_ROWS.bit_length()) if 1 << n <= MOST_ROWS]
+    return max(sizes, key=lambda size: per_s(engine, size, window_s))
+
+
+def per_s(engine: Engine, rows: int, window_s: float, *, threads: int = 1) -> float:
+    """Rows a second of a loop that does nothing but run the engine, on so many threads."""
+    asked = inputs(rows)
+    engine.infer(asked)
+    counts = [0] * threads
+    until = time.perf_counter() + window_s
+
+    def loop(mine: int) -> None:
+        while time.perf_counter() < until:
+            engine.infer(asked)
+            counts[mine] += rows
+
+    began = time.perf_counter()
+    others = [threading.Thread(target=loop, args=(n,)) for n in range(1, threads)]
+    for other in others:
+        other.start()
+    loop(0)
+    for other in others:
+        other.join()
+    return sum(counts) / (time.perf_counter() - began)
+
+
+def _median_s(work: Callable[[], object], window_s: float) -> float:
+    work()
+    seconds: list[float] = []
+    until = time.perf_counter() + window_s
+    while not seconds or time.perf_counter() < until:
+        began = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - began)
+    return float(np.median(seconds))
+
+
+# ---- through the gateway --------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _gateway(stage: Stage) -> Iterator[tuple[AgentClient, AgentClient]]:
+    """A gateway that serves by this engine alone: a client of one request at a time, and one that fills it."""
+    on_gpu = KINDS[stage.kind].on_gpu
+    env = {
+        "ISTHMUS_GATEWAY__HTTP__ENABLED": "false",
+        "ISTHMUS_GATEWAY__SCHEDULING__WORKERS": "2" if on_gpu else "1",
+        "ISTHMUS_GATEWAY__SCHEDULING__MAX_BATCH_SIZE": str(MOST_ROWS),
+        "ISTHMUS_GATEWAY__LIMITS__PENDING_MIB": "4096",
+        "ISTHMUS_GATEWAY__ENGINES__ORDER": stage.kind,
+        "ISTHMUS_GATEWAY__ENGINES__PLANS_DIR": str(stage.folder / "plans"),
+    }
+    command = python("-m", "cloud_gateway", "serve", str(stage.bundle), "--bind", "tcp://127.0.0.1:0")
+    log = stage.folder / f"gateway-{stage.kind}.log"
+    core = None if on_gpu else stage.cores.server
+    with ServerProcess(command, core=core, log=log, env=env, says_ready=True) as server:
+        endpoint, bundle = server.ready_line(), Bundle.open(stage.bundle)
+        with (
+            contextlib.closing(AgentClient(endpoint, bundle, [inputs(1)["x"]], 1)) as one,
+            contextlib.closing(
+                AgentClient(endpoint, bundle, [inputs(stage.rows)["x"]], IN_FLIGHT // stage.rows)
+            ) as many,
+        ):
+            yield one, many
+
+
+def _ask(client: Client) -> None:
+    client.send(0, 0)
+    if not client.arrived(WAIT_S):
+        raise TimeoutError(f"no answer within {WAIT_S:.0f} s")
+
+
+def _through(client: Client, slots: int, window_s: float) -> float:
+    """Requests a second, every slot asking again once it has its answer."""
+    for slot in range(slots):
+        client.send(slot, 0)
+    count, out = 0, slots
+    began = time.perf_counter()
+    while out:
+        arrived = client.arrived(WAIT_S)
+        if not arrived:
+            raise TimeoutError(f"no answer within {WAIT_S:.0f} s")
+        if time.perf_counter() - began < window_s:
+            count += len(arrived)
+            for slot, _ in arrived:
+                client.send(slot, 0)
+        else:
+            out -= len(arrived)
+    return count / window_s
+
+
+# ---- binding --------------------------------------------------------------------------------------------------------
+
+
+def _binding(tail: str, model: Path, absent: dict[str, str], window_s: float, repeats: int) -> list[Result]:
+    """What a binding gains over handing arrays over, on the GPU if there is one, else on the processor."""
+    graph, on_gpu = model.read_bytes(), not absent.get("onnxruntime-cuda", "not asked for")
+    plain = OrtEngine(graph, label="run", providers=(CUDA,)) if on_gpu else OrtEngine(graph, label="run")
+    gains = []
+    with plain, BoundOrtEngine(graph, label="bound", on="cuda" if on_gpu else "cpu") as bound:
+        for _ in range(repeats):
+            before = per_s(plain, MOST_ROWS, window_s / 2)
+            gains.append(per_s(bound, MOST_ROWS, window_s / 2) / before)
+    where = "onnxruntime-cuda" if on_gpu else CPU
+    return [Result.of(f"{tail}, {where}: binding over run, batch {MOST_ROWS}", "x", gains)]

@@ -1,0 +1,53 @@
+"""The suite `gpu`: what it says where there is no GPU, and that its loops count what they run."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from benchmarks import gpu, tails
+from benchmarks.results import Options, Result
+from protocol.engines.catalogue import KINDS
+from protocol.engines.fake import FakeEngine
+from protocol.tensors import Array, Tensors
+
+
+def engine(calls: list[int]) -> FakeEngine:
+    def run(tensors: Tensors) -> dict[str, Array]:
+        calls.append(len(tensors["x"]))
+        return {"logits": tensors["x"].mean(axis=(2, 3))}
+
+    return FakeEngine(run, label="tail")
+
+
+def test_what_this_machine_lacks_is_a_row_with_the_reason_and_no_figure() -> None:
+    absent = {name: reason for name, kind in KINDS.items() if (reason := kind.absent())}
+    if not absent:
+        pytest.skip("this machine lacks nothing")
+    name, reason = next(iter(absent.items()))
+    (row,) = gpu.run(Options(quick=True, settings={"kinds": name}))
+    assert (row.name, row.n, row.ok, row.note) == (name, 0, None, f"not run: {reason}")
+
+
+def test_a_bare_loop_counts_every_row_of_every_thread() -> None:
+    calls: list[int] = []
+    with engine(calls) as fake:
+        rate = gpu.per_s(fake, 4, 0.02, threads=2)
+    assert set(calls) == {4}
+    assert rate > 0
+    assert gpu.inputs(2)["x"].shape == (2, *tails.INPUT)
+    np.testing.assert_array_equal(gpu.inputs(2)["x"], gpu.inputs(2)["x"])
+
+
+def test_the_best_batch_is_the_one_with_most_rows_a_second() -> None:
+    calls: list[int] = []
+    with engine(calls) as fake:
+        assert gpu.best_batch(fake, 0.005) in (1, 2, 4, 8, 16, 32)
+    assert set(calls) == {1, 2, 4, 8, 16, 32}
+
+
+@pytest.mark.parametrize(("bound", "ok"), [(0.95, False), (0.5, True), (None, None)])
+def test_a_ratio_is_judged_only_where_something_was_promised(bound: float | None, ok: bool | None) -> None:
+    assert gpu.at_least("throughput", [0.7, 0.8], bound).ok is ok
+    assert gpu.at_most("latency", [1.0], None).ok is None
+    assert isinstance(gpu.at_most("latency", [1.0], 1.1), Result)

@@ -46,12 +46,11 @@ def record(module: Any) -> dict[str, Any]:
 
 def written(table: dict[str, Any]) -> str:
     """The table as JSON with a line for each class and enum."""
-    rooms = ",\n".join(
-        f'"{room}": {{\n' + ",\n".join(f'"{n}": {json.dumps(v, sort_keys=True)}' for n, v in sorted(table[room].items()))
-        + "\n}"
-        for room in ("classes", "enums")
-    )  # fmt: skip
-    return f'{{"version": "{table["version"]}",\n{rooms}}}\n'
+    rooms = []
+    for room in ("classes", "enums"):
+        lines = (f'"{name}": {json.dumps(entry, sort_keys=True)}' for name, entry in sorted(table[room].items()))
+        rooms.append(f'"{room}": {{\n' + ",\n".join(lines) + "\n}")
+    return f'{{"version": "{table["version"]}",\n' + ",\n".join(rooms) + "}\n"
 
 
 def _members(kind: Any) -> list[str]:

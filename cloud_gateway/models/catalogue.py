@@ -18,10 +18,11 @@ from typing import NamedTuple
 import numpy as np
 
 from cloud_gateway.desk import Desk
+from cloud_gateway.models.asking import answered
 from cloud_gateway.models.joining import Alike, JoinedLane, alike, joined_lane
 from cloud_gateway.models.lanes import MAX_ROWS, WARM_UP_BUDGET_S, Lane, LaneRules, Segment
 from cloud_gateway.models.plain import describe
-from cloud_gateway.models.preferred import PreferredEngine, answered
+from cloud_gateway.models.preferred import PreferredEngine
 from cloud_gateway.models.served import ServedVersion, Tail
 from cloud_gateway.models.settings import ModelSettings, Wanted, WarmUpSample
 from cloud_gateway.scheduling.cost_curve import QUANTILE

@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cloud_gateway.models.preferred import PreferredEngine, TryAnotherError, kind_of
+from cloud_gateway.models.asking import kind_of
+from cloud_gateway.models.preferred import PreferredEngine, TryAnotherError
 from cloud_gateway.models.references import References
 from cloud_gateway.scheduling.cost_curve import QUANTILE, CostCurve
 from cloud_gateway.scheduling.lane_queue import AGEING_S

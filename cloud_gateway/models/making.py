@@ -12,7 +12,8 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 
 from cloud_gateway.config import EnginesSettings
-from cloud_gateway.models.preferred import Offer, PreferredEngine
+from cloud_gateway.models.preferred import PreferredEngine
+from cloud_gateway.models.rungs import Offer
 from cloud_gateway.models.served import Tail
 from cloud_gateway.models.settings import Wanted
 from cloud_gateway.models.workshop import MIB, Workshop

@@ -17,8 +17,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import NamedTuple
 
 from cloud_gateway.models.agreement import TOLERANCE, disagreement
 from cloud_gateway.models.preference import (
@@ -37,6 +35,7 @@ from cloud_gateway.models.preference import (
     Tick,
     Use,
 )
+from cloud_gateway.models.rungs import Offer, Room, RungLook
 from cloud_gateway.models.workshop import Workshop
 from protocol.engines.base import ActivationScope, Engine
 from protocol.engines.causes import DISAGREES, OWN, THE_REQUESTS, Cause, cause_of, is_final
@@ -54,27 +53,6 @@ class TryAnotherError(EngineError):
         self.failed = failed
         self.instead = instead
         self.cause: Cause = cause_of(error)
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """One engine of the order. `make` reads the graph and raises IsthmusError; `absent` says why it cannot be had."""
-
-    kind: str
-    make: Callable[[], Engine]
-    absent: str = ""
-    is_built: bool = False  # loading it may take minutes
-    gpu_nbytes: int = 0  # of the GPU's memory, reserved while it is loaded
-
-
-class RungLook(NamedTuple):
-    """Where one engine of a lane stands, for people and metrics."""
-
-    kind: str
-    state: str
-    serves: bool
-    reason: str
-    failures: int
 
 
 class _Here(threading.local):
@@ -115,6 +93,7 @@ class PreferredEngine(ActivationScope):
         self._serving: tuple[str, Engine] | None = None
         self._todo: deque[str] = deque()
         self._given_up: list[tuple[str, Engine]] = []
+        self._loading: Engine | None = None
         self._has_moved = False
         self._is_active = False  # something serves: what changes from now on is told
         self._here = _Here()
@@ -189,6 +168,7 @@ class PreferredEngine(ActivationScope):
             self._todo.clear()
             self._room = self._serving = None
             self._is_active = False
+        self.give_up()
         for engine in given_up:
             engine.deactivate()
         for kind in self._offers:
@@ -201,6 +181,13 @@ class PreferredEngine(ActivationScope):
         """What this thread's next batch runs on; "" where nothing is active."""
         serving = self._now()
         return serving[0] if serving else ""
+
+    @property
+    def room(self) -> Room | None:
+        """Where this thread's next batch should lie, if its engine cares."""
+        serving = self._now()
+        make = None if serving is None else getattr(serving[1], "rows", None)
+        return None if serving is None or make is None else Room(serving[0], make)
 
     @property
     def ran(self) -> str:
@@ -263,6 +250,12 @@ class PreferredEngine(ActivationScope):
             self._load(kind)
         return kind is not None
 
+    def give_up(self) -> None:
+        """What is being loaded is no longer wanted: a build under way ends."""
+        loading = self._loading
+        if loading is not None:
+            loading.deactivate()
+
     def next_wake(self) -> float | None:
         with self._lock:
             if self._room is None:
@@ -310,37 +303,43 @@ class PreferredEngine(ActivationScope):
         """Make it ready and say so, or why not. What cannot be read at all is raised while nothing serves."""
         offer, owner = self._offers[kind], (id(self), kind)
         began = time.monotonic()
-        engine: Engine | None = None
         try:
             if reason := self._workshop.take_memory(owner, offer.gpu_nbytes):
                 raise EngineError(f"{self.label}: {reason}", "")
-            engine = offer.make()
+            engine = self._loading = offer.make()
             engine.activate()
             self._try_out(kind, engine)
         except (IsthmusError, OSError, MemoryError) as error:
-            if engine is not None:
-                engine.deactivate()
+            self.give_up()
+            self._loading = None
             self._workshop.give_memory_back(owner)
-            self._workshop.loaded(kind, time.monotonic() - began, ok=False)
-            self._workshop.failed(kind, DISAGREES if isinstance(error, _DisagreesError) else cause_of(error))
-            self._workshop.told("engine", f"{self.label}: {kind} does not run it: {error}")
-            with self._lock:
-                self._engines.pop(kind, None)
-                self._handle(NotLoaded(kind, str(error)[:500] or type(error).__name__, is_final(error)))
-            if self._serving is None and not isinstance(error, EngineError | MemoryError):
-                raise  # a damaged file: no engine can run it
+            self._not_loaded(kind, error, time.monotonic() - began)
             return
-        self._workshop.loaded(kind, time.monotonic() - began, ok=True)
         with self._lock:
+            self._loading = None
             before = self._serving
             self._handle(Loaded(kind))
             is_gone = self._room is None
         if is_gone:  # unloaded while it was being made
             engine.deactivate()
             self._workshop.give_memory_back(owner)
-        elif self._is_active and before is not None and before is not self._serving:
+            return
+        self._workshop.loaded(kind, time.monotonic() - began, ok=True)
+        if self._is_active and before is not None and before is not self._serving:
             self._workshop.told("engine", f"{self.label}: {kind} is ready and serves now instead of {before[0]}")
             self.moved()
+
+    def _not_loaded(self, kind: str, error: Exception, seconds: float) -> None:
+        with self._lock:
+            self._engines.pop(kind, None)
+            if self._room is None:  # nobody wants it any more
+                return
+            self._handle(NotLoaded(kind, str(error)[:500] or type(error).__name__, is_final(error)))
+        self._workshop.loaded(kind, seconds, ok=False)
+        self._workshop.failed(kind, DISAGREES if isinstance(error, _DisagreesError) else cause_of(error))
+        self._workshop.told("engine", f"{self.label}: {kind} does not run it: {error}")
+        if self._serving is None and not isinstance(error, EngineError | MemoryError):
+            raise error  # a damaged file: no engine can run it
 
     def _try_out(self, kind: str, engine: Engine) -> None:
         """Before it may serve: does it say what those below it say, and what does a batch take? Raises EngineError."""
@@ -385,24 +384,3 @@ class PreferredEngine(ActivationScope):
 
 class _DisagreesError(EngineError):
     pass
-
-
-def answered(engine: Engine, tensors: Tensors) -> dict[str, Array]:
-    """What the engine, or the next in its order, makes of the gateway's own tensors. Raises EngineError."""
-    try:
-        return engine.infer(tensors)
-    except TryAnotherError as error:
-        with error.engine.using(error.instead):
-            outputs = answered(engine, tensors)
-        error.engine.convict(error)
-        return outputs
-
-
-def what_ran(engine: Engine) -> str:
-    """The description of what ran this thread's last batch."""
-    return engine.ran if isinstance(engine, PreferredEngine) else engine.description
-
-
-def kind_of(engine: Engine) -> str:
-    """What this thread's next batch runs on, where there is a choice."""
-    return engine.kind if isinstance(engine, PreferredEngine) else ""

@@ -7,7 +7,7 @@ batch after its run, so outputs that share its memory are copied (`detached`).
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import numpy as np
 
@@ -18,6 +18,7 @@ KEPT_NBYTES = 64 * 1024 * 1024  # of one engine thread; a larger batch is made a
 
 # One request's part of a tensor: decoded, or raw as it was received.
 Source = Array | Sequence[Buffer]
+MakeRoom = Callable[[int], Array]
 
 
 class BatchRows:
@@ -29,10 +30,18 @@ class BatchRows:
         self._lent: list[Array] = []
         self.nbytes = 0
 
-    def join(self, owner: Hashable, header: TensorHeader, sources: Sequence[Source], axis: int | None) -> Array:
+    def join(
+        self,
+        owner: Hashable,
+        header: TensorHeader,
+        sources: Sequence[Source],
+        axis: int | None,
+        make: MakeRoom = lambda nbytes: np.empty(nbytes, np.uint8),
+    ) -> Array:
         """The batch of `sources` along `axis`; `header` is the first one's, and says what all have in common.
 
-        `owner` is kept with the memory: a name, not what it names.
+        `owner` is kept with the memory: a name, not what it names. `make` gives memory of that many bytes, uint8: an
+        engine may have some that it reads faster.
 
         The array is read-only to nobody and valid until the next `join` of the same owner and tensor.
         """
@@ -50,7 +59,7 @@ class BatchRows:
         rows = total // row_nbytes if row_nbytes else sum(_rows(source, header) for source in sources)
         if axis != 0:
             rows = 1
-        flat = self._room((owner, header.name, header.dtype, layout), total)
+        flat = self._room((owner, header.name, header.dtype, layout), total, make)
         view = flat.data
         at = 0
         for source, size in zip(sources, sizes, strict=True):
@@ -79,12 +88,12 @@ class BatchRows:
         """The batch that was joined last has failed: nothing was made of it."""
         self._lent.clear()
 
-    def _room(self, key: Hashable, nbytes: int) -> Array:
+    def _room(self, key: Hashable, nbytes: int, make: MakeRoom) -> Array:
         """At least `nbytes` bytes, uint8, kept under `key`."""
         flat = self._arrays.get(key)
         if flat is None or flat.nbytes < nbytes:
             kept = flat
-            flat = np.empty(nbytes, np.uint8)
+            flat = make(nbytes)
             if nbytes <= self._limit:
                 self.nbytes += nbytes - (0 if kept is None else kept.nbytes)
                 self._arrays[key] = flat

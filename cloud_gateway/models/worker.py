@@ -16,9 +16,10 @@ from typing import NamedTuple
 import numpy as np
 
 from cloud_gateway.desk import Desk
+from cloud_gateway.models.asking import room_of, what_ran
 from cloud_gateway.models.joining import bridged, check_rows
 from cloud_gateway.models.lanes import Bridge, Lane
-from cloud_gateway.models.preferred import TryAnotherError, what_ran
+from cloud_gateway.models.preferred import TryAnotherError
 from cloud_gateway.models.rows import BatchRows, Source
 from cloud_gateway.scheduling.scheduler import Dispatch
 from cloud_gateway.seeing.figures import OWN, Scope
@@ -198,6 +199,7 @@ class Runner:
     def _decode(self, lane: Lane, bridge: Bridge | None, items: list[Item], outcomes: list[Outcome]) -> _Group:
         """What came for one bridge as tensors, and the requests that are in them."""
         key, axes = (lane.key, lane.batch_axes) if bridge is None else (bridge.key, bridge.batch_axes)
+        room = room_of(lane.engine if bridge is None else bridge.engine)
         kept: list[Item] = []
         sources: list[list[Source]] = []
         for item in items:
@@ -216,7 +218,11 @@ class Runner:
             axis = axes[header.name]
             if axis is None and len(kept) > 1:
                 raise InvariantViolation(f"tensor {header.name!r} has no batch axis but was batched")
-            tensors[header.name] = self._rows.join(key, header, [mine[index] for mine in sources], axis)
+            parts = [mine[index] for mine in sources]
+            if room is None:
+                tensors[header.name] = self._rows.join(key, header, parts, axis)
+            else:
+                tensors[header.name] = self._rows.join((key, room.kind), header, parts, axis, room.make)
         return _Group(bridge, tensors, kept)
 
     def _sources(self, lane: Lane, item: Item, *, alone: bool) -> list[Source]:

@@ -27,6 +27,10 @@ class Turning(Protocol):
         """Do one thing that waits. Whether there was one."""
         ...
 
+    def give_up(self) -> None:
+        """What is being loaded is no longer wanted."""
+        ...
+
     def next_wake(self) -> float | None:
         """When the next thing is due (monotonic seconds)."""
         ...
@@ -168,9 +172,12 @@ class Workshop:
         """End the thread. False if something was still being loaded after `STOP_S`."""
         with self._lock:
             self._stopping = True
+            engines = list(self._engines)
             self._lock.notify_all()
         if self._thread is None:
             return True
+        for engine in engines:
+            engine.give_up()
         self._thread.join(STOP_S)
         return not self._thread.is_alive()
 

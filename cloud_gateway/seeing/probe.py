@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Iterable
 
 from cloud_gateway.desk import Desk
+from cloud_gateway.models.asking import answered
 from cloud_gateway.models.lanes import Lane, Segment
-from cloud_gateway.models.preferred import answered
 from cloud_gateway.seeing.figures import OWN
 from cloud_gateway.work import Computed, Item, NotComputed, Outcome, nbytes_of
 from protocol import codecs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,16 +12,20 @@ import pytest
 
 from cloud_gateway.config import EnginesSettings
 from cloud_gateway.models.agreement import disagreement
+from cloud_gateway.models.asking import answered, room_of, what_ran
 from cloud_gateway.models.making import Making
-from cloud_gateway.models.preferred import Offer, PreferredEngine, TryAnotherError, answered, what_ran
+from cloud_gateway.models.preferred import PreferredEngine, TryAnotherError
+from cloud_gateway.models.rows import BatchRows
+from cloud_gateway.models.rungs import Offer
 from cloud_gateway.models.served import open_model
 from cloud_gateway.models.settings import Wanted
 from cloud_gateway.models.workshop import GpuMemory, Workshop
+from protocol import codecs
 from protocol.engines.catalogue import KINDS
 from protocol.engines.ort import OrtEngine
 from protocol.engines.trt_options import GpuError
 from protocol.errors import BundleError, EngineError
-from protocol.tensors import Tensors
+from protocol.tensors import Array, Tensors
 from tests import models
 from tests.scripted_engines import ONE, Scripted, X
 from tests.waiting import until
@@ -319,3 +324,62 @@ def test_two_answers_agree_within_a_share_of_the_largest_value(given: Tensors, w
     found = disagreement(given, wanted, 0.02)
     assert found.startswith(says)
     assert bool(found) == bool(says)
+
+
+# ---- unloading while something is built -----------------------------------------------------------------------------
+
+
+class Patient(Scripted):
+    """One whose build goes on until it is given up."""
+
+    def __init__(self) -> None:
+        super().__init__("built", is_built=True)
+        self.began = threading.Event()
+        self.given_up = threading.Event()
+
+    def activate(self) -> None:
+        self.began.set()
+        assert self.given_up.wait(30.0)
+        raise GpuError("the build was given up", cause="build-failed")
+
+    def deactivate(self) -> None:
+        self.given_up.set()
+
+
+@pytest.mark.parametrize("ends", ["the lane is unloaded", "the gateway stops"])
+def test_a_build_that_nobody_wants_any_more_is_given_up_and_nothing_is_told(ends: str) -> None:
+    built = Patient()
+    room = Room(built, Scripted("cpu"), by_hand=False)
+    room.engine.activate()
+    assert built.began.wait(30.0)
+    if ends == "the lane is unloaded":
+        room.engine.deactivate()
+    assert room.workshop.stop()
+    assert built.given_up.is_set()
+    if ends == "the lane is unloaded":
+        assert room.told == []
+    room.engine.deactivate()
+
+
+# ---- memory that an engine reads faster -----------------------------------------------------------------------------
+
+
+def test_a_batch_lies_where_the_engine_that_serves_wants_it() -> None:
+    gpu, cpu = Scripted("gpu"), Scripted("cpu")
+    made: list[int] = []
+
+    def rows(nbytes: int) -> Array:
+        made.append(nbytes)
+        return np.zeros(nbytes, np.uint8)
+
+    gpu.rows = rows  # type: ignore[attr-defined]
+    with Room(gpu, cpu).engine as engine:
+        assert room_of(engine) == ("gpu", rows)
+        with engine.using("cpu"):
+            assert room_of(engine) is None
+    assert room_of(cpu) is None
+    kept = BatchRows()
+    header, data = codecs.encode("x", ONE, "raw")
+    for owner in ("lane", "lane", "other"):
+        assert kept.join(owner, header, [[data]], 0, rows).tolist() == [[1.0]]
+    assert made == [4, 4], "kept for the next batch of the same lane"

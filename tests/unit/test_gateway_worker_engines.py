@@ -10,7 +10,8 @@ import pytest
 
 from cloud_gateway.desk import Desk
 from cloud_gateway.models.lanes import Lane, LaneRules, Segment
-from cloud_gateway.models.preferred import Offer, PreferredEngine
+from cloud_gateway.models.preferred import PreferredEngine
+from cloud_gateway.models.rungs import Offer
 from cloud_gateway.models.worker import Runner
 from cloud_gateway.models.workshop import Workshop
 from cloud_gateway.scheduling.admission import Limits

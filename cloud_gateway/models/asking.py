@@ -1,0 +1,34 @@
+"""What those who run batches ask of any engine, whether it stands in an order of preference or alone."""
+
+from __future__ import annotations
+
+from cloud_gateway.models.preferred import PreferredEngine, TryAnotherError
+from cloud_gateway.models.rungs import Room
+from protocol.engines.base import Engine
+from protocol.tensors import Array, Tensors
+
+
+def answered(engine: Engine, tensors: Tensors) -> dict[str, Array]:
+    """What the engine, or the next in its order, makes of the gateway's own tensors. Raises EngineError."""
+    try:
+        return engine.infer(tensors)
+    except TryAnotherError as error:
+        with error.engine.using(error.instead):
+            outputs = answered(engine, tensors)
+        error.engine.convict(error)
+        return outputs
+
+
+def room_of(engine: Engine) -> Room | None:
+    """Where this thread's next batch should lie, if its engine has a place of its own for it."""
+    return engine.room if isinstance(engine, PreferredEngine) else None
+
+
+def what_ran(engine: Engine) -> str:
+    """The description of what ran this thread's last batch."""
+    return engine.ran if isinstance(engine, PreferredEngine) else engine.description
+
+
+def kind_of(engine: Engine) -> str:
+    """What this thread's next batch runs on, where there is a choice."""
+    return engine.kind if isinstance(engine, PreferredEngine) else ""

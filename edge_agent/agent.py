@@ -65,7 +65,8 @@ class AgentConfig:
     keys: Path | None = None  # folder with agent.key and server.pub; None speaks plain text
     server_key: str = ""  # the gateway's public key, or a file of such, instead of server.pub
     placements: tuple[str, ...] = ()  # only these placement ids may be used; empty allows all
-    providers: tuple[str, ...] = ("cpu",)  # what may run heads, the preferred first: tensorrt, cuda, cpu
+    providers: tuple[str, ...] = ("cpu",)  # what may run heads, the preferred first: see `device/providers.py`
+    plans: Path | None = None  # folder of plans that tensorrt-native built
     objective: Objective = LATENCY  # what the best placement is the best in
     hedge: bool = False  # start edge-only beside a request that is out when its budget gets tight; the first one wins
     name_servers: tuple[str, ...] = ()  # ADDRESS:PORT to ask for SRV records; empty asks the system's
@@ -103,6 +104,7 @@ class Agent:
             slowdown=config.edge_slowdown,
             fault_file=config.fault_file,
             order=config.providers,
+            plans=config.plans,
         )
         self._boot = os.urandom(8)
         self._numbers = itertools.count(1)

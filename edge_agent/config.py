@@ -130,8 +130,12 @@ class DeviceSettings(Section, frozen=True):
 
     threads: Annotated[int, setting("Intra-op threads of the heads.", ge=1, le=1024)] = 1
     providers: Annotated[
-        tuple[Literal["tensorrt", "cuda", "cpu"], ...], setting("What may run the heads, the preferred first.")
+        tuple[Literal["tensorrt-native", "tensorrt", "cuda", "cpu"], ...],
+        setting("What may run the heads, the preferred first."),
     ] = ("cpu",)
+    plans_dir: Annotated[
+        Path | None, setting("Folder where tensorrt-native keeps what it built; else it builds at every start.")
+    ] = None
     slowdown: Annotated[float, setting("Drill: act as a device that is this many times slower.", ge=1, le=1e6)] = 1.0
     fault_file: Annotated[Path | None, setting("Drill: while this file exists, the head of every cut fails.")] = None
 

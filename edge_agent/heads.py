@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from edge_agent.device import providers
-from edge_agent.device.providers import Started
+from edge_agent.device.providers import Attempt, Started
 from protocol import drift
 from protocol.bundle import Bundle, PlacementEntry
 from protocol.codecs import encode
@@ -67,11 +67,16 @@ class Heads:
         slowdown: float = 1.0,
         fault_file: Path | None = None,
         order: Sequence[str] = providers.DEFAULT,
+        plans: Path | None = None,
     ) -> None:
-        """`order` names what may run heads, the preferred first. Raises InputError for an unknown name."""
+        """`order` names what may run heads, the preferred first; `plans` is where built ones are kept.
+
+        Raises InputError for an unknown name.
+        """
         self.failed: dict[str, str] = {}
         self.started: dict[str, Started] = {}  # by file: what runs it, and why nothing better does
         self._attempts = providers.attempts(order, available())
+        self._plans = plans
         self._bundle = bundle
         self._threads = threads
         self._slowdown = slowdown
@@ -96,9 +101,9 @@ class Heads:
             if entry.id not in self.failed and (why := _cannot_encode(entry)):
                 self.failed[entry.id] = why
 
-    def _start(self, file: str, graph: bytes, wanted: tuple[str, ...]) -> Engine:
+    def _start(self, file: str, graph: bytes, wanted: Attempt) -> Engine:
         """An engine that has run once. Raises EngineError."""
-        engine = OrtEngine(graph, label=file, providers=wanted, threads=self._threads)
+        engine = self._made(file, graph, wanted)
         try:
             engine.activate()
             _warm_up(engine)
@@ -106,6 +111,13 @@ class Heads:
             if not _free_to_vary(engine):
                 raise
         return engine
+
+    def _made(self, file: str, graph: bytes, wanted: Attempt) -> Engine:
+        if wanted.name in providers.NATIVE:
+            from protocol.engines.catalogue import KINDS, EngineOptions
+
+            return KINDS[providers.NATIVE[wanted.name]].make(graph, EngineOptions(file, cache_dir=self._plans))
+        return OrtEngine(graph, label=file, providers=wanted.providers, threads=self._threads)
 
     def deactivate(self) -> None:
         for engine in self._engines.values():

@@ -80,6 +80,7 @@ def agent_config(settings: AgentSettings, folder: Path) -> AgentConfig:
         server_key=settings.keys.server_key,
         placements=settings.bundle.placements,
         providers=device.providers,
+        plans=device.plans_dir,
         hedge=gateways.hedge,
         name_servers=gateways.name_servers,
         objective=Objective.parse(settings.planner.objective),

@@ -141,7 +141,13 @@ class Case:
         from edge_agent.heads import Heads
 
         device = self.settings.device
-        heads = Heads(self.bundle(), threads=device.threads, slowdown=device.slowdown, order=device.providers)
+        heads = Heads(
+            self.bundle(),
+            threads=device.threads,
+            slowdown=device.slowdown,
+            order=device.providers,
+            plans=device.plans_dir,
+        )
         heads.activate()
         return heads
 

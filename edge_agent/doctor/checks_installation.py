@@ -85,13 +85,15 @@ def engine(_: Case) -> Verdict:
 
 
 def providers(case: Case) -> Verdict:
-    from edge_agent.device.providers import PROVIDERS, attempts
+    from edge_agent.device.providers import NATIVE, PROVIDERS, attempts
     from protocol.engines.ort import available
 
     order = case.settings.device.providers
     brings = [name for name, full in PROVIDERS.items() if full in available()]
-    missing = [attempt.name for attempt in attempts(order, available()) if not attempt.providers]
-    if missing:
+    lacking = {attempt.name: attempt.lacking for attempt in attempts(order, available()) if attempt.lacking}
+    if own := [f"{name}: {why}" for name, why in lacking.items() if name in NATIVE]:
+        return warn(f"asked for {', '.join(order)}; {'; '.join(own)}", "or ask for what is there")
+    if lacking:
         return warn(
             f"asked for {', '.join(order)}; this build of ONNX Runtime brings {', '.join(brings)} only",
             "pip install 'isthmus[cuda]' instead of [edge] (a Jetson: the board's own wheel), or ask for what is there",

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from edge_agent.device.providers import PROVIDERS, Attempt, attempts, first_that_runs
 from protocol.engines.base import Engine
+from protocol.engines.catalogue import KINDS
 from protocol.engines.fake import FakeEngine
 from protocol.errors import EngineError, InputError
+from tests.processes import ROOT
 
 TRT, CUDA, CPU = PROVIDERS.values()
 ALL = ("tensorrt", "cuda", "cpu")
@@ -20,7 +25,8 @@ class Installed:
         self.tried: list[tuple[str, ...]] = []
         self._working = working
 
-    def __call__(self, providers: tuple[str, ...]) -> Engine:
+    def __call__(self, attempt: Attempt) -> Engine:
+        providers = attempt.providers
         self.tried.append(providers)
         if providers[0] not in self._working:
             raise EngineError(f"{providers[0]} does not load", "")
@@ -63,3 +69,25 @@ def test_without_the_processor_in_the_order_nothing_falls_back_to_it() -> None:
 def test_an_order_that_means_nothing_is_refused(order: tuple[str, ...]) -> None:
     with pytest.raises(InputError, match="execution provider"):
         attempts(order, [CPU])
+
+
+def test_tensorrt_itself_is_an_engine_of_its_own_which_this_machine_lacks_or_has() -> None:
+    native, cpu = attempts(("tensorrt-native", "cpu"), [CPU])
+    assert (native.name, native.providers, native.lacking) == ("tensorrt-native", (), KINDS["tensorrt"].absent())
+    assert cpu == Attempt("cpu", (CPU,))
+    if native.lacking:
+        started = first_that_runs((native, cpu), Installed(CPU))
+        assert started.passed_over == (("tensorrt-native", native.lacking),)
+
+
+def test_onnx_runtime_gives_nothing_to_an_engine_that_is_not_its_own() -> None:
+    assert attempts(("tensorrt", "tensorrt-native", "cuda"), [TRT, CUDA, CPU])[0].providers == (TRT, CUDA)
+
+
+def test_an_agent_that_asks_for_no_gpu_imports_nothing_for_one() -> None:
+    code = "import edge_agent.agent, sys; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    gpu = {"tensorrt", "tensorrt_rtx", "pycuda", "cuda", "protocol.engines.tensorrt", "protocol.engines.driver"}
+    assert not gpu & set(done.stdout.split())

@@ -31,7 +31,12 @@ DOORS: dict[str, tuple[str, ...]] = {
         "cloud_gateway/doors/replies.py",
         "cloud_gateway/doors/relay.py",
     ),
-    "onnxruntime": ("protocol/engines/ort.py", "protocol/engines/ort_cuda.py", "partitioner/int8/quantise.py"),
+    "onnxruntime": (
+        "protocol/engines/ort.py",
+        "protocol/engines/ort_cuda.py",
+        "partitioner/crossing/half_tail.py",
+        "partitioner/int8/quantise.py",
+    ),
     "onnx": ("partitioner/*.py",),
     "onnx_ir": ("partitioner/*.py",),
     "msgspec": (
@@ -112,6 +117,7 @@ STDLIB_DOORS = {
         "protocol/sockets.py",
         "protocol/seeing/nvml.py",
         "protocol/engines/driver.py",
+        "protocol/engines/cuda_memory.py",
         "cloud_gateway/doors/relay.py",
     ),
 }

@@ -3,21 +3,37 @@
 The laws of pycuda, each a crash or a leak where it is broken: never `pycuda.autoinit` (a private context); a context
 that is still pushed when its thread ends aborts the process; what belongs to a context is freed on the thread that made
 that context object, or not at all. So objects are made, used and freed on one thread; `wait` alone is for others.
+Pinning goes to the driver itself: `pycuda.driver.register_host_memory` of 2026.1 crashes the process with numpy 2 (it
+sets the base of an array that has one; found with the real pycuda on a simulated driver), and memory of pycuda's own
+would be gone under whoever still looks at it.
 """
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import pycuda.driver as cuda
 
+from protocol.engines.driver import LIBRARY
 from protocol.engines.gpu_memory import Block
 from protocol.engines.trt_options import GpuError
 from protocol.tensors import Array
 
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING, which pycuda gives no name
+
+
+_OUT_OF_MEMORY = 2
+
+
+class PinError(Exception):
+    """The driver does not pin memory; `code` is its own."""
+
+    def __init__(self, call: str, code: int) -> None:
+        super().__init__(f"{call} failed with code {code}")
+        self.code = code
 
 
 class _Block:
@@ -37,6 +53,7 @@ class PycudaMemory:
     def __init__(self, device: int) -> None:
         self._device = device
         self._contexts: dict[int, Any] = {}  # by thread
+        self._driver = ctypes.CDLL(LIBRARY)
 
     def attach(self) -> None:
         cuda.init()
@@ -61,8 +78,15 @@ class PycudaMemory:
         return _Block(cuda.mem_alloc(max(nbytes, 1)))
 
     def pin(self, array: Array) -> Callable[[], None]:
-        registered = cuda.register_host_memory(array)
-        unpin: Callable[[], None] = registered.base.unregister
+        address = ctypes.c_void_p(array.ctypes.data)
+        code = self._driver.cuMemHostRegister_v2(address, ctypes.c_size_t(array.nbytes), ctypes.c_uint(0))
+        if code:
+            raise PinError("cuMemHostRegister", code)
+
+        def unpin() -> None:
+            if failed := self._driver.cuMemHostUnregister(address):
+                raise PinError("cuMemHostUnregister", failed)
+
         return unpin
 
     def copy_in(self, address: int, array: Array, stream: Any) -> None:
@@ -84,9 +108,9 @@ class PycudaMemory:
         cuda.Context.synchronize()
 
     def explain(self, error: Exception) -> GpuError | None:
-        if isinstance(error, cuda.MemoryError):
+        if isinstance(error, cuda.MemoryError) or (isinstance(error, PinError) and error.code == _OUT_OF_MEMORY):
             return GpuError(f"the GPU has no memory left ({error})", "lower the memory that engines may take",
                             cause="out-of-memory")  # fmt: skip
-        if not isinstance(error, cuda.Error):
+        if not isinstance(error, cuda.Error | PinError):
             return None
         return GpuError(f"the GPU refuses a call ({error})", "", cause="run-failed")

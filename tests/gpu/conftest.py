@@ -7,6 +7,7 @@ and in the children that build plans.
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from protocol.engines.driver import Device, Driver, probe
+from protocol.engines.driver import LIBRARY, Device, Driver, probe
 
 SIMULATION = Path(__file__).parent / "simulation"
 _SIMULATED = {"tensorrt", "pycuda", "cuda", "simulated_gpu"}
@@ -46,5 +47,8 @@ def simulated_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setenv("PYTHONPATH", str(SIMULATION))
     import simulated_gpu
 
+    load = ctypes.CDLL
+    driver = simulated_gpu.Driver(simulated_gpu.GPU)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name, *more: driver if name == LIBRARY else load(name, *more))
     yield simulated_gpu.GPU
     _forget()

@@ -254,6 +254,19 @@ def test_a_budget_that_is_too_small_is_refused_before_anything_is_taken(simulate
     assert simulated_gpu.clean() == []
 
 
+@pytest.mark.parametrize("after", range(4))
+def test_memory_that_cannot_be_pinned_is_an_error_and_everything_taken_is_given_back(
+    simulated_gpu: Any, make: Make, library: str, after: int
+) -> None:
+    engine = make()
+    simulated_gpu.fail("pin", "OUT_OF_MEMORY", after=after)
+    with pytest.raises(GpuError, match="no memory left") as refused:
+        engine.activate()
+    assert refused.value.cause == "out-of-memory"
+    assert simulated_gpu.violations == []
+    assert simulated_gpu.blocks == simulated_gpu.pinned == {}
+
+
 @pytest.mark.parametrize("after", range(6))
 def test_a_gpu_without_room_is_an_error_and_everything_taken_is_given_back(
     simulated_gpu: Any, make: Make, after: int

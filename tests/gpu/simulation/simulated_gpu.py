@@ -170,10 +170,31 @@ class Gpu:
                     stream.queue.popleft()()
 
 
+class Driver:
+    """What of libcuda is called directly; functions return their codes."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        self._gpu = gpu
+
+    def cuMemHostRegister_v2(self, address: Any, nbytes: Any, flags: Any) -> int:
+        assert address.value % 4096 == nbytes.value % 4096 == 0, "memory is pinned by whole pages"
+        code = self._code("pin")
+        if not code:
+            self._gpu.pinned[address.value] = nbytes.value
+        return code
+
+    def cuMemHostUnregister(self, address: Any) -> int:
+        code = self._code("unpin")
+        if not code:
+            del self._gpu.pinned[address.value]
+        return code
+
+    def _code(self, call: str) -> int:
+        try:
+            self._gpu.call(call)
+        except Failure as failure:
+            return {"OUT_OF_MEMORY": 2, "INVALID_CONTEXT": 201, "ILLEGAL_ADDRESS": 700}.get(failure.code, 1)
+        return 0
+
+
 GPU = Gpu()
-
-
-def new(memory_nbytes: int = 1 << 30) -> Gpu:
-    """Another GPU, in place of the one that was there."""
-    GPU.__init__(memory_nbytes)  # type: ignore[misc]
-    return GPU

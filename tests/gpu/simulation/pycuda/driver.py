@@ -131,31 +131,6 @@ def mem_get_info() -> tuple[int, int]:
     return GPU.memory_nbytes - sum(len(b) for b in GPU.blocks.values()), GPU.memory_nbytes
 
 
-class RegisteredHostMemory:
-    def __init__(self, address: int) -> None:
-        self._address = address
-        self._made_on = threading.get_ident()
-
-    def unregister(self) -> None:
-        with _call("unpin"):
-            GPU.freed("pinned memory", self._made_on)
-            del GPU.pinned[self._address]
-
-
-class _Registered:
-    def __init__(self, base: RegisteredHostMemory) -> None:
-        self.base = base
-
-
-def register_host_memory(ary: Any, flags: int = 0) -> _Registered:
-    with _call("pin"):
-        address = ary.ctypes.data
-        assert address % 4096 == 0, "memory is pinned by whole pages"
-        assert ary.nbytes % 4096 == 0, "memory is pinned by whole pages"
-        GPU.pinned[address] = ary.nbytes
-        return _Registered(RegisteredHostMemory(address))
-
-
 def memcpy_htod_async(dest: int, src: Any, stream: Any = None) -> None:
     with _call("copy_in"):
         assert src.flags.c_contiguous

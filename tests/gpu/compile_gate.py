@@ -1,0 +1,157 @@
+"""Every tail that we make goes through a real TensorRT compiler: `python -m tests.gpu.compile_gate [NAME ...]`
+
+TensorRT-RTX builds engines without a GPU: its parser, its checks of shapes and types and its optimiser run, its kernels
+do not. For each model (the demo's, those of the shared folder, the `onnx` package's light models with random weights):
+the whole model and tails at several cuts, each as
+
+    fp32      as the splitter makes it                   8 bit    uint8 codes decoded by Cast, Sub, Mul
+    half      float16 across the cut, float32 inside     fp16     float16 inside (the converter of `half_tail.py`)
+
+with a dynamic batch 1..8 where the axis may be free. Then the small graphs of `tests/gpu/graphs.py`: all that our check
+takes must build. Needs `tensorrt_rtx` and the partitioner's libraries; leaves with 1 if anything failed.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import onnx_ir as ir
+
+from benchmarks import cuts as sweep
+from partitioner.crossing.boundary import Codes, take_codes
+from partitioner.crossing.half_tail import in_half
+from partitioner.crossing.halves import take_halves
+from partitioner.graph.cuts import Sides
+from partitioner.graph.large_weights import serialise
+from partitioner.graph.split import free_axes, split
+from protocol.engines.trt_build import PlanBuild
+from protocol.engines.trt_child import Order
+from protocol.engines.trt_graphs import check_graph, profile_shapes
+from protocol.engines.trt_options import GpuError, TrtOptions
+from protocol.errors import IsthmusError, ModelError
+from tests.gpu.graphs import TAKEN
+
+OPTIONS = TrtOptions(library="tensorrt-rtx", max_batch=8)
+BUILD_TIMEOUT_S = 300.0
+CUTS = 4
+CODES = Codes(0.05, 17)
+
+
+class Verdict(NamedTuple):
+    model: str
+    form: str
+    where: str
+    problem: str  # "" if it was built
+    seconds: float
+    nbytes: int
+    is_dynamic: bool
+
+
+def build(model: str, form: str, where: str, make: Callable[[], bytes]) -> Verdict:
+    """Make one graph, judge it ourselves, have it compiled."""
+    began = time.perf_counter()
+    try:
+        graph = make()
+        outline = check_graph(graph)
+        shapes = tuple(profile_shapes(outline, OPTIONS))
+        order = Order("tensorrt-rtx", shapes, OPTIONS.workspace_nbytes)
+        with PlanBuild(order, graph) as work:
+            built = work.run(timeout_s=BUILD_TIMEOUT_S)
+    except (IsthmusError, GpuError) as error:
+        return Verdict(model, form, where, str(error)[:300], time.perf_counter() - began, 0, False)
+    dynamic = any(least != most for least, _, most in shapes[0].values())
+    return Verdict(model, form, where, "", built.seconds, len(built.plan), dynamic)
+
+
+def of_model(name: str, path: Path) -> Iterator[Verdict]:
+    model, _ = sweep.prepared(path)
+    yield build(name, "fp32", "whole", lambda: model.data)
+    yield build(name, "fp16", "whole", lambda: in_half(model.data))
+    alone = [s for s in sweep.choose(model.topology, sweep.Most(10_000, 0, 0)) if isinstance(s, Sides)]
+    for sides in _spread(alone):
+        try:
+            tail = split(model, sides).tail
+        except ModelError as error:
+            yield Verdict(name, "fp32", sides.cut[0], str(error)[:300], 0.0, 0, False)
+            continue
+        where = ", ".join(sides.cut)
+        floats = [v.name for v in tail.graph.inputs if v.name in sides.cut and v.dtype == ir.DataType.FLOAT]
+        forms: dict[str, Callable[[], bytes]] = {"fp32": lambda t=tail: _free(t)}  # type: ignore[misc]
+        if floats:
+            forms["8 bit"] = lambda t=tail, f=floats: _free(take_codes(t, dict.fromkeys(f, CODES)))  # type: ignore[misc]
+            forms["half"] = lambda t=tail, f=floats: _free(take_halves(t, f))  # type: ignore[misc]
+            forms["8 bit, fp16"] = lambda t=tail, f=floats: in_half(_free(take_codes(t, dict.fromkeys(f, CODES))))  # type: ignore[misc]
+        for form, make in forms.items():
+            yield build(name, form, where, make)
+
+
+def _spread(sides: list[Sides]) -> list[Sides]:
+    """A few cuts from early to late."""
+    if len(sides) <= CUTS:
+        return sides
+    ordered = sorted(sides, key=lambda s: len(s.head_steps))
+    return [ordered[round((i + 1) * (len(ordered) - 1) / (CUTS + 1))] for i in range(CUTS)]
+
+
+def _free(tail: ir.Model) -> bytes:
+    """With a free batch where the crossing tensors have their batch first and the graph still loads; else as it is."""
+    axes = {v.name: 0 for v in tail.graph.inputs if v.name and v.shape is not None and len(v.shape) > 1}
+    try:
+        freed = free_axes(tail, axes)
+    except Exception:  # whatever inference makes of a Reshape with the batch baked in
+        return serialise(tail)
+    return freed
+
+
+def all_verdicts(asked: list[str]) -> Iterator[Verdict]:
+    digits = Path(__file__).parents[2] / "examples" / "digits" / "digits.onnx"
+    if not asked or "digits" in asked:
+        yield from of_model("digits", digits)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, path in sweep.sources(Path(folder), [n for n in asked if n not in ("digits", "cases")]):
+            if not asked or name in asked:
+                yield from of_model(name, path())
+    if not asked or "cases" in asked:
+        for case in TAKEN:
+            yield build("cases", "small graphs that are taken", case.name, lambda c=case: c.model)  # type: ignore[misc]
+
+
+def table(verdicts: list[Verdict]) -> str:
+    """A line for each model and form: how many were built, how many of them with a free batch, and the problems."""
+    rows: dict[tuple[str, str], list[Verdict]] = {}
+    for verdict in verdicts:
+        rows.setdefault((verdict.model, verdict.form), []).append(verdict)
+    lines = [
+        "| model | form | graphs | built | with free batch | seconds | not built |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for (model, form), found in rows.items():
+        built = [v for v in found if not v.problem]
+        problems = "; ".join(dict.fromkeys(f"`{v.where}`: {v.problem}" for v in found if v.problem))
+        lines.append(
+            f"| {model} | {form} | {len(found)} | {len(built)} | {sum(v.is_dynamic for v in built)} "
+            f"| {sum(v.seconds for v in built):.1f} | {problems} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    asked = [a for a in sys.argv[1:] if not a.startswith("-")]
+    verdicts = []
+    for verdict in all_verdicts(asked):
+        verdicts.append(verdict)
+        state = verdict.problem or f"built, {verdict.nbytes / 1e6:.1f} MB in {verdict.seconds:.1f} s"
+        print(f"{verdict.model} {verdict.form} {verdict.where}: {state}", file=sys.stderr, flush=True)
+    print(table(verdicts))
+    failed = sum(1 for v in verdicts if v.problem)
+    print(f"\n{len(verdicts) - failed} of {len(verdicts)} graphs were built.")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""Real pycuda on a SIMULATED driver: `python -m tests.gpu.pycuda_drill`, in an environment that has pycuda. Needs gcc.
+
+Our threads make, use and free what the engine makes, uses and frees, through the real pycuda. It leaves with 0 if every
+count of the simulated driver is back at zero, no law was broken, and the process ended without pycuda's complaints: it
+warns of what is freed on a foreign thread, and aborts when a context is left pushed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from protocol.engines.driver import Driver, probe
+from protocol.engines.gpu_memory import aligned
+from protocol.engines.gpu_thread import GpuThreads, Watcher
+from protocol.engines.trt_options import GpuError
+
+HERE = Path(__file__).parent
+COUNTS = ("contexts retained", "contexts pushed", "blocks", "pinned arrays", "streams", "events")
+
+
+def build(folder: Path) -> Any:
+    """The simulated driver, loaded so that pycuda finds it under the driver's name."""
+    packages = Path(sysconfig.get_paths()["platlib"]) / "pycuda"
+    extension = next(packages.glob("_driver*.so"))
+    listing = subprocess.run(["nm", "-D", "--undefined-only", extension], check=True, capture_output=True, text=True)
+    wanted = {line.split()[-1] for line in listing.stdout.splitlines() if line.split()[-1].startswith("cu")}
+    source = (HERE / "simulated_driver.c").read_text()
+    there = set(re.findall(r"^result (cu\w+)\(", source, re.MULTILINE))
+    rest = "".join(f"result {name}(void) {{ return NOT_SUPPORTED; }}\n" for name in sorted(wanted - there))
+    (folder / "simulated_driver_rest.h").write_text(rest)
+    target = folder / "libcuda.so.1"
+    command = ["gcc", "-shared", "-fPIC", "-w", "-Wl,-soname,libcuda.so.1", f"-I{folder}", "-o", target]
+    subprocess.run([*command, HERE / "simulated_driver.c"], check=True)
+    return ctypes.CDLL(str(target), os.RTLD_GLOBAL | os.RTLD_NOW)
+
+
+class Bench:
+    """What an engine has on the GPU: made, used and freed on the GPU thread."""
+
+    def __init__(self, memory: Any) -> None:
+        self.memory = memory
+        self.rows = [aligned(10_000), aligned(10_000)]
+
+    def make(self) -> None:
+        self.stream, self.event = self.memory.stream(), self.memory.event()
+        self.block = self.memory.allocate(10_000)
+        self.unpin = [self.memory.pin(row) for row in self.rows]
+
+    def launch(self, value: int) -> Any:
+        sent, got = (row[:9000] for row in self.rows)
+        sent[:] = value
+        self.memory.copy_in(self.block.address, sent, self.stream)
+        self.memory.copy_out(got, self.block.address, self.stream)
+        self.memory.record(self.event, self.stream)
+        return self.event
+
+    def free(self) -> None:
+        self.block.free()
+        for unpin in self.unpin:
+            unpin()
+        del self.event, self.stream
+
+
+def drill(threads: GpuThreads) -> None:
+    gpu = threads.hold(0)
+    assert gpu.memory.name == "pycuda", gpu.memory.name
+    watchers = [Watcher(gpu, str(n)) for n in range(2)]
+    bench = Bench(gpu.memory)
+    gpu.call(bench.make, timeout_s=10)
+    for value in range(1, 50):
+        watchers[value % 2].run(lambda v=value: bench.launch(v), timeout_s=10)  # type: ignore[misc]
+        assert np.all(bench.rows[1][:9000] == value)
+    with pytest.raises(GpuError) as refused:
+        gpu.call(lambda: gpu.memory.allocate(1 << 40), timeout_s=10)
+    assert refused.value.cause == "out-of-memory", refused.value
+    gpu.call(bench.free, timeout_s=10)
+    for watcher in watchers:
+        watcher.stop()
+    threads.release(0)
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        driver = build(Path(folder))
+        found = probe()
+        assert isinstance(found, Driver), found
+        print(f"{found} (simulated)")
+        threads = GpuThreads()
+        for _ in range(3):  # a device can be held again after it was given back
+            drill(threads)
+        left = {name: driver.isthmus_left(n) for n, name in enumerate(COUNTS) if driver.isthmus_left(n)}
+        # pycuda pushes a primary context that it releases and leaves it there: it goes with its thread
+        left.pop("contexts pushed", None)
+        print(f"left behind: {left or 'nothing'}; laws broken: {driver.isthmus_broken()}")
+        return 1 if left or driver.isthmus_broken() else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+"""Graphs through TensorRT-RTX's real compiler, which needs no GPU; all are in `python -m tests.gpu.compile_gate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip(
+    "tensorrt_rtx", reason="tensorrt-rtx is not installed; `make gpu-gate` runs this in an environment of its own"
+)
+
+from onnx import TensorProto
+
+from tests.gpu.compile_gate import Verdict, build, of_model
+from tests.gpu.graphs import REFUSED, TAKEN, Case, graph, node
+
+DIGITS = Path(__file__).parents[2] / "examples" / "digits" / "digits.onnx"
+
+
+@pytest.mark.parametrize("case", TAKEN, ids=lambda case: case.name)
+def test_what_our_check_takes_is_built(case: Case) -> None:
+    assert build("cases", "", case.name, lambda: case.model).problem == ""
+
+
+@pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.name)
+def test_what_our_check_refuses_never_reaches_the_compiler(case: Case) -> None:
+    verdict = build("cases", "", case.name, lambda: case.model)
+    assert "TensorRT does not take this graph" in verdict.problem
+    assert str(case.ours) in verdict.problem
+
+
+def test_every_tail_of_the_demo_is_built_in_every_form() -> None:
+    verdicts = list(of_model("digits", DIGITS))
+    assert [v for v in verdicts if v.problem] == []
+    assert {v.form for v in verdicts} == {"fp32", "fp16", "8 bit", "half", "8 bit, fp16"}
+    assert all(isinstance(v, Verdict) and v.is_dynamic for v in verdicts)
+
+
+def test_the_parsers_own_words_come_back() -> None:
+    square = [("x", TensorProto.FLOAT, [3, 3])], [("y", TensorProto.FLOAT, [])]
+    verdict = build("cases", "", "Det", lambda: graph([node("Det", "x", "y")], *square))
+    assert "the parser refuses the graph" in verdict.problem
+    assert "Det" in verdict.problem

@@ -121,7 +121,9 @@ def _no_ort_on_gpu(provider: str) -> str:
 def _no_tensorrt(library: Library) -> str:
     if reason := no_gpu():
         return reason
-    missing = [name for name in (library.replace("-", "_"), "pycuda") if importlib.util.find_spec(name) is None]
+    missing = [name for name in (library.replace("-", "_"),) if importlib.util.find_spec(name) is None]
+    if importlib.util.find_spec("pycuda") is None and importlib.util.find_spec("cuda") is None:
+        missing.append("pycuda (or cuda-python)")
     return f"{' and '.join(missing)} cannot be imported; install isthmus[{library}]" if missing else ""
 
 

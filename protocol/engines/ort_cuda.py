@@ -44,15 +44,12 @@ class _Binding:
     ) -> None:
         self._io = session.io_binding()
         self._session = session
-        self._on = on
+        self._outputs = outputs
+        self._on, self._device = on, device
         self._inputs: dict[str, Any] = {}
-        for name, array in tensors.items():
-            if on != "cpu":
-                self._inputs[name] = value = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), on, device)
-                self._io.bind_ortvalue_input(name, value)
-        for name in outputs:
-            # Their room is taken by the run itself: a free dimension is known only then.
-            self._io.bind_output(name, on, device)
+        for name, array in tensors.items() if on != "cpu" else ():
+            self._inputs[name] = value = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), on, device)
+            self._io.bind_ortvalue_input(name, value)
 
     def run(self, tensors: Tensors) -> list[Array]:
         for name, array in tensors.items():
@@ -60,13 +57,15 @@ class _Binding:
                 self._io.bind_cpu_input(name, np.ascontiguousarray(array))
             else:
                 self._inputs[name].update_inplace(np.ascontiguousarray(array))
+        # Bound anew each time: the room of the run before would be taken again, which fails where an output's shape
+        # depends on the values.
+        self._io.clear_binding_outputs()
+        for name in self._outputs:
+            self._io.bind_output(name, self._on, self._device)
         self._io.synchronize_inputs()
         self._session.run_with_iobinding(self._io)
         self._io.synchronize_outputs()
         values: list[Array] = self._io.copy_outputs_to_cpu()
-        if self._on == "cpu":
-            # Bound in place, an output's room is the binding's own, and the next run may take it again.
-            return [value.copy() for value in values]
         return values
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
 from protocol.engines import catalogue
 from protocol.engines.catalogue import CPU, KINDS, EngineOptions, Kind, both_onnxruntimes, present
@@ -127,6 +128,20 @@ def test_bindings_are_kept_by_shape_and_several_threads_have_one_each() -> None:
         assert sum(map(len, engine._free.values())) <= 16, "and no more bindings than threads"
     assert not wrong
     assert not engine._free
+
+
+def test_an_output_may_have_another_shape_in_the_next_run_of_the_same_inputs_shape() -> None:
+    graph = helper.make_graph(
+        [helper.make_node("NonZero", ["x"], ["y"])],
+        "where",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N"])],
+        [helper.make_tensor_value_info("y", TensorProto.INT64, [1, "found"])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    with BoundOrtEngine(model.SerializeToString(), label="where", on="cpu") as engine:
+        first = engine.infer({"x": np.array([1, 0, 1], np.float32)})["y"]
+        assert engine.infer({"x": np.array([0, 1, 0], np.float32)})["y"].tolist() == [[1]]
+        assert first.tolist() == [[0, 2]]
 
 
 def test_a_gpu_that_is_not_there_is_refused_and_never_replaced_by_the_processor() -> None:

@@ -11,7 +11,7 @@ EXTRAS := --extra edge --extra gateway --extra partition
 MORE := --extra grpc --extra tracing --extra redis --extra tune
 RUN := .venv/bin/
 
-.PHONY: help setup setup-dev demo test check explore bench clean
+.PHONY: help setup setup-dev demo test check explore bench gpu-gate clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -49,6 +49,10 @@ bench: setup-dev ## every benchmark suite; figures go to bench-out/
 	@for suite in $$($(RUN)python -m benchmarks --list | awk '{print $$1}'); do \
 	  $(RUN)python -m benchmarks $$suite --json bench-out/$$suite.json || exit 1; done
 
+# TensorRT-RTX builds engines without a GPU. Its own environment, since most machines have no use for its 1 GB.
+gpu-gate: setup-dev ## compile every tail with TensorRT-RTX, and run real pycuda on a simulated driver; needs no GPU
+	@tests/gpu/gate.sh $(ARGS)
+
 clean: ## everything that was made here
-	rm -rf .venv .tools .cache build dist demo-out bench-out .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-gpu .tools .cache build dist demo-out bench-out .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

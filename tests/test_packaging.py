@@ -58,13 +58,13 @@ def test_resolving_runs_no_code_of_packages_that_have_only_source() -> None:
 
 def test_what_needs_a_gpu_comes_only_with_the_extras_that_say_so() -> None:
     for extra, wanted in EXTRAS.items():
-        names = {requirement.split(">")[0] for requirement in wanted}
+        names = {requirement.split(">")[0].split("[")[0] for requirement in wanted}
         on_gpu = names & {"tensorrt", "tensorrt-rtx", "pycuda", "cuda-python", "onnxruntime-gpu"}
         assert bool(on_gpu) == (extra in ("cuda", "tensorrt", "tensorrt-rtx")), extra
 
 
 def test_the_gateway_on_cuda_is_the_gateway_with_another_onnx_runtime() -> None:
-    assert {r.replace("onnxruntime-gpu", "onnxruntime") for r in EXTRAS["cuda"]} == set(EXTRAS["gateway"])
+    assert {r.replace("onnxruntime-gpu[cuda,cudnn]", "onnxruntime") for r in EXTRAS["cuda"]} == set(EXTRAS["gateway"])
 
 
 def test_the_edge_extra_pulls_in_no_model_tools() -> None:

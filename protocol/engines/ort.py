@@ -1,13 +1,16 @@
 """ONNX Runtime behind the Engine contract, for engines and partitioner alike; `ort_cuda` binds it to a GPU's memory.
 
-No silent fallback: ONNX Runtime quietly runs on the CPU when an execution provider fails to load. Asking for anything
-else than the CPU therefore disables that fallback, and what was asked is compared with what was got. Spinning is off:
-idle worker threads otherwise burn whole cores, and several sessions on one machine then starve each other.
+No silent fallback: ONNX Runtime quietly runs on the CPU when an execution provider fails to load, when a node has no
+kernel there, and (its Python part) when a provider fails in the middle of a run. All three are switched off, and what
+was asked is compared with what was got. Spinning is off: idle worker threads otherwise burn whole cores, and several
+sessions on one machine then starve each other.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,12 +18,15 @@ from pathlib import Path
 import onnxruntime as ort
 
 from protocol.engines.base import ActivationScope
+from protocol.engines.trt_options import GpuError
 from protocol.errors import EngineError, ModelError
 from protocol.graphs import external_of
 from protocol.onnx_scan import check_external
 from protocol.tensors import DTYPES, Array, Tensors, TensorSpec
 
 CPU = "CPUExecutionProvider"
+
+_LEFT_TO_THE_CPU = "assigned to the default CPU EP"
 
 _ORT_TYPES = {
     "tensor(bool)": "bool",
@@ -118,11 +124,13 @@ class OrtEngine(ActivationScope):
             )
         options = self._options()
         self._hand_over_weights(options)
+        if self._providers != [CPU]:
+            _load_gpu_libraries()
         try:
-            session = ort.InferenceSession(
-                self._model, options, providers=self._providers, provider_options=self._provider_options
-            )
+            session = self._open(options)
         except Exception as error:  # the binding raises bare RuntimeError subclasses of its own
+            if _LEFT_TO_THE_CPU in str(error):
+                raise self._left_to_the_cpu() from error
             raise EngineError(f"{self.label}: ONNX Runtime refuses the graph ({first_line(error)})", "") from error
         got = session.get_providers()
         if got[: len(self._providers)] != self._providers:
@@ -148,6 +156,35 @@ class OrtEngine(ActivationScope):
     def deactivate(self) -> None:
         self._session = None
 
+    def _open(self, options: ort.SessionOptions) -> ort.InferenceSession:
+        return ort.InferenceSession(
+            self._model, options, providers=self._providers, provider_options=self._provider_options, enable_fallback=0
+        )
+
+    def _left_to_the_cpu(self) -> GpuError:
+        """Why the graph does not run wholly on what was asked for.
+
+        The runtime says the same where a provider's libraries do not load and where a node has no kernel.
+        """
+        options = self._options(strict=False)
+        self._hand_over_weights(options)
+        try:
+            got = self._open(options).get_providers()
+        except Exception:
+            got = []
+        missing = [provider for provider in self._providers if provider not in got]
+        if missing:
+            return GpuError(
+                f"{self.label}: {missing[0]} does not load: it lacks libraries, or the driver is too old for it",
+                "isthmus[cuda] brings CUDA 13 and cuDNN 9; TensorRT's provider needs TensorRT 10 as well",
+                cause="no-library",
+            )
+        return GpuError(
+            f"{self.label}: {self._providers[0]} has no kernel for some of its nodes, and would leave them to the CPU",
+            "run it on another engine, or build the bundle without shapes that are computed from inputs",
+            cause="unsupported-graph",
+        )
+
     def _hand_over_weights(self, options: ort.SessionOptions) -> None:
         """Give the runtime from memory what the graph would have it read; it keeps pointing into these buffers."""
         external = external_of(self._model or b"")
@@ -159,7 +196,7 @@ class OrtEngine(ActivationScope):
             buffers = [memoryview(external[name]).cast("B") for name in names]
             options.add_external_initializers_from_files_in_memory(names, buffers, [b.nbytes for b in buffers])
 
-    def _options(self) -> ort.SessionOptions:
+    def _options(self, *, strict: bool = True) -> ort.SessionOptions:
         options = ort.SessionOptions()
         options.log_severity_level = 4  # what fails is raised as an EngineError; printing it too helps nobody
         options.intra_op_num_threads = self._threads
@@ -168,11 +205,19 @@ class OrtEngine(ActivationScope):
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
         if _saturates():
             options.add_session_config_entry("session.x64quantprecision", "1")
-        if self._providers != [CPU]:
+        if self._providers != [CPU] and strict:
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         if not self._optimise:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         return options
+
+
+@functools.cache
+def _load_gpu_libraries() -> None:
+    """CUDA and cuDNN as the Python index has them: no loader finds them by itself. Those of the system do as well."""
+    ort.set_default_logger_severity(4)  # what fails is raised; the runtime prints it in colours besides
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+        ort.preload_dlls()
 
 
 def _spec(value: ort.NodeArg, label: str) -> TensorSpec:

@@ -15,6 +15,7 @@ from protocol.engines import catalogue
 from protocol.engines.catalogue import CPU, KINDS, EngineOptions, Kind, both_onnxruntimes, present
 from protocol.engines.causes import Cause, cause_of, is_final
 from protocol.engines.fake import FakeEngine
+from protocol.engines.ort import OrtEngine
 from protocol.engines.ort_cuda import BoundOrtEngine
 from protocol.engines.trt_options import GpuError
 from protocol.errors import EngineError
@@ -155,3 +156,10 @@ def test_options_reach_the_engine() -> None:
     engine = KINDS[CPU].make(MODEL, EngineOptions("tiny", threads=2))
     with engine:
         assert engine.label == "tiny"
+
+
+def test_no_way_of_the_runtime_to_fall_back_by_itself_is_left_open() -> None:
+    """Its Python part moves a session to the CPU when a provider fails in a run, unless it is told not to."""
+    with OrtEngine(MODEL, label="tiny") as engine:
+        assert engine._session is not None
+        assert engine._session._enable_fallback is False

@@ -23,7 +23,9 @@ from rich.table import Table
 
 SCHEMA = 1
 PIPED_COLUMNS = 140
-REPORTED_PACKAGES = ("msgspec", "numpy", "onnxruntime", "onnxruntime-gpu", "pyzmq")
+REPORTED_PACKAGES = (
+    "cuda-python", "msgspec", "numpy", "onnxruntime", "onnxruntime-gpu", "pycuda", "pyzmq", "tensorrt", "tensorrt-rtx",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

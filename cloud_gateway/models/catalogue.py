@@ -298,6 +298,8 @@ class Catalogue:
                 engine.fit = lane.measure
                 engine.moved = functools.partial(self._moved, lane)
                 engine.settled = functools.partial(self._settled, lane)
+        if lane.is_measured:  # one of them may have moved before anybody listened
+            self._desk.refit(lane)
 
     def _moved(self, lane: Lane) -> None:
         """Another engine serves the lane; called on the thread that found out."""

@@ -141,6 +141,11 @@ class Lane:
         if not self._fits[self._running()].curve.is_known:
             self.measure()
 
+    @property
+    def is_measured(self) -> bool:
+        """Whether it was warmed up."""
+        return bool(self._fits)
+
     def refit(self) -> None:
         """Take the curve and the bound of what serves now. What was never measured begins unknown, in small batches."""
         running = self._running()

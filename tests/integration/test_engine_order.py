@@ -23,7 +23,9 @@ from protocol.bundle import Bundle
 from protocol.engines.catalogue import CPU, KINDS, EngineOptions, Kind
 from protocol.engines.ort import OrtEngine
 from protocol.engines.trt_options import Cause, GpuError
+from protocol.errors import EngineError
 from protocol.tensors import Tensors
+from tests.gateways import gateway_of
 from tests.waiting import until
 from tests.wire_client import WireClient, placement
 
@@ -205,3 +207,29 @@ def test_the_status_document_and_the_log_say_what_runs_and_what_does_not(house: 
     assert shown[QUICK].serves
     assert "no room on the GPU" in shown[BUILT].reason
     assert shown[BUILT].failures >= 1
+
+
+def test_what_the_order_names_and_this_machine_lacks_is_shown_with_its_reason_and_the_next_serves(
+    toy_bundle: Path,
+) -> None:
+    reason = KINDS[QUICK].absent()
+    if not reason:
+        pytest.skip("this machine has a GPU")
+    with gateway_of(toy_bundle, settings={"engines.order": [QUICK, CPU], "models.warm_up_s": 0.05}) as gateway:
+        lanes = gateway.observer.standing().lanes
+        assert lanes
+        for lane in lanes:
+            absent, serving = lane.engines
+            assert (absent.kind, absent.state, absent.reason) == (QUICK, "absent", reason)
+            assert (serving.kind, serving.serves) == (CPU, True)
+            assert lane.engine.endswith("CPUExecutionProvider")
+
+
+def test_an_order_of_which_nothing_is_here_serves_nothing_and_says_why(toy_bundle: Path) -> None:
+    if not KINDS[QUICK].absent():
+        pytest.skip("this machine has a GPU")
+    with (
+        pytest.raises(EngineError, match=r"runs on none of its engines \(onnxruntime-cuda: "),
+        gateway_of(toy_bundle, settings={"engines.order": [QUICK]}),
+    ):
+        pass

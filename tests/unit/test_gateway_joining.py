@@ -19,15 +19,19 @@ from cloud_gateway.desk import Desk
 from cloud_gateway.models.catalogue import Catalogue, Defaults
 from cloud_gateway.models.joining import Alike, JoinedLane, alike, is_worth, joined_lane
 from cloud_gateway.models.lanes import Bridge, Lane, LaneRules, Segment
+from cloud_gateway.models.preferred import PreferredEngine
+from cloud_gateway.models.rungs import Offer
 from cloud_gateway.models.served import Joint, ServedVersion, Tail
 from cloud_gateway.models.settings import ModelSettings, Wanted
 from cloud_gateway.models.worker import Runner
+from cloud_gateway.models.workshop import Workshop
 from cloud_gateway.scheduling.admission import Limits
 from cloud_gateway.seeing.figures import Scope
 from cloud_gateway.seeing.ledger import Ledger
 from cloud_gateway.work import Computed, Item, NotComputed, Outcome
 from protocol import codecs, wire
 from protocol.bundle import BoundaryTensor
+from protocol.engines.base import Engine
 from protocol.engines.fake import FakeEngine
 from protocol.errors import EngineError
 from protocol.messages import PlacementKind, RejectCode
@@ -100,10 +104,17 @@ def group() -> Alike:
 class Bench:
     """A joined lane behind a desk, and what its runner made of what was offered."""
 
-    def __init__(self, a: Function = through_a, b: Function = through_b, common: Function = suffix) -> None:
+    def __init__(
+        self,
+        a: Function = through_a,
+        b: Function = through_b,
+        common: Function = suffix,
+        *,
+        choose: Callable[[FakeEngine], Engine] = lambda engine: engine,
+    ) -> None:
         self.a, self.b, self.suffix = fake(a, A.spec), fake(b, B.spec), fake(common, S, Y)
-        bridges = {n * 64: Bridge(n * 64, e, (b,)) for n, e, b in (("A", self.a, A), ("B", self.b, B))}
-        self.lane = JoinedLane("S" * 64, self.suffix, group(), bridges, LaneRules())
+        bridges = {n * 64: Bridge(n * 64, choose(e), (b,)) for n, e, b in (("A", self.a, A), ("B", self.b, B))}
+        self.lane = JoinedLane("S" * 64, choose(self.suffix), group(), bridges, LaneRules())
         self.segments: dict[str, Segment] = {}
         for name, boundary in (("a", A), ("b", B)):
             scope = Scope("toy", "1", f"cut-{name}")
@@ -197,6 +208,42 @@ def test_a_damaged_payload_leaves_the_batch_and_the_rest_is_answered() -> None:
     assert isinstance(made[id(bad)], NotComputed)
     assert answer(made[id(good)]) == [[10.0] * 3]
     assert bench.b.calls == 0
+
+
+def test_parts_of_a_lane_whose_engines_fail_move_to_the_next_and_every_request_is_answered_once() -> None:
+    """Each part has two engines; the better ones are lost in turn, a bridge's and then the suffix's."""
+    lost: list[str] = []
+    calls = {"a": through_a, "b": through_b, "s": suffix}
+
+    def gpu(name: str) -> Function:
+        def run(tensors: Tensors) -> dict[str, Array]:
+            if name in lost:
+                raise RuntimeError("CUDA failure 719: unspecified launch failure")
+            return calls[name](tensors)
+
+        return run
+
+    def choose(cpu: FakeEngine) -> Engine:
+        (spec,) = cpu.inputs
+        better = FakeEngine(gpu(spec.name), label="gpu", inputs=cpu.inputs, outputs=cpu.outputs)
+        engine = PreferredEngine(
+            [Offer("gpu", lambda: better), Offer("cpu", lambda: cpu)], label="t", workshop=workshop
+        )
+        engine.activate()
+        return engine
+
+    workshop = Workshop()
+    workshop.enter = lambda engine: None  # type: ignore[method-assign]
+    bench = Bench(choose=choose)
+    bench.lane.warm_up()
+    assert len(bench.lane.engines) == 3
+    for gone in ("b", "s"):
+        lost.append(gone)
+        asked = bench.offer("a", np.full((1, 3), 1.0)), bench.offer("b", np.array([[1.0], [3.0]]))
+        made = bench.run()
+        assert [answer(made[id(item)]) for item in asked] == [[[20.0] * 3], [[40.0] * 3]]
+        moved = [engine.kind for engine in bench.lane.engines if isinstance(engine, PreferredEngine)]
+        assert moved == (["gpu", "gpu", "cpu"] if gone == "b" else ["cpu", "gpu", "cpu"])
 
 
 # ---- deciding -------------------------------------------------------------------------------------------------------

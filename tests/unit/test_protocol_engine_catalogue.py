@@ -163,3 +163,16 @@ def test_no_way_of_the_runtime_to_fall_back_by_itself_is_left_open() -> None:
     with OrtEngine(MODEL, label="tiny") as engine:
         assert engine._session is not None
         assert engine._session._enable_fallback is False
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx"])
+def test_tensorrt_is_made_without_touching_anything_and_says_what_is_missing_when_it_is_wanted(name: str) -> None:
+    if not catalogue.no_gpu():
+        pytest.skip("this machine has a GPU")
+    options = EngineOptions("tiny", max_rows=8, batch_axes={"x": 0}, gpu_memory_nbytes=1 << 30)
+    engine = KINDS[name].make(MODEL, options)
+    assert engine.description.startswith(name)
+    with pytest.raises(GpuError, match="tiny: no NVIDIA driver") as caught:
+        engine.activate()
+    assert caught.value.cause == "no-driver"
+    assert is_final(caught.value)

@@ -75,6 +75,10 @@ class GpuThread:
         self.wait(task, timeout_s)
         return task.result  # type: ignore[return-value]  # it ran
 
+    def later(self, work: Callable[[], None]) -> None:
+        """Run `work` on the GPU thread some time; nobody hears of it. May be called while garbage is collected."""
+        self._tasks.put(_Task(work))
+
     def give(self, task: _Task[Any]) -> None:
         """Have a task run on the GPU thread; `wait` for it later."""
         if self.lost is not None:

@@ -13,8 +13,11 @@ from __future__ import annotations
 import hashlib
 import queue
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
+
+import numpy as np
 
 from protocol.engines import trt_library
 from protocol.engines.base import ActivationScope
@@ -120,16 +123,23 @@ class TensorRtEngine(ActivationScope):
     def rows(self, nbytes: int) -> Array:
         """Memory, uint8 [at least `nbytes`], from which inputs are copied to the GPU without a copy in between.
 
-        It stays memory after the engine was deactivated, only slower to copy from.
+        It is pinned until nobody holds it any more, or the engine is deactivated; then it stays memory, only slower to
+        copy from.
         """
         array = aligned(nbytes)
         session, gpu = self._session, self._gpu
-        if session is not None and gpu is not None:
-            try:
-                gpu.call(lambda: session.pin(array), timeout_s=self._options.run_timeout_s)
-            except GpuError as error:  # it is memory all the same
-                self._told(f"{self.label}: rows are not pinned, {error}")
-        return array
+        if session is None or gpu is None:
+            return array
+        try:
+            gpu.call(lambda: session.pin(array), timeout_s=self._options.run_timeout_s)
+        except GpuError as error:  # it is memory all the same
+            self._told(f"{self.label}: rows are not pinned, {error}")
+            return array
+        # The base of a view is the memory's owner. This owner is no array of numpy's, so every view keeps it alive.
+        owner = _Rows(array)
+        let_go = weakref.finalize(owner, _let_go, gpu, weakref.ref(session), array.ctypes.data)
+        let_go.atexit = False
+        return np.asarray(owner)
 
     def deactivate(self) -> None:
         """Give back the GPU's memory once the runs in flight have ended; a build under way is given up."""
@@ -301,6 +311,24 @@ class TensorRtEngine(ActivationScope):
         except GpuError as error:  # the device is gone, and took everything along
             self._told(f"{self.label}: {error}")
         self._threads.release(self._options.device)
+
+
+class _Rows:
+    """Stands between pinned memory, which it keeps, and the arrays that look at it."""
+
+    def __init__(self, array: Array) -> None:
+        self.array = array
+        self.__array_interface__ = array.__array_interface__
+
+
+def _let_go(gpu: GpuThread, session: weakref.ref[Session], address: int) -> None:
+    """Have the GPU thread unpin memory that nobody holds any more; the session keeps it until then."""
+
+    def unpin() -> None:
+        if (alive := session()) is not None:
+            alive.unpin(address)
+
+    gpu.later(unpin)
 
 
 def _capture() -> Capture | None:

@@ -35,6 +35,13 @@ class Bucket(NamedTuple):
     graph: list[Any]
 
 
+class Pinned(NamedTuple):
+    """Memory of the host that the GPU reads directly; it must live until it is released."""
+
+    array: Array
+    release: Callable[[], None]
+
+
 class Slot:
     """What one batch in flight needs. Its pinned rows are written and read by whoever holds the slot."""
 
@@ -75,7 +82,7 @@ class Session:
         self.slots: list[Slot] = []
         self.captured = 0
         self.uncaptured = ""  # why plain enqueues are used
-        self._pinned: list[tuple[int, int, Callable[[], None]]] = []
+        self._pinned: dict[int, Pinned] = {}  # by address
         self._runtime = trt.Runtime(log)
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
@@ -143,14 +150,18 @@ class Session:
         return slot.event
 
     def pin(self, array: Array) -> None:
-        """Let inputs that lie in this memory be copied from where they are."""
-        address = array.ctypes.data
-        self._pinned.append((address, address + array.nbytes, self._memory.pin(array)))
+        """Let inputs that lie in this memory be copied from where they are, until `unpin` of its address."""
+        self._pinned[array.ctypes.data] = Pinned(array, self._memory.pin(array))
+
+    def unpin(self, address: int) -> None:
+        pinned = self._pinned.pop(address, None)
+        if pinned is not None:
+            with contextlib.suppress(Exception):  # the device is gone, and its pins with it
+                pinned.release()
 
     def close(self) -> None:
         """Give everything back, children before parents. What cannot be given back is left: the device is gone."""
         slots, self.slots = self.slots, []
-        pinned, self._pinned = self._pinned, []
         for slot in slots:
             for bucket in slot.buckets.values():
                 self._drop(bucket)
@@ -165,9 +176,8 @@ class Session:
             slot.event = slot.stream = slot.scratch = None
             slot.blocks = {}
             slot.unpin = []
-        for _, _, unpin in pinned:
-            with contextlib.suppress(Exception):
-                unpin()
+        for address in list(self._pinned):
+            self.unpin(address)
         self._engine = self._runtime = None
 
     # ---- inside -----------------------------------------------------------------------------------------------------
@@ -231,7 +241,10 @@ class Session:
         if not self._pinned or not array.flags.c_contiguous:
             return False
         address: int = array.__array_interface__["data"][0]
-        return any(start <= address and address + array.nbytes <= end for start, end, _ in self._pinned)
+        return any(
+            start <= address and address + array.nbytes <= start + pinned.array.nbytes
+            for start, pinned in tuple(self._pinned.items())
+        )
 
     def _limits(self) -> Iterator[tuple[Shapes, Shapes]]:
         """Least and most shapes of each profile, narrowest first, as the builder was given them."""

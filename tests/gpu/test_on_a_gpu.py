@@ -1,8 +1,8 @@
 """What only a real GPU can show. Skipped, with the driver's own reason, where there is none.
 
 Every engine that the machine has computes what ONNX Runtime computes on the processor, within a stated tolerance;
-memory and streams of both libraries move bytes; CUDA graphs replay; and of TensorRT-RTX at least the verdict on this GPU
-is known. Each engine that is missing is a skip with its reason, so that a report shows what was not run.
+memory and streams of both libraries move bytes; CUDA graphs replay; and of TensorRT-RTX the verdict on this GPU is
+known. Each engine that is missing is a skip with its reason, so that a report shows what was not run.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ failure becomes an error with its cause. What it cannot prove: that the real one
 from __future__ import annotations
 
 import contextlib
+import gc
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -233,8 +234,25 @@ def test_inputs_in_pinned_rows_are_copied_from_where_they_lie(simulated_gpu: Any
             del simulated_gpu.copy
         assert sources == [x.ctypes.data]
     assert simulated_gpu.clean() == []
-    x[:] = 1.0  # the memory outlives the engine
-    assert rows.nbytes >= 64
+    owner = rows.base
+    assert owner is not None
+    assert owner.array.ctypes.data == rows.ctypes.data, "the memory outlives the engine"
+
+
+def test_rows_are_unpinned_when_nobody_looks_at_them_any_more(simulated_gpu: Any, make: Make) -> None:
+    with make() as engine:
+        before = set(simulated_gpu.pinned)
+        rows = engine.rows(100)
+        view = rows[:64].view(np.float32).reshape(4, 4)[1:]
+        (address,) = set(simulated_gpu.pinned) - before
+        del rows
+        gc.collect()
+        engine.infer({"x": view})
+        assert address in simulated_gpu.pinned
+        del view
+        gc.collect()
+        until(lambda: address not in simulated_gpu.pinned, "the rows are unpinned", within_s=20)
+    assert simulated_gpu.clean() == []
 
 
 def test_inputs_that_are_not_contiguous_or_read_only_are_taken(simulated_gpu: Any, make: Make) -> None:

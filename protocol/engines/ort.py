@@ -26,6 +26,7 @@ from protocol.tensors import DTYPES, Array, Tensors, TensorSpec
 
 CPU = "CPUExecutionProvider"
 
+_ONLY_HERE = "session.disable_cpu_ep_fallback"
 _LEFT_TO_THE_CPU = "assigned to the default CPU EP"
 
 _ORT_TYPES = {
@@ -166,7 +167,8 @@ class OrtEngine(ActivationScope):
 
         The runtime says the same where a provider's libraries do not load and where a node has no kernel.
         """
-        options = self._options(strict=False)
+        options = self._options()
+        options.add_session_config_entry(_ONLY_HERE, "0")
         self._hand_over_weights(options)
         try:
             got = self._open(options).get_providers()
@@ -196,7 +198,7 @@ class OrtEngine(ActivationScope):
             buffers = [memoryview(external[name]).cast("B") for name in names]
             options.add_external_initializers_from_files_in_memory(names, buffers, [b.nbytes for b in buffers])
 
-    def _options(self, *, strict: bool = True) -> ort.SessionOptions:
+    def _options(self) -> ort.SessionOptions:
         options = ort.SessionOptions()
         options.log_severity_level = 4  # what fails is raised as an EngineError; printing it too helps nobody
         options.intra_op_num_threads = self._threads
@@ -205,8 +207,8 @@ class OrtEngine(ActivationScope):
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
         if _saturates():
             options.add_session_config_entry("session.x64quantprecision", "1")
-        if self._providers != [CPU] and strict:
-            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        if self._providers != [CPU]:
+            options.add_session_config_entry(_ONLY_HERE, "1")
         if not self._optimise:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         return options

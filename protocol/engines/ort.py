@@ -27,6 +27,7 @@ from protocol.tensors import DTYPES, Array, Tensors, TensorSpec
 CPU = "CPUExecutionProvider"
 
 _ONLY_HERE = "session.disable_cpu_ep_fallback"
+_NO_TENSORRT = "Please install TensorRT libraries"
 _LEFT_TO_THE_CPU = "assigned to the default CPU EP"
 
 _ORT_TYPES = {
@@ -132,6 +133,12 @@ class OrtEngine(ActivationScope):
         except Exception as error:  # the binding raises bare RuntimeError subclasses of its own
             if _LEFT_TO_THE_CPU in str(error):
                 raise self._left_to_the_cpu() from error
+            if _NO_TENSORRT in str(error):
+                raise GpuError(
+                    f"{self.label}: ONNX Runtime finds no TensorRT 10",
+                    "install it, or take onnxruntime-tensorrt out of the order",
+                    cause="no-library",
+                ) from error
             raise EngineError(f"{self.label}: ONNX Runtime refuses the graph ({first_line(error)})", "") from error
         got = session.get_providers()
         if got[: len(self._providers)] != self._providers:

@@ -15,7 +15,7 @@ from protocol.engines import catalogue
 from protocol.engines.catalogue import CPU, KINDS, EngineOptions, Kind, both_onnxruntimes, present
 from protocol.engines.causes import Cause, cause_of, is_final
 from protocol.engines.fake import FakeEngine
-from protocol.engines.ort import OrtEngine
+from protocol.engines.ort import OrtEngine, available
 from protocol.engines.ort_cuda import BoundOrtEngine
 from protocol.engines.trt_options import GpuError
 from protocol.errors import EngineError
@@ -176,3 +176,13 @@ def test_tensorrt_is_made_without_touching_anything_and_says_what_is_missing_whe
         engine.activate()
     assert caught.value.cause == "no-driver"
     assert is_final(caught.value)
+
+
+def test_a_graph_that_a_provider_would_leave_to_the_processor_is_refused_and_that_is_said() -> None:
+    """Azure's provider is in every build and has a kernel for next to nothing: what CUDA is for a few graphs."""
+    azure = "AzureExecutionProvider"
+    if azure not in available():
+        pytest.skip(f"this build has no {azure}")
+    with pytest.raises(GpuError, match=f"{azure} has no kernel for some of its nodes.*; run it on") as caught:
+        OrtEngine(MODEL, label="tiny", providers=(azure,)).activate()
+    assert caught.value.cause == "unsupported-graph"

@@ -26,7 +26,7 @@ from partitioner.options import (
     Role,
     with_plan_flags,
 )
-from partitioner.people import sign_cli
+from partitioner.people import half_cli, sign_cli
 from protocol.outputs import check_output
 from protocol.terminal import guarded, print_json
 
@@ -236,6 +236,7 @@ def verify(
             print_verified(verified, _console())
 
 
+app.command()(half_cli.half)
 app.command()(sign_cli.sign)
 app.command()(sign_cli.revoke)
 

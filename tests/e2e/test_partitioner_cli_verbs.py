@@ -149,7 +149,8 @@ def test_a_shell_completes_verbs_flags_and_their_values(typed: str, offered: lis
 
 def test_help_lists_the_verbs_in_the_order_of_use_and_every_flag_in_full_at_80_columns() -> None:
     listed = program("--help", COLUMNS="80").stdout
-    verbs = ["inspect", "profile", "plan", "split", "verify", "sign", "revoke", "explain", "simulate", "report", "keys"]
+    verbs = ["inspect", "profile", "plan", "split", "verify", "half", "sign", "revoke", "explain", "simulate", "report",
+             "keys"]  # fmt: skip
     assert [line.split()[1] for line in listed.splitlines() if line.startswith("│ ") and line[2].isalpha()] == verbs
     for verb in ("plan", "split"):
         told = program(verb, "--help", COLUMNS="80").stdout

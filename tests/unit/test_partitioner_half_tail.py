@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from typer.testing import CliRunner
 
+from partitioner.cli import app
 from partitioner.crossing.half_tail import in_half, judged_half
 from partitioner.graph.large_weights import serialise
 from partitioner.graph.model import load
@@ -81,3 +84,37 @@ def test_one_that_does_not_is_refused_with_both_figures() -> None:
             weight.CopyFrom(onnx.numpy_helper.from_array(array * np.float32(1e6), weight.name))
     with pytest.raises((AccuracyRefusedError, ModelError), match=r"float16|NaN"):
         judged_half(big.SerializeToString(), samples(models.image_samples()), bound=0.0)
+
+
+# ---- the command ----------------------------------------------------------------------------------------------------
+
+
+def run(folder: Path, *more: str) -> Any:
+    np.savez(folder / "data.npz", x=models.image_samples())
+    path = models.write(models.residual(), folder)
+    words = ["half", str(path), "--calibration", str(folder / "data.npz"), "-o", str(folder / "half.onnx"), *more]
+    return CliRunner().invoke(app, words)
+
+
+def test_the_command_writes_the_model_and_says_how_it_was_judged(tmp_path: Path) -> None:
+    done = run(tmp_path, "--accuracy-bound", "0.05", "--json")
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert told["nbytes"] == (tmp_path / "half.onnx").stat().st_size
+    assert told["achieved"] >= 0.95
+    x = models.image_samples()[:1]
+    np.testing.assert_allclose(infer((tmp_path / "half.onnx").read_bytes(), x), infer(GRAPH, x), atol=0.02, rtol=0.02)
+    assert "held-out samples" in run(tmp_path, "--accuracy-bound", "0.05").stdout
+
+
+def test_the_command_writes_nothing_where_it_does_not_hold(tmp_path: Path) -> None:
+    big = models.residual()
+    for weight in big.graph.initializer:
+        if weight.name == "fc.w":
+            array = onnx.numpy_helper.to_array(weight)
+            weight.CopyFrom(onnx.numpy_helper.from_array(array * np.float32(1e6), weight.name))
+    path = models.write(big, tmp_path)
+    np.savez(tmp_path / "data.npz", x=models.image_samples())
+    words = ["half", str(path), "--calibration", str(tmp_path / "data.npz"), "-o", str(tmp_path / "half.onnx")]
+    assert CliRunner().invoke(app, [*words, "--accuracy-bound", "0"]).exit_code == 5
+    assert not (tmp_path / "half.onnx").exists()

@@ -10,6 +10,7 @@ from typing import Any, get_args, get_type_hints
 import msgspec
 
 from partitioner.people.explain import Explanation
+from partitioner.people.half_cli import Halved
 from partitioner.people.inspection import Inspection
 from partitioner.people.replay import Simulated
 from partitioner.planning.plans import PlanDocument
@@ -38,5 +39,5 @@ def test_every_key_is_documented() -> None:
         name: tuple(re.findall(r"`(\w+)`", keys))
         for name, keys in re.findall(r"^\| `([A-Z]\w+)` \| (.*?) \|", DOCS.read_text("utf-8"), re.MULTILINE)
     }
-    roots = (Inspection, PlanDocument, Verified, Explanation, Simulated, Signed, Revocations)
+    roots = (Inspection, PlanDocument, Verified, Explanation, Simulated, Halved, Signed, Revocations)
     assert written == {s.__name__: s.__struct_fields__ for root in roots for s in structs(root)}

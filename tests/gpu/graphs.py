@@ -108,7 +108,7 @@ REFUSED = (
     Case("DequantizeLinear of uint8 with a zero point", _decoded(T.UINT8, np.uint8(9)), "without a sign", "refused"),
     Case("DequantizeLinear of uint8 without one", _decoded(T.UINT8), "without a sign", "refused"),
     Case("DequantizeLinear of int8 with zero point 3", _decoded(T.INT8, np.int8(3)), "point other than 0", "refused"),
-    Case("QDQ pair in uint8", _coded(np.uint8(0)), "without a sign", "RTX takes it, TensorRT 10 does not"),
+    Case("QDQ pair in uint8", _coded(np.uint8(0)), "without a sign", "RTX takes it"),
     Case("QuantizeLinear to uint8 at the end",
          graph([node("QuantizeLinear", "x s z", "y")], [X], [("y", T.UINT8, ["N", 4])], [SCALE, ("z", np.uint8(7))]),
          "without a sign", "refused"),

@@ -7,13 +7,15 @@ TensorRT belong to threads. It never waits for the GPU, so what comes next is co
 sleeps until an event has happened; each engine has its own, so that no answer waits behind another engine's.
 
 A device that fails a kernel, or does not answer in time, is lost to this process: every call from then on raises at
-once, and nothing is given back, since freeing fails as well. Another process may find it well again.
+once, and nothing is given back, since freeing fails as well. Another process may find it well again. Loading a plan and
+the first run of a shape may take long (some libraries compile then); whoever waits behind them is given that time.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
@@ -53,6 +55,8 @@ class GpuThread:
         self.memory = memory(device)
         self.lost: GpuError | None = None
         self._tasks: queue.SimpleQueue[_Task[Any] | None] = queue.SimpleQueue()
+        self._is_slow = False  # what is being done may take long
+        self._slow_ended = -float("inf")
         attached = _Task(self.memory.attach)
         self._thread = threading.Thread(
             target=self._main, args=(attached,), name=f"isthmus-gpu-{device}", daemon=True
@@ -63,16 +67,19 @@ class GpuThread:
             raise attached.error
 
     def call(self, work: Callable[[], T], *, timeout_s: float) -> T:
-        """Run `work` on the GPU thread and wait for what it returns. Raises what it raises, GpuError for the GPU's."""
+        """Run `work`, which may take long, on the GPU thread and wait for what it returns.
+
+        Raises what it raises, GpuError for the GPU's.
+        """
 
         def unless_lost() -> T:
             if self.lost is not None:
                 raise self.lost
-            return work()
+            return self.slowly(work)
 
         task = _Task(unless_lost)
         self.give(task)
-        self.wait(task, timeout_s)
+        self.wait(task, timeout_s, is_slow=True)
         return task.result  # type: ignore[return-value]  # it ran
 
     def later(self, work: Callable[[], None]) -> None:
@@ -85,10 +92,25 @@ class GpuThread:
             raise self.lost
         self._tasks.put(task)
 
-    def wait(self, task: _Task[T], timeout_s: float) -> None:
-        """Raises what the task raised, and GpuError ("device-lost") if it is not done in time: then nothing ever is."""
-        if not task.wait(timeout_s):
-            self.lose(f"it has not answered within {timeout_s:.0f} s")
+    def slowly(self, work: Callable[[], T]) -> T:
+        """Do what may take long, on the GPU thread."""
+        self._is_slow = True
+        try:
+            return work()
+        finally:
+            self._slow_ended = time.monotonic()
+            self._is_slow = False
+
+    def wait(self, task: _Task[T], timeout_s: float, *, is_slow: bool = False) -> None:
+        """Raises what the task raised, and GpuError ("device-lost") if it is not done in time: then nothing ever is.
+
+        Time in which the GPU thread did something slow for another does not count, unless the task itself `is_slow`.
+        """
+        while not task.wait(timeout_s):
+            held_up = self._is_slow or time.monotonic() - self._slow_ended < timeout_s
+            if self.lost is not None or is_slow or not held_up:
+                self.lose(f"it has not answered within {timeout_s:.0f} s")
+                break
         if self.lost is not None:
             raise self.lost
         if task.error is not None:
@@ -153,7 +175,7 @@ class Watcher:
         self._thread = threading.Thread(target=self._main, name=f"isthmus-gpu-wait-{name}"[:60], daemon=True)
         self._thread.start()
 
-    def run(self, launch: Callable[[], Any], *, timeout_s: float) -> None:
+    def run(self, launch: Callable[[], Any], *, timeout_s: float, is_slow: bool = False) -> None:
         """Have `launch` enqueue work on the GPU thread and record an event, which it returns; wait until it happened.
 
         Raises what it raised, or GpuError for what the GPU says.
@@ -164,14 +186,14 @@ class Watcher:
             try:
                 if self._gpu.lost is not None:
                     raise self._gpu.lost
-                event = launch()
+                event = self._gpu.slowly(launch) if is_slow else launch()
             except BaseException as error:  # the caller's, on its own thread
                 done.finish(self._gpu.explained(error))
             else:
                 self._waiting.put((done, event))
 
         self._gpu.give(_Task(enqueue))
-        self._gpu.wait(done, timeout_s)
+        self._gpu.wait(done, timeout_s, is_slow=is_slow)
 
     def stop(self) -> None:
         self._waiting.put(None)

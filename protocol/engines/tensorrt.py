@@ -37,7 +37,7 @@ from protocol.onnx_scan import check_external
 from protocol.tensors import Array, Tensors, TensorSpec, check_inputs
 
 Told = Callable[[str], None]  # one sentence about how far a build has come
-SETUP_TIMEOUT_S = 120.0  # loading a plan, and giving everything back
+SETUP_TIMEOUT_S = 600.0  # loading a plan, the first run of a shape, giving everything back
 
 
 class TensorRtEngine(ActivationScope):
@@ -131,7 +131,7 @@ class TensorRtEngine(ActivationScope):
         if session is None or gpu is None:
             return array
         try:
-            gpu.call(lambda: session.pin(array), timeout_s=self._options.run_timeout_s)
+            gpu.call(lambda: session.pin(array), timeout_s=SETUP_TIMEOUT_S)
         except GpuError as error:  # it is memory all the same
             self._told(f"{self.label}: rows are not pinned, {error}")
             return array
@@ -153,7 +153,7 @@ class TensorRtEngine(ActivationScope):
                 return
             try:
                 for _ in range(self._options.slots):
-                    self._idle.get(timeout=self._options.run_timeout_s)
+                    self._idle.get(timeout=SETUP_TIMEOUT_S)
             except queue.Empty:
                 gpu.lose("a run did not end")
             self._release(gpu, session, watcher)
@@ -164,14 +164,19 @@ class TensorRtEngine(ActivationScope):
     def _run(self, session: Session, watcher: Watcher, tensors: Tensors) -> dict[str, Array]:
         timeout_s = self._options.run_timeout_s
         try:
-            slot = self._idle.get(timeout=timeout_s)
+            slot = self._idle.get(timeout=SETUP_TIMEOUT_S)  # whoever holds one is given up on before
         except queue.Empty:
-            raise GpuError(f"no slot came free within {timeout_s:.0f} s", "", cause="run-failed") from None
+            raise GpuError(f"no slot came free within {SETUP_TIMEOUT_S:.0f} s", "", cause="run-failed") from None
         try:
             if self._session is not session:
                 raise EngineError(f"{self.label} is not active", "it was deactivated meanwhile")
             staged = session.stage(slot, tensors)
-            watcher.run(lambda: session.launch(slot, staged), timeout_s=timeout_s)
+            is_new = session.is_new(slot, staged)
+            watcher.run(
+                lambda: session.launch(slot, staged),
+                timeout_s=SETUP_TIMEOUT_S if is_new else timeout_s,
+                is_slow=is_new,
+            )
             return session.results(slot)
         finally:
             self._idle.put(slot)

@@ -109,6 +109,10 @@ class Session:
             staged.append(array)
         return staged
 
+    def is_new(self, slot: Slot, staged: Sequence[Array]) -> bool:
+        """Whether the slot has not run these shapes yet: then much has to be made, and may have to be compiled."""
+        return tuple(array.shape for array in staged) not in slot.buckets
+
     def results(self, slot: Slot) -> dict[str, Array]:
         """Copies of what the slot's last run gave."""
         found = {}

@@ -10,6 +10,7 @@ import contextlib
 import gc
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -343,12 +344,39 @@ def test_a_lost_device_fails_every_engine_at_once_and_for_good(simulated_gpu: An
 
 
 def test_a_gpu_that_hangs_is_lost_after_the_timeout(simulated_gpu: Any, make: Make) -> None:
-    with make(run_timeout_s=0.3) as engine:
+    with make(run_timeout_s=0.3, slots=1) as engine:
+        engine.infer({"x": x_of(1)})  # the first run of a shape may take long
+        until(lambda: time.monotonic() - engine._gpu._slow_ended > 0.3, "nothing slow is going on", within_s=20)
         simulated_gpu.hangs = True
         with pytest.raises(GpuError, match="not answered within 0 s") as failed:
             engine.infer({"x": x_of(1)})
         assert failed.value.cause == "device-lost"
     simulated_gpu.hangs = False
+
+
+def test_whoever_waits_behind_something_slow_does_not_take_the_gpu_for_lost(simulated_gpu: Any, make: Make) -> None:
+    with make(run_timeout_s=1.0, slots=1) as engine:
+        engine.infer({"x": x_of(1)})
+        started, go_on = threading.Event(), threading.Event()
+        gpu = engine._gpu
+        assert gpu is not None
+
+        def slow() -> None:
+            started.set()
+            go_on.wait(20)
+
+        other = threading.Thread(target=lambda: gpu.call(slow, timeout_s=60))
+        other.start()
+        started.wait(20)
+        answers: list[Any] = []
+        caller = threading.Thread(target=lambda: answers.append(engine.infer({"x": x_of(1)})))
+        caller.start()
+        caller.join(1.6)  # longer than its timeout
+        assert caller.is_alive()
+        go_on.set()
+        caller.join()
+        other.join()
+        assert len(answers) == 1
 
 
 @pytest.mark.parametrize("call", ["init", "retain", "push"])

@@ -11,7 +11,7 @@ mkdir -p "$target"
 fetch() {
   local platforms=()
   for n in 2_39 2_35 2_34 2_31 2_28 2_27 2_24 2_17; do platforms+=(--platform "manylinux_${n}_x86_64"); done
-  python3 -m pip download -q --no-deps --only-binary=:all: --python-version "$version" --implementation cp \
+  "${PYTHON:-python3}" -m pip download -q --no-deps --only-binary=:all: --python-version "$version" --implementation cp \
     "${platforms[@]}" --platform manylinux2014_x86_64 --platform manylinux1_x86_64 -d "$target" "$@" ||
     echo "not carried: $*"
 }

@@ -36,6 +36,9 @@ from protocol.onnx_outline import Outline
 from protocol.onnx_scan import check_external
 from protocol.tensors import Array, Tensors, TensorSpec, check_inputs
 
+# What was on a device when it was lost. The libraries would try to free it there, which may end the process.
+_ABANDONED: list[Session] = []
+
 Told = Callable[[str], None]  # one sentence about how far a build has come
 SETUP_TIMEOUT_S = 600.0  # loading a plan, the first run of a shape, giving everything back
 
@@ -151,20 +154,22 @@ class TensorRtEngine(ActivationScope):
             self._session = self._gpu = self._watcher = None
             if session is None or gpu is None or watcher is None:
                 return
+            taken: list[Slot] = []
             try:
-                for _ in range(self._options.slots):
-                    self._idle.get(timeout=SETUP_TIMEOUT_S)
+                taken.extend(self._idle.get(timeout=SETUP_TIMEOUT_S) for _ in range(self._options.slots))
             except queue.Empty:
                 gpu.lose("a run did not end")
+            for slot in taken:  # for those who wait for one: they see that it is of no use any more
+                self._idle.put(slot)
             self._release(gpu, session, watcher)
             self._description = f"{self._options.library}/inactive"
 
     # ---- inside -----------------------------------------------------------------------------------------------------
 
     def _run(self, session: Session, watcher: Watcher, tensors: Tensors) -> dict[str, Array]:
-        timeout_s = self._options.run_timeout_s
+        timeout_s, idle = self._options.run_timeout_s, self._idle
         try:
-            slot = self._idle.get(timeout=SETUP_TIMEOUT_S)  # whoever holds one is given up on before
+            slot = idle.get(timeout=SETUP_TIMEOUT_S)  # whoever holds one is given up on before
         except queue.Empty:
             raise GpuError(f"no slot came free within {SETUP_TIMEOUT_S:.0f} s", "", cause="run-failed") from None
         try:
@@ -179,7 +184,7 @@ class TensorRtEngine(ActivationScope):
             )
             return session.results(slot)
         finally:
-            self._idle.put(slot)
+            idle.put(slot)
 
     def _activate(self) -> None:
         options = self._options
@@ -314,6 +319,7 @@ class TensorRtEngine(ActivationScope):
         try:
             gpu.call(session.close, timeout_s=SETUP_TIMEOUT_S)
         except GpuError as error:  # the device is gone, and took everything along
+            _ABANDONED.append(session)
             self._told(f"{self.label}: {error}")
         self._threads.release(self._options.device)
 

@@ -143,6 +143,32 @@ def test_the_next_batch_is_given_to_the_gpu_before_this_one_is_done(simulated_gp
             caller.join()
 
 
+def test_whoever_waits_for_a_slot_when_the_engine_goes_is_told_so(simulated_gpu: Any, make: Make) -> None:
+    engine = make(slots=1)
+    engine.activate()
+    ended: list[object] = []
+
+    def call() -> None:
+        try:
+            ended.append(engine.infer({"x": x_of(1)}))
+        except EngineError as error:
+            ended.append(error)
+
+    simulated_gpu.paused.clear()
+    callers = [threading.Thread(target=call) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    until(lambda: simulated_gpu.calls["record"] == 1, "one of them is on the GPU", within_s=20)
+    leaving = threading.Thread(target=engine.deactivate)
+    leaving.start()
+    simulated_gpu.paused.set()
+    for thread in (*callers, leaving):
+        thread.join(60)
+    assert len(ended) == 4
+    assert all(isinstance(end, dict) or "not active" in str(end) for end in ended)
+    assert simulated_gpu.clean() == []
+
+
 def test_a_run_sets_nothing_that_an_earlier_one_set(simulated_gpu: Any, make: Make) -> None:
     with make(slots=1, graphs=False) as engine:
         for _ in range(5):

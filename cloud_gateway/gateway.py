@@ -31,7 +31,7 @@ from cloud_gateway.models.catalogue import Catalogue, Defaults
 from cloud_gateway.models.keeper import Keeper, VersionStatus
 from cloud_gateway.models.lanes import Lane
 from cloud_gateway.models.overrides import overridden
-from cloud_gateway.models.preferred import ort_engines
+from cloud_gateway.models.preferred import EngineMaker, ort_engines
 from cloud_gateway.models.repository import Repository
 from cloud_gateway.models.settings import VersionPolicy
 from cloud_gateway.models.states import State
@@ -62,7 +62,10 @@ FIRST_LOAD_S = 3600.0
 class Gateway:
     """Serves until closed. Constructing has no side effects; `start` loads, warms up, binds and serves."""
 
-    def __init__(self, settings: GatewaySettings, *, logs: Logs | None = None) -> None:
+    def __init__(
+        self, settings: GatewaySettings, *, logs: Logs | None = None, engine: EngineMaker | None = None
+    ) -> None:
+        """`engine` makes engines another way than the settings say: for drills."""
         models = settings.models
         if not models.bundles and models.repository is None:
             raise InputError(
@@ -83,7 +86,7 @@ class Gateway:
             self.desk,
             _defaults(settings, workers),
             orphaned=_refuse_orphans,
-            engine=ort_engines(settings.engines.order, told=self.told),
+            engine=engine or ort_engines(settings.engines.order, told=self.told),
             settings_of=lambda version: overridden(version.settings, settings, version.name),
             warmed=self._remember,
             closed=lambda lane: self.deep.forget(lane.key),

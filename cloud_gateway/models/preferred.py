@@ -16,9 +16,10 @@ from protocol.tensors import Array, Tensors, TensorSpec
 PROVIDERS = {"onnxruntime-cpu": CPU, "onnxruntime-cuda": "CUDAExecutionProvider"}
 
 Told = Callable[[str, str], None]  # event and sentence, for the log
+EngineMaker = Callable[[Tail, int], Engine]  # of a tail and its number of threads
 
 
-def ort_engines(order: Sequence[str], *, told: Told) -> Callable[[Tail, int], Engine]:
+def ort_engines(order: Sequence[str], *, told: Told) -> EngineMaker:
     """What makes an engine for a tail and its number of threads, from names of `PROVIDERS` in order of preference."""
 
     def make(tail: Tail, threads: int) -> Engine:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from edge_agent.bundles.courier import Courier, GatewayWays
+from edge_agent.bundles.addresses import Addresses
+from edge_agent.bundles.courier import Courier
 from edge_agent.bundles.shelf import Shelf
 from edge_agent.bundles.smoke import Smoke
 from edge_agent.bundles.update import TrialRules
 from edge_agent.bundles.updater import MIB, Policy, Trusting, Updater
 from edge_agent.config import AgentSettings
+from edge_agent.resolver import Asking, ask_srv, parse
 from edge_agent.trust.store import TrustStore
-from edge_agent.ways import Ways
-from protocol import sockets
 from protocol.bundle import Bundle
-from protocol.errors import IsthmusError
 from protocol.signing import Statement, Trust
+from protocol.sockets import parse_endpoint
 
 
 def updater_of(
@@ -32,7 +33,7 @@ def updater_of(
 ) -> Updater:
     """Raises InputError for what cannot be made."""
     updates, stop = settings.updates, threading.Event()
-    ways = _ways(settings, told) if _may_receive(settings, trusting) else ()
+    ways = addresses_of(settings, told) if _may_receive(settings, trusting) else None
     return Updater(
         shelf,
         switch=switch,
@@ -79,17 +80,14 @@ def _may_receive(settings: AgentSettings, trusting: TrustStore) -> bool:
     return settings.updates.enabled and (bool(trusting.known()) or settings.bundle.signatures == "unsigned")
 
 
-def _ways(settings: AgentSettings, told: Callable[[str, str], None]) -> Sequence[GatewayWays]:
-    """To every gateway that is named by its address; one whose name cannot be resolved now is left out."""
-    found: list[GatewayWays] = []
-    for text in settings.gateways.endpoints:
-        if text.startswith("srv://"):
-            continue
-        try:
-            endpoint = sockets.resolve(sockets.parse_endpoint(text))
-            if settings.keys.dir is None:
-                sockets.require_loopback(endpoint, insecure=settings.gateways.insecure, doing="connecting to")
-            found.append(Ways(endpoint, settings.keys.dir, settings.keys.server_key))
-        except IsthmusError as error:
-            told("no_updates_from", f"{text}: {error}")
-    return found
+def addresses_of(settings: AgentSettings, told: Callable[[str, str], None] = lambda event, text: None) -> Addresses:
+    """Every gateway of the settings, by address, name or SRV record. Raises InputError."""
+    gateways, encrypted = settings.gateways, settings.keys.dir is not None
+    servers = tuple(parse_endpoint(text) for text in gateways.name_servers)
+    asking = Asking(
+        allowed=lambda endpoint: encrypted or gateways.insecure or endpoint.is_loopback,
+        srv=partial(ask_srv, servers=servers),
+    )
+    sources = [parse(text) for text in gateways.endpoints]
+    keys = settings.keys
+    return Addresses(sources, keys_dir=keys.dir, server_key=keys.server_key, asking=asking, told=told)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from protocol.errors import BundleError, InputError, IsthmusError
+from protocol.errors import BundleError, InputError, IsthmusError, NetworkError
 from protocol.terminal import print_json
 
 if TYPE_CHECKING:
@@ -202,20 +202,14 @@ def _updater(settings: AgentSettings) -> Updater:
 
 def _offers(settings: AgentSettings) -> dict[str, Any]:
     from edge_agent.bundles.courier import Courier
-    from edge_agent.ways import Ways
-    from protocol import sockets
+    from edge_agent.updating import addresses_of
 
-    gateways = settings.gateways
-    ways = []
-    for text in gateways.endpoints:
-        if text.startswith("srv://"):
-            continue  # `--gateway` names one of them
-        endpoint = sockets.resolve(sockets.parse_endpoint(text))
-        if settings.keys.dir is None:
-            sockets.require_loopback(endpoint, insecure=gateways.insecure, doing="connecting to")
-        ways.append(Ways(endpoint, settings.keys.dir, settings.keys.server_key))
-    if not ways:
+    troubles: list[str] = []
+    addresses = addresses_of(settings, lambda event, text: troubles.append(text))
+    if not addresses:
         raise InputError("no gateway is known", "name one with --gateway")
+    if not (ways := addresses()):
+        raise NetworkError("; ".join(troubles) or "no gateway is known", "check the names, or give an address")
     found = Courier(ways).offers()
     listed = [
         {"model": offer.model, "bundle": offer.bundle.hex(), "counter": offer.counter, "nbytes": offer.nbytes,

@@ -12,7 +12,7 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -46,17 +46,20 @@ class Stopped(Exception):  # noqa: N818 - nothing is wrong
 
 
 class Courier:
-    """`ways` are those to each gateway, the preferred one first."""
+    """`ways` are those to each gateway, the preferred one first. A function is called whenever offers are asked for,
+    and after a fetch that nobody has answered.
+    """
 
     def __init__(
         self,
-        ways: Sequence[GatewayWays],
+        ways: Sequence[GatewayWays] | Callable[[], Sequence[GatewayWays]],
         *,
         bytes_per_s: float = UNPACED,
         patience_s: float = PATIENCE_S,
         stop: threading.Event | None = None,
     ) -> None:
-        self._ways = tuple(ways)
+        self._find = ways if callable(ways) else lambda: ways
+        self._ways: tuple[GatewayWays, ...] = ()
         self._patience_s = patience_s
         self._stop = stop or threading.Event()
         self._pace = Pace(rate=bytes_per_s, burst_nbytes=2 * wire.PART_NBYTES, now=time.monotonic())
@@ -64,7 +67,8 @@ class Courier:
 
     def offers(self, model: str = "") -> m.Offers:
         """What the first gateway that answers offers. Raises NetworkError if none does."""
-        trouble: IsthmusError = NetworkError("no gateway is known", "name one under gateways.endpoints")
+        self._ways = tuple(self._find())
+        trouble: IsthmusError = _nobody()
         empty: m.Offers | None = None
         for way in self._ways:
             try:
@@ -85,7 +89,8 @@ class Courier:
         Afterwards `part` holds the file whole. Raises NetworkError if nobody sends it, WireError if what came is not
         that file, OSError if the disk does, and Stopped.
         """
-        trouble: IsthmusError = NetworkError("no gateway is known", "name one under gateways.endpoints")
+        trouble: IsthmusError = _nobody()
+        self._ways = self._ways or tuple(self._find())
         for way in self._ways:
             try:
                 self._fetch(way, sha, nbytes, part, disk)
@@ -93,6 +98,7 @@ class Courier:
                 trouble = error
                 continue
             return
+        self._ways = ()
         raise trouble
 
     # ---- one gateway ------------------------------------------------------------------------------------------------
@@ -178,6 +184,10 @@ class Courier:
     def _check(self) -> None:
         if self._stop.is_set():
             raise Stopped
+
+
+def _nobody() -> NetworkError:
+    return NetworkError("no gateway is known", "name one under gateways.endpoints, or wait until its name resolves")
 
 
 @contextmanager

@@ -23,7 +23,7 @@ _MIB = 2**20
 
 def state_dir(case: Case) -> Verdict:
     """The nearest folder that exists is tried: the daemon makes the rest. Nothing is left behind."""
-    folder = case.settings.state_dir
+    folder = case.settings.state_dir.absolute()
     if folder.exists() and not folder.is_dir():
         return fail(f"{folder} is no folder", "name another with state_dir")
     there = _nearest(folder)

@@ -141,6 +141,14 @@ def test_a_state_directory_is_writable_or_says_why_not(tmp_path: Path) -> None:
     assert status(checks_storage.state_dir, case(tmp_path)) is Status.FAIL
 
 
+def test_a_state_directory_may_be_named_relative_to_where_one_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "state").mkdir(mode=0o750)
+    monkeypatch.chdir(tmp_path)
+    assert "can be written" in checks_storage.state_dir(case(tmp_path, state_dir="state")).fact
+
+
 def test_what_is_kept_on_something_that_forgets_is_told(tmp_path: Path) -> None:
     def mounted(kind: str, options: str = "rw") -> Status:
         lines = f"/dev/root / ext4 ro,relatime 0 0\nsomething {tmp_path} {kind} {options} 0 0\n"

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -84,8 +84,9 @@ class _Pending:
 class Agent:
     """Answers inference requests, each exactly once, wherever that is best right now. Thread-safe."""
 
-    def __init__(self, config: AgentConfig) -> None:
-        """Check everything that can be checked without starting. Raises BundleError or InputError."""
+    def __init__(self, config: AgentConfig, *, readied: Callable[[], None] = lambda: None) -> None:
+        """Check everything that can be checked without starting. `readied` is called, on the socket thread, when there
+        is a gateway where there was none: keep it short. Raises BundleError or InputError."""
         self.config = config
         self.bundle = Bundle.open(config.bundle, config.trust)
         self._entries = _chosen(self.bundle, config.placements)
@@ -140,6 +141,7 @@ class Agent:
             submit_job=lambda job: self._compute.submit(job),
             ended=self._ended,
             crashed=self._crashed,
+            readied=readied,
         )
         self._compute = Compute(self.heads, references, self.uplink.post, self.uplink.wanted)
         named = [source for source in self._sources if source.literal is None]

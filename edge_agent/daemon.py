@@ -12,6 +12,8 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from edge_agent.agent import Agent
 from edge_agent.bundles.record import Step
@@ -24,7 +26,7 @@ from edge_agent.outcomes import Outcome, Refusal
 from edge_agent.seeing.observer import Observer
 from edge_agent.seeing.sight import Sight, bundle_standing
 from edge_agent.seeing.standing import BundleStanding
-from edge_agent.seeing.surroundings import read_board, read_store
+from edge_agent.seeing.surroundings import read_board
 from edge_agent.serving.door import LocalDoor
 from edge_agent.serving.service import AgentService
 from edge_agent.serving.standing import Standing, routes
@@ -98,7 +100,7 @@ class Daemon:
             lambda: None if (tenant := self.stage.agent) is None else tenant.agent,
             unwell=self.unwell,
             board=read_board,
-            store=(lambda: None) if store is None else (lambda: read_store(store.journal)),
+            store=(lambda: None) if store is None else store.standing,
             bundle=self._bundle_standing,
         )
         self.observer = Observer(self.sight, logs=logs)
@@ -176,6 +178,13 @@ class Daemon:
                 self.store.close()
             self.state.release()
 
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
     # ---- what is said of it -----------------------------------------------------------------------------------------
 
     def in_a_sentence(self) -> str:
@@ -185,7 +194,8 @@ class Daemon:
             return unwell
         agent = tenant.agent
         where = f"with {agent.gateway}" if agent.wait_ready(0) else "on the device alone"
-        return f"serves {agent.bundle.manifest.model.name} {where}" + (f"; unwell: {unwell}" if unwell else "")
+        said = f"serves {agent.bundle.manifest.model.name} {where}" + (f"; unwell: {unwell}" if unwell else "")
+        return said + (f"; without its store: {self.store.trouble}" if self.store and self.store.trouble else "")
 
     def standing(self) -> Standing:
         """What `edge-agent status` shows. May be called by any thread. Raises InputError while nobody serves."""
@@ -247,7 +257,7 @@ class Daemon:
                 "no bundle is named and none is installed",
                 "name one with --bundle or bundle.path, or `edge-agent bundles install DIR`",
             )
-        return Tenant(self.settings, folder, self._trust.trust())
+        return Tenant(self.settings, folder, self._trust.trust(), readied=self._better)
 
     def _serve_first(self, folder: Path | None) -> None:
         self.stage.swap(self._tenant_on(folder))
@@ -259,6 +269,7 @@ class Daemon:
         self._notifier.reloading("another bundle is being started")
         try:
             took = self.stage.swap(self._tenant_on(folder), patience_s=_LAST_REQUEST_S)
+            self._better()
             self._log.info("switched", start_ms=took.start_s * 1e3, swap_us=took.swap_s * 1e6)
         finally:
             self._notifier.ready(self.in_a_sentence())
@@ -277,6 +288,11 @@ class Daemon:
             )
         if named:
             self._log.warning("no_gateway", gateway=named, reason="answering on the device until one does")
+
+    def _better(self) -> None:
+        """A gateway is there where none was, or another bundle serves."""
+        if self.store is not None:
+            self.store.wake()
 
     # ---- what the parts tell ----------------------------------------------------------------------------------------
 

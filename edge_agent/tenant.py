@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -24,8 +25,10 @@ _FIRST_ANSWER_S = 60.0  # a slow board, a large model, nothing in any cache
 class Tenant:
     """Constructing checks the bundle's signature and opens it. Raises InputError, BundleError, UntrustedError."""
 
-    def __init__(self, settings: AgentSettings, folder: Path, trust: Trust) -> None:
-        self.agent = Agent(replace(agent_config(settings, folder), trust=trust))
+    def __init__(
+        self, settings: AgentSettings, folder: Path, trust: Trust, *, readied: Callable[[], None] = lambda: None
+    ) -> None:
+        self.agent = Agent(replace(agent_config(settings, folder), trust=trust), readied=readied)
         self._usable = settings.bundle.placements
         self._known: KnownAnswer | None = None
 

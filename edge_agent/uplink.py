@@ -50,8 +50,10 @@ class Uplink:
         submit_job: Callable[[Job | Rehearsal], None],
         ended: Callable[[Ending], None],
         crashed: Callable[[BaseException], None],
+        readied: Callable[[], None] = lambda: None,
     ) -> None:
-        """`gateways` are known from the start; others, and their addresses, come from the resolver."""
+        """`gateways` are known from the start; others, and their addresses, come from the resolver. `readied` hears,
+        on this thread, that there is a gateway where there was none."""
         self.mailbox: Mailbox[Post] = Mailbox()
         self.stats: Counter[str] = Counter()
         self.ready = threading.Event()
@@ -67,6 +69,7 @@ class Uplink:
         self._submit_job = submit_job
         self._ended = ended
         self._crashed = crashed
+        self._readied = readied
         self._work: dict[int, Work] = {}
         self._seqs: dict[m.RequestId, int] = {}  # of what is pending
         self._stopping = False
@@ -200,7 +203,9 @@ class Uplink:
     def _note_readiness(self) -> None:
         """Ready: somebody has welcomed us, and the first placement will not be a guess."""
         if any(link.measured and link.state is State.READY for link in self.gateways.links.values()):
-            self.ready.set()
+            if not self.ready.is_set():
+                self.ready.set()
+                self._readied()
         else:
             self.ready.clear()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import io
 import threading
 from collections.abc import Iterator, Mapping
@@ -36,6 +37,18 @@ def daemon_of(
                            | dict(settings or {}))  # fmt: skip
     logs = Logs(level="debug", style="json", stream=log or io.StringIO(), repeat_interval_s=0.0)
     return Daemon(loaded.settings, notifier=Notifier(env or {}), logs=logs)
+
+
+def got(daemon: Daemon, path: str, *, method: str = "GET", body: bytes = b"") -> tuple[int, str]:
+    """Status and body of one request over TCP."""
+    assert daemon.door.endpoint is not None
+    connection = http.client.HTTPConnection("127.0.0.1", daemon.door.endpoint.port, timeout=PATIENCE_S)
+    try:
+        connection.request(method, path, body or None)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    finally:
+        connection.close()
 
 
 @contextmanager

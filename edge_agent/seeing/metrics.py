@@ -256,6 +256,7 @@ OURS: tuple[Family[Scene], ...] = (
     ),
     Family("isthmus_agent_board_gpu_load_ratio", _G, "Of the board's GPU.", (), r.board(lambda b: b.gpu_load)),
     Family("isthmus_agent_board_power_watts", _G, "What the board draws.", (), r.board(lambda b: b.watts)),
+    Family("isthmus_agent_store_up", _G, "1 while requests are stored.", (), r.store(lambda s: int(not s.trouble))),
     Family("isthmus_agent_stored_requests", _G, "On the disk, not yet answered.", (), r.store(lambda s: s.waiting)),
     Family("isthmus_agent_stored_answers", _G, "On the disk, not yet fetched.", (), r.store(lambda s: s.answered)),
     Family("isthmus_agent_stored_bytes", _G, "Disk that both take.", (), r.store(lambda s: s.nbytes)),

@@ -58,6 +58,7 @@ class StoreStanding:
     nbytes: int = 0
     limit_nbytes: int | None = None
     oldest_s: float | None = None  # how long the oldest has waited
+    trouble: str = ""  # why there is no store just now: it takes nothing, and is tried again
 
 
 @dataclass(frozen=True, slots=True)

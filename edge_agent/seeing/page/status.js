@@ -63,7 +63,7 @@ function showWords(seen) {
     if (bundle.coming) row("update", bundle.coming);
   }
   const store = seen.store;
-  if (store) row("store", store.waiting || store.answered
+  if (store) row("store", store.trouble ? `takes nothing: ${store.trouble}` : store.waiting || store.answered
     ? `${plural(store.waiting, "request")} waiting${store.oldest_s ? `, the oldest for ${span(store.oldest_s)}` : ""}, ` +
       `${plural(store.answered, "answer")} to be fetched, ${bytes(store.nbytes)}` : "nothing is waiting");
   $("words").replaceChildren(pairs(rows, "list"));

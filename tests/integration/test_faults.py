@@ -1,0 +1,27 @@
+"""Every fault once, short: nothing is lost, told twice, mixed up or executed twice in one life, and it heals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.faults.model import numbered_bundle
+from benchmarks.faults.scenarios import SCENARIOS
+
+SECONDS = 1.0
+PATIENCE_S = 20.0  # how late an answer may be on a machine that is busy with other things
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return numbered_bundle(tmp_path_factory.mktemp("numbered"))
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_every_request_ends_once_whatever_breaks(name: str, bundle: Path, tmp_path: Path) -> None:
+    verdict = SCENARIOS[name].play(bundle, tmp_path / "ledger", SECONDS)
+    assert verdict.broken == []
+    assert verdict.latest_s < PATIENCE_S
+    assert verdict.by_gateway > 0
+    assert verdict.asked == verdict.by_gateway + verdict.by_device + verdict.refused + verdict.gone

@@ -50,7 +50,12 @@ def infer(
         str | None, typer.Option(help="tcp://HOST:PORT; without it everything runs on the device.")
     ] = None,
     socket: Annotated[
-        str | None, typer.Option(help="Ask a running daemon instead: its Unix socket, or http://HOST:PORT.")
+        str | None,
+        typer.Option(
+            help="Without --bundle a running daemon is asked: its Unix socket, or http://HOST:PORT; else the settings "
+            "say it.",
+            envvar="ISTHMUS_AGENT_SOCKET",
+        ),
     ] = None,
     deadline_ms: Annotated[float, typer.Option(min=1, help="Budget of each request in milliseconds.")] = 1000.0,
     concurrency: Annotated[int, typer.Option(min=1, max=64, help="Requests in flight at most.")] = 1,
@@ -85,16 +90,15 @@ def infer(
     if loop and source == "-":
         raise InputError("--loop needs a source that can be read again", "give an .npz or a folder")
     asked: _Asked
-    if socket is not None:
-        from edge_agent.local_client import LocalClient
-
-        asked = _Running(LocalClient(socket), concurrency)
-    elif bundle is not None:
+    if bundle is not None:
         asked = _Embedded(_agent(
             bundle, gateway, threads, edge_slowdown, placements, fault_file, insecure, keys_dir, server_key
         ), wait_s)  # fmt: skip
     else:
-        raise InputError("nobody is named who answers", "give --bundle, or --socket of a running daemon")
+        from edge_agent.cli_ask import where
+        from edge_agent.local_client import LocalClient
+
+        asked = _Running(LocalClient(where(socket, None)), concurrency)
     stop = threading.Event()
 
     def on_signal(_signal: int, _frame: FrameType | None) -> None:

@@ -35,14 +35,15 @@ def run(bundle: Path, state: Path, *options: str) -> tuple[str, ...]:
 
 
 def test_it_says_where_it_serves_answers_and_ends_cleanly_on_sigterm(
-    toy_bundle: Path, tmp_path: Path, toy_samples: npt.NDArray[Any]
+    toy_bundle: Path, tmp_path: Path, toy_samples: npt.NDArray[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     np.savez(tmp_path / "samples.npz", x=toy_samples[:4])
     np.save(tmp_path / "one.npy", toy_samples[0])
     with running(*run(toy_bundle, tmp_path / "s")) as daemon:
         ready = daemon.json()
         assert (ready["event"], ready["endpoint"], ready["model"]) == ("ready", "edge-only", "model")
-        one = finished("edge-agent", "infer", str(tmp_path / "one.npy"), "--socket", ready["socket"])
+        monkeypatch.setenv("ISTHMUS_AGENT__STATE_DIR", str(tmp_path / "s"))  # as the settings of a device say it
+        one = finished("edge-agent", "infer", str(tmp_path / "one.npy"))
         assert json.loads(one.stdout)["kind"] == "edge-only"
         many = finished("edge-agent", "infer", str(tmp_path / "samples.npz"), "--socket", f"http://{ready['http']}",
                         "--concurrency", "2")  # fmt: skip

@@ -24,6 +24,9 @@ SUITES: dict[str, Suite] = {
     "deciding": Suite(
         "benchmarks.deciding", "run", "the controller, simulated: regret, reaction, flapping; time of a choice (~30 s)"
     ),
+    "deciding-live": Suite(
+        "benchmarks.deciding_live", "run", "real agents over emulated links beside an oracle and the simulator (~4 min)"
+    ),
     "solver": Suite("benchmarks.solver", "run", "time of the exact plan table, 500 to 100,000 units (~2 min)"),
     "policies": Suite("benchmarks.policies", "run", "the scheduler beside other servers' rules, simulated (~1 min)"),
     "merging": Suite(

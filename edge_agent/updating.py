@@ -11,8 +11,9 @@ from edge_agent.bundles.addresses import Addresses
 from edge_agent.bundles.courier import Courier
 from edge_agent.bundles.shelf import Shelf
 from edge_agent.bundles.smoke import Smoke
+from edge_agent.bundles.trusting import Trusting
 from edge_agent.bundles.update import TrialRules
-from edge_agent.bundles.updater import MIB, Policy, Trusting, Updater
+from edge_agent.bundles.updater import MIB, Policy, Updater
 from edge_agent.config import AgentSettings
 from edge_agent.resolver import Asking, ask_srv, parse
 from edge_agent.trust.store import TrustStore
@@ -33,7 +34,7 @@ def updater_of(
 ) -> Updater:
     """Raises InputError for what cannot be made."""
     updates, stop = settings.updates, threading.Event()
-    ways = addresses_of(settings, told) if _may_receive(settings, trusting) else None
+    ways = addresses_of(settings, told) if updates.enabled else None
     return Updater(
         shelf,
         switch=switch,
@@ -41,6 +42,7 @@ def updater_of(
         courier=Courier(ways, bytes_per_s=updates.mib_per_s * MIB, stop=stop) if ways else None,
         trusting=_Trusting(trusting),
         policy=Policy(
+            model=updates.model,
             automatic=updates.automatic,
             check_every_s=updates.check_every_s,
             most_nbytes=updates.most_mib * MIB,
@@ -60,8 +62,8 @@ class _Trusting(Trusting):
     def __init__(self, store: TrustStore) -> None:
         self._store = store
 
-    def trust(self, *, received: bool = False) -> Trust:
-        return self._store.trust(received=received)
+    def trust(self, *, received: bool = False, kept: bool = False) -> Trust:
+        return self._store.trust(received=received, kept=kept)
 
     def accept(self, statement: Statement) -> None:
         self._store.accept(statement)
@@ -73,11 +75,6 @@ class _Trusting(Trusting):
 def trust_of(settings: AgentSettings) -> TrustStore:
     """Whom this device believes about bundles."""
     return TrustStore(settings.keys.dir or settings.state_dir / "keys", policy=settings.bundle.signatures)
-
-
-def _may_receive(settings: AgentSettings, trusting: TrustStore) -> bool:
-    """Without a key to check signatures with, whatever came over the air would be refused: nobody is asked then."""
-    return settings.updates.enabled and (bool(trusting.known()) or settings.bundle.signatures == "unsigned")
 
 
 def addresses_of(settings: AgentSettings, told: Callable[[str, str], None] = lambda event, text: None) -> Addresses:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,6 +35,9 @@ Gateway = Annotated[
 ]
 Keys = Annotated[Path | None, typer.Option("--keys", help="Folder with agent.key and server.pub.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+Older = Annotated[
+    bool, typer.Option("--older", help="Even if its number is below one that has proven itself on this device.")
+]
 
 
 @app.command("list")
@@ -63,6 +67,7 @@ def list_(config: Config = None, state_dir: State = None, json: Json = False) ->
 @app.command()
 def install(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A bundle on this device.", show_default=False)],
+    older: Older = False,
     config: Config = None,
     state_dir: State = None,
     json: Json = False,
@@ -74,7 +79,11 @@ def install(
     from protocol.bundle import Bundle
 
     settings = _settings(config, state_dir)
-    bundle = Bundle.open(folder, trust_of(settings).trust())
+    store = trust_of(settings)
+    trust = store.trust(kept=True)
+    bundle = Bundle.open(folder, replace(trust, floors={}) if older else trust)
+    if older:
+        store.excuse(bundle.digest)
     shelf = _shelf(settings)
     shelf.make()
     with _writable(shelf):
@@ -91,6 +100,7 @@ def fetch(
     bundle: Annotated[str, typer.Argument(metavar="[DIGEST]", help="Of the offers, or the newest.")] = "",
     gateway: Gateway = None,
     keys: Keys = None,
+    older: Older = False,
     config: Config = None,
     state_dir: State = None,
     json: Json = False,
@@ -98,6 +108,7 @@ def fetch(
     """Take a bundle that a gateway offers, even one that was given up before."""
     from edge_agent.bundles.update import Offered
     from edge_agent.bundles.wishes import Wish
+    from edge_agent.updating import trust_of
 
     settings = _settings(config, state_dir, gateway, keys)
     found = [offer["bundle"] for offer in _offers(settings)["offers"]]
@@ -105,6 +116,8 @@ def fetch(
     if len(chosen) != 1 and (bundle or not chosen):
         fact = f"{len(chosen)} of {len(found)} offers begin with {bundle!r}" if bundle else "nothing is offered"
         raise InputError(fact, "see `edge-agent bundles offers`")
+    if older:
+        trust_of(settings).excuse(chosen[0])
     shelf = _shelf(settings)
     shelf.make()
     _do(settings, shelf, Wish("fetch", chosen[0]), Offered(chosen[0], again=True), json=json)

@@ -257,7 +257,9 @@ class Update:
             record = changed(record, bad=tuple(b for b in record.bad if b.bundle != bundle))
         if record.why_bad(bundle) is not None:
             return []
-        self.record = changed(record, step=Step.FETCHING, candidate=bundle, by_hand=offered.by_hand, starts=0)
+        self.record = changed(
+            record, step=Step.FETCHING, candidate=bundle, by_hand=offered.by_hand, asked=offered.again, starts=0
+        )
         how = "was installed here" if offered.by_hand else "is new: fetching what is missing"
         return [Say(f"bundle {bundle[:12]} {how}"), Fetch(bundle)]
 
@@ -313,7 +315,13 @@ class Update:
         record = self.record
         said = f"bundle {record.current[:12]} is proven after {trial.good} good answers"
         self.record = changed(
-            record, step=Step.IDLE, proven=record.current, previous=record.proven, starts=0, said=said
+            record,
+            step=Step.IDLE,
+            proven=record.current,
+            previous=record.proven,
+            back_to=record.current if record.asked else "",
+            starts=0,
+            said=said,
         )
         return [Say(said), Confirm(record.current), Prune()]
 
@@ -323,6 +331,8 @@ class Update:
     def _leave(self, bundle: str, to: str, reason: str, *, for_good: bool) -> list[Instruction]:
         """Run `to` instead of the current `bundle`."""
         record = self.record.with_bad(bundle, reason) if for_good else self.record
+        if record.step is not Step.ON_TRIAL:
+            record = changed(record, back_to=to or record.back_to)
         self._trial = None
         where = f"back to {to[:12]}" if to else "there is no other bundle to go back to"
         said = f"bundle {bundle[:12]} was given up: {reason}; {where}"

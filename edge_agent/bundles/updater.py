@@ -16,18 +16,19 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
 
 from edge_agent.bundles import update as u
 from edge_agent.bundles.courier import Stopped
+from edge_agent.bundles.picking import Picking
 from edge_agent.bundles.record import Record, Step
 from edge_agent.bundles.shelf import Shelf
 from edge_agent.bundles.source import BundleRefusedError, Fetches, fetch_bundle
+from edge_agent.bundles.trusting import Trusting, Trusts
 from edge_agent.bundles.wishes import Wish, take_wish
 from protocol import messages as m
 from protocol.bundle import Bundle
 from protocol.errors import BundleError, InputError, IsthmusError, UntrustedError
-from protocol.signing import Statement, Trust
+from protocol.signing import Trust
 
 LOOK_S = 1.0  # for wishes of the command line
 MIB = 1024 * 1024
@@ -56,29 +57,7 @@ class UpdateView:
     checked_at: float | None
     trouble: str  # why the last check came to nothing
     held: tuple[str, ...]
-
-
-class Trusts(Protocol):
-    """Whom to believe, and what to remember of it: see `edge_agent.trust.store.TrustStore`."""
-
-    def trust(self, *, received: bool = False) -> Trust: ...
-
-    def accept(self, statement: Statement) -> None: ...
-
-    def take_revocations(self, data: bytes) -> object: ...
-
-
-class Trusting:
-    """For devices that know no keys: nothing is taken over the air, and what is installed here needs no signature."""
-
-    def trust(self, *, received: bool = False) -> Trust:
-        return Trust(allow_unsigned=not received)
-
-    def accept(self, statement: Statement) -> None:
-        """A bundle is proven."""
-
-    def take_revocations(self, data: bytes) -> object:
-        raise UntrustedError("no key is known here to check revocations with", "see docs/security.md")
+    passed_over: int = 0  # offers of bundles that were refused before, for the same reason
 
 
 class Updater:
@@ -115,6 +94,7 @@ class Updater:
         self._lock = ExitStack()
         self._update = u.Update(Record(), self.policy.trial, base.digest if base else "")
         self._offers: dict[str, m.Offer] = {}
+        self._picking = Picking()
         self._revocations: bytes | None = None
         self._checked_at: float | None = None
         self._check_at = 0.0
@@ -197,7 +177,7 @@ class Updater:
         fetched = self._courier.fetched_nbytes if self._courier is not None else 0
         return UpdateView(
             self._update.record, self._update.trial(now=now), fetched, self._checked_at, self._trouble,
-            tuple(self._shelf.held()),
+            tuple(self._shelf.held()), self._picking.passed_over,
         )  # fmt: skip
 
     # ---- the thread -------------------------------------------------------------------------------------------------
@@ -265,6 +245,10 @@ class Updater:
                     self._told("update", text)
         except BundleRefusedError as error:
             return u.Failed(str(error), for_good=True)
+        except UntrustedError as error:
+            if (offer := self._offers.get(self._update.record.candidate)) is not None:
+                self._picking.refused(offer, self._trusting.trust(received=True))
+            return u.Failed(str(error), for_good=False)
         except IsthmusError as error:
             return u.Failed(str(error), for_good=False)
         except OSError as error:
@@ -307,8 +291,12 @@ class Updater:
             self._trusting.accept(statement)
 
     def _trust(self) -> Trust:
-        """Of the candidate. What somebody installed here need not be signed where no key is known."""
-        return self._trusting.trust(received=not self._update.record.by_hand)
+        """Of the candidate. What somebody installed here need not be signed where no key is known, and what somebody
+        wants, or went back to, may be older than what ran here.
+        """
+        record = self._update.record
+        kept = record.asked or record.candidate == record.back_to
+        return self._trusting.trust(received=not record.by_hand, kept=kept)
 
     def _model(self) -> str:
         if self.policy.model:
@@ -326,6 +314,10 @@ class Updater:
         self._checked_at, self._check_at = now, now + self.policy.check_every_s
         if self._courier is None:
             return
+        trust = self._trusting.trust(received=True)
+        if not trust.keys and not trust.allow_unsigned:
+            self._complain("nobody is asked for updates: no key is known to check them with; `edge-agent keys trust`")
+            return
         try:
             found = self._courier.offers(self._model())
         except IsthmusError as error:
@@ -335,9 +327,8 @@ class Updater:
         self._offers = {offer.bundle.hex(): offer for offer in found.offers}
         self._trouble = found.reason
         record = self._update.record
-        fresh = [d for d in self._offers if record.why_bad(d) is None and d not in record.wanted]
-        if fresh:
-            self.handle(u.Offered(max(fresh, key=lambda d: self._offers[d].counter)))
+        if (offer := self._picking.pick(found.offers, record, trust)) is not None:
+            self.handle(u.Offered(offer.bundle.hex()))
 
     def _complain(self, trouble: str) -> None:
         if trouble != self._trouble:  # once

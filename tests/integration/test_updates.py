@@ -20,8 +20,9 @@ from edge_agent.bundles.record import Step
 from edge_agent.bundles.shelf import Shelf
 from edge_agent.bundles.smoke import Smoke
 from edge_agent.bundles.switch import Stage, Swap
+from edge_agent.bundles.trusting import Trusting
 from edge_agent.bundles.update import TrialRules
-from edge_agent.bundles.updater import Policy, Trusting, Updater
+from edge_agent.bundles.updater import Policy, Updater
 from edge_agent.outcomes import Answer
 from edge_agent.trust.store import TrustStore
 from edge_agent.ways import Ways
@@ -37,7 +38,7 @@ PATIENCE_S = 60.0  # a child process starts, and the machine may be busy
 
 
 class Unsigned(Trusting):
-    def trust(self, *, received: bool = False) -> Trust:
+    def trust(self, *, received: bool = False, kept: bool = False) -> Trust:
         return Trust(allow_unsigned=True)
 
 

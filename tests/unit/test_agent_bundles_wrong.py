@@ -233,7 +233,7 @@ def test_a_revoked_bundle_does_not_run_and_is_not_fetched(state: Path, new: Bund
     class Knows(Unsigned):
         revoked: dict[str, str] = {old: "it leaks"}  # noqa: RUF012
 
-        def trust(self, *, received: bool = False) -> Trust:
+        def trust(self, *, received: bool = False, kept: bool = False) -> Trust:
             return Trust(allow_unsigned=True, revocations=Revocations(1, self.revoked))
 
     device = Device(state, FolderGateway(new.root), trusting=Knows())

@@ -147,6 +147,49 @@ def test_the_folder_is_for_its_owner_alone(tmp_path: Path) -> None:
     assert (tmp_path / "state" / "keys").stat().st_mode & 0o777 == 0o700
     assert json.loads((store.folder / "remembered.json").read_text()) == {
         "floors": {"digits": 1},
+        "excused": ["0" * 64],
         "revocations": None,
         "schema_version": 1,
     }
+
+
+def signed(folder: Path, counter: int) -> Statement:
+    """A bundle, as far as trust looks at one, with that number."""
+    folder.mkdir()
+    (folder / MANIFEST).write_bytes(b"%d" % counter)
+    made = Statement(sha256(b"%d" % counter), "digits", "1" * 64, counter, CURRENT.public.key_id, "")
+    (folder / SIGNATURE).write_bytes(signing.sign_statement(made, [CURRENT]))
+    return made
+
+
+def test_what_was_proven_here_may_be_gone_back_to_and_nothing_else_that_is_old(
+    store: TrustStore, tmp_path: Path
+) -> None:
+    old, other, new = (signed(tmp_path / name, counter) for name, counter in (("old", 5), ("other", 6), ("new", 7)))
+    store.accept(old)
+    store.accept(new)
+    assert store.trust(kept=True).check(tmp_path / "old") == old
+    for kept in (False, True):
+        with pytest.raises(UntrustedError, match="older ones are not taken again"):
+            store.trust(kept=kept).check(tmp_path / "other")
+    with pytest.raises(UntrustedError, match="older ones are not taken again"):
+        store.trust(received=True).check(tmp_path / "old")
+    store.excuse(other.manifest_sha256)
+    assert store.trust(kept=True).check(tmp_path / "other") == other
+    assert store.trust().floors == {"digits": 7}, "no number was lowered"
+
+
+def test_a_revocation_excuses_nobody(store: TrustStore, tmp_path: Path) -> None:
+    old = signed(tmp_path / "old", 5)
+    store.accept(old)
+    store.excuse(old.manifest_sha256)
+    listed = Revocations(1, {old.manifest_sha256: "it leaks"})
+    store.take_revocations(signing.sign_revocations(listed, [CURRENT]))
+    with pytest.raises(UntrustedError, match="was revoked: it leaks"):
+        store.trust(kept=True).check(tmp_path / "old")
+
+
+def test_only_the_last_few_are_excused(store: TrustStore) -> None:
+    for number in range(9):
+        store.excuse(f"{number:064x}")
+    assert store.remembered().excused == tuple(f"{number:064x}" for number in range(5, 9))

@@ -129,6 +129,10 @@ class Infer(msgspec.Struct, frozen=True, array_like=True):
     # The payload does not come with this message but as Chunks of this size; 0: it does, as parts.
     chunk_nbytes: Annotated[int, msgspec.Meta(ge=0, le=131_072)] = 0
 
+    def within(self, budget_us: int) -> Infer:
+        """The same work within another budget."""
+        return msgspec.structs.replace(self, budget_us=budget_us)
+
 
 class Timings(msgspec.Struct, frozen=True, array_like=True):
     """Where the gateway's time went, in microseconds; `residence_us` is last byte in to first byte out."""

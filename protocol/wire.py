@@ -8,8 +8,8 @@ all parts follow from the header, and a message whose parts differ is refused wh
 Why parts: ZeroMQ's heartbeat is cancelled only by a complete frame, so one 1.6 MB frame on a 1 Mbit/s link is cut off
 after 5 s and lost without an error, while frames of 64-128 KB pass.
 
-On a slow link even parts of one message hold up everything behind them for seconds. There an Infer announces its payload
-(`chunk_nbytes`) and the parts, cut as small, follow as messages of their own, a few at a time: see `control.chunking`.
+On a slow link even parts of one message hold up everything behind them for seconds. There an Infer announces its
+payload (`chunk_nbytes`), and the parts, cut as small, follow as messages of their own: see `control.chunking`.
 """
 
 from __future__ import annotations
@@ -125,7 +125,9 @@ def require_payload_bounded(headers: Sequence[TensorHeader]) -> None:
         raise WireError(f"payload of {announced} bytes", f"at most {MAX_PAYLOAD_NBYTES} may cross")
 
 
-def check_parts(headers: Sequence[TensorHeader], part_sizes: Sequence[int]) -> list[int]:
+def check_parts(
+    headers: Sequence[TensorHeader], part_sizes: Sequence[int], part_nbytes: int = PART_NBYTES
+) -> list[int]:
     """Check the sizes of the payload parts against what the header announced; returns how many parts each tensor has.
 
     Raises WireError.
@@ -134,13 +136,13 @@ def check_parts(headers: Sequence[TensorHeader], part_sizes: Sequence[int]) -> l
     at = 0
     counts = []
     for header in headers:
-        count = part_count(header)
+        count = part_count(header, part_nbytes)
         counts.append(count)
         sizes = part_sizes[at : at + count]
-        if len(sizes) != count or sum(sizes) != header.nbytes or sizes[:-1] != [PART_NBYTES] * (count - 1):
+        if len(sizes) != count or sum(sizes) != header.nbytes or sizes[:-1] != [part_nbytes] * (count - 1):
             raise WireError(
                 f"tensor {header.name!r} announced {header.nbytes} bytes but its parts hold {sum(sizes)}",
-                f"send it in parts of {PART_NBYTES} bytes",
+                f"send it in parts of {part_nbytes} bytes",
             )
         at += count
     if at != len(part_sizes):

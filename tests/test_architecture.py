@@ -177,6 +177,7 @@ PURE_ROOMS = (
     "cloud_gateway/seeing/figures.py",
     "cloud_gateway/seeing/standing.py",
     "cloud_gateway/seeing/trace_context.py",
+    "cloud_gateway/doors/assembling.py",
     "cloud_gateway/doors/dedup.py",
     "cloud_gateway/doors/holdings.py",
     "cloud_gateway/doors/routes.py",

@@ -1,6 +1,6 @@
 """The thread that owns the gateway's socket: header decode, session, admission, queueing; nothing heavy, never blocked.
 
-    ROUTER -> unpack header -> session -> dedup -> fit -> desk.submit
+    ROUTER -> unpack header -> session -> intake -> desk.submit
     engine thread --mailbox--> finish -> pack -> ROUTER
 
 The front always drains the socket and answers what it cannot take (flow control is by credit and refusals, never by
@@ -26,7 +26,7 @@ from cloud_gateway.access.enrolment import Enrolment
 from cloud_gateway.access.zap import guest_key
 from cloud_gateway.cached_desk import CachedDesk
 from cloud_gateway.desk import GUEST, Desk
-from cloud_gateway.doors.answers import infer_of, reference_of
+from cloud_gateway.doors.intake import Intake
 from cloud_gateway.doors.peers import Peer, Peers
 from cloud_gateway.doors.replies import Replies
 from cloud_gateway.doors.routes import is_front, user_id_of
@@ -36,7 +36,7 @@ from cloud_gateway.offers.offering import Brought, Offering
 from cloud_gateway.scheduling.admission import Verdict
 from cloud_gateway.seeing.ledger import Ledger
 from cloud_gateway.seeing.tracing import Tracing
-from cloud_gateway.work import Computed, Crashed, Item, NotComputed, nbytes_of
+from cloud_gateway.work import Computed, Crashed, Item, NotComputed
 from protocol import __version__, sockets, wire
 from protocol import messages as m
 from protocol.errors import NetworkError, WireError
@@ -106,7 +106,6 @@ class Frontend:
         self._relayed = relayed
         self._bound = {at: secret for at, secret in authority.secrets(endpoint).items() if at == endpoint}
         self._listen_again_at: float | None = None
-        self._submit = desk_submit(desk) if cache is None else cache.submit
         self._beats = beats
         self._offering = offering
         self._told = told
@@ -115,10 +114,11 @@ class Frontend:
         self._ledger = ledger
         self._replies = Replies(socket, desk, ledger, self.stats, tracing)
         self._peers = Peers()
+        submit = desk_submit(desk) if cache is None else cache.submit
+        self._intake = Intake(self, catalogue, desk, submit, ledger, self._replies, self.stats)
         self._runner = Runner(desk, ledger, keep=None if cache is None else cache.keep)
         self._crashed = crashed
         self._draining = False
-        self._turn_s = 0.0
         self._end_by: float | None = None
         self._settle_by = 0.0
         self._thread = threading.Thread(target=self._main, name="isthmus-frontend", daemon=True)
@@ -171,8 +171,9 @@ class Frontend:
                 self._receive_burst()
             more = self._serve_small()
             now = time.monotonic()
-            self._turn_s = min(max(now - began, self._turn_s * TURN_KEPT), MOST_TURN_S)
+            self._intake.turn_s = min(max(now - began, self._intake.turn_s * TURN_KEPT), MOST_TURN_S)
             self._peers.forget_silent(now=now)
+            self._intake.look(now=now)
             if self._listen_again_at is not None and now >= self._listen_again_at:
                 self._listen_anew()
             self._beats.beat("frontend", now=now)
@@ -199,7 +200,7 @@ class Frontend:
     def _finished(self, now: float) -> bool:
         if self._end_by is None:
             return False
-        held = len(self._replies.dedup) > 0
+        held = len(self._replies.dedup) + len(self._intake) > 0
         if held and now < self._end_by:
             self._settle_by = now + SETTLE_S
             return False
@@ -240,7 +241,8 @@ class Frontend:
     def _refuse_everything(self, reason: str) -> None:
         """The last act: whoever still waits is told, and can read it, so that no request vanishes."""
         waiting = self._desk.withdraw(lambda item: item.door is self)
-        settle_s = SETTLE_S if len(self._replies.dedup) else 0.0
+        settle_s = SETTLE_S if len(self._replies.dedup) + len(self._intake) else 0.0
+        self._intake.refuse_all(reason, now=time.monotonic())
         self._replies.refuse_all(waiting, self._catalogue.segments, reason[:900])
         time.sleep(settle_s)
 
@@ -291,6 +293,7 @@ class Frontend:
             case m.Hello(boot=boot, also=also):
                 self._peers.greet(route, peer, (boot, *also), self._authority.tenant(user_id), now=now)
                 self.stats["hellos"] += 1
+                self._intake.greeted(route, peer)
                 self._replies.send(route, self._welcome())
                 if self._draining:
                     self._replies.send(route, m.Drain("shutting down"))
@@ -300,10 +303,13 @@ class Frontend:
                     self._replies.send(route, m.NeedHello(self.epoch, message.request))
                 else:
                     self._require_own(peer, message.request)
-                    self._infer(route, peer, message, frames[1:], now)
+                    self._intake.infer(route, peer, message, frames[1:], now=now)
+            case m.Chunk() if peer.is_greeted:  # otherwise its Infer was told to greet first
+                self._require_own(peer, message.request)
+                self._intake.chunk(route, peer, message, frames[1:], now=now)
             case m.Cancel(request):
                 self._require_own(peer, request)
-                self._cancel(peer, request)
+                self._intake.cancel(peer, request, now=now)
             case m.Enroll() if (key := self._authority.key_of(user_id)) is not None:
                 self._enrolment.take(route, key, message)
             case m.AskOffers() | m.FetchPart():
@@ -341,58 +347,8 @@ class Frontend:
             credit_nbytes=limits.credit_nbytes,
             segments=tuple(self._catalogue.segments),
             models=tuple(self._catalogue.models),
+            chunk_nbytes=wire.PART_NBYTES,
         )
-
-    def _infer(self, route: bytes, peer: Peer, infer: m.Infer, parts: list[Buffer], now: float) -> None:
-        tenant = peer.tenant_of(infer.request.boot)
-        key = (tenant, infer.request, infer.segment)  # nobody is given what another asked for
-        if self._replies.dedup.attach(key, route, infer.attempt):
-            self.stats["duplicates_attached"] += 1
-            return
-        if (answer := self._replies.dedup.finished(key)) is not None:
-            self.stats["duplicates_answered"] += 1
-            self._replies.send_answer(route, infer.attempt, answer)
-            return
-        segment = self._catalogue.segments.get(infer.segment)
-        self._ledger.offered(segment.scope if segment else None)
-        if segment is None:
-            reason = "this gateway does not hold that head/tail pair"
-            self._replies.reject(route, infer, m.RejectCode.UNKNOWN_SEGMENT, reason, now=now)
-            return
-        try:
-            counts = wire.check_parts(infer.tensors, [len(p) for p in parts])
-            rows, layout = segment.fit(infer.tensors)
-            nbytes = nbytes_of(infer.tensors)
-        except (WireError, ValueError) as error:
-            self._replies.reject(route, infer, m.RejectCode.BAD_REQUEST, str(error)[:900], now=now, scope=segment.scope)
-            return
-        if segment.has_drifted(infer.outer_ppm):
-            self.stats["drifted"] += 1
-        item = Item(
-            segment, infer.tensors, parts, counts, infer.checksum, rows, layout, nbytes,
-            now, now + infer.budget_us / 1e6 - self._turn_s,
-            infer.priority, tenant, self, infer, reference_of(infer),
-        )  # fmt: skip
-        verdict = self._submit(item)
-        if verdict is None:
-            self._replies.dedup.start(key, route, infer.attempt)
-        else:
-            self._replies.reject(
-                route, infer, verdict.code, verdict.reason, verdict.retry_after_s, now=now, scope=segment.scope,
-                credit=verdict.credit,
-            )  # fmt: skip
-
-    def _cancel(self, peer: Peer, request: m.RequestId) -> None:
-        """Remove queued work that nobody waits for. What already runs is finished and its answer kept."""
-
-        def is_meant(item: Item) -> bool:
-            return (
-                item.door is self and item.tenant == peer.tenant_of(request.boot) and infer_of(item).request == request
-            )
-
-        for item in self._desk.withdraw(is_meant):
-            self.stats["cancelled"] += 1
-            self._replies.give_up(item, m.RejectCode.CANCELLED, "cancelled by the agent")
 
 
 def _user_id(frame: zmq.Frame) -> str:

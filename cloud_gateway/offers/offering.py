@@ -77,7 +77,7 @@ class Offering:
         self._revoked: OfferedRevocations | None = None
         self._told = told
         self._crashed = crashed
-        self._pace = Pace(rate=rate, burst_nbytes=BURST_NBYTES, now=time.monotonic())
+        self.pace = Pace(rate=rate, burst_nbytes=BURST_NBYTES, now=time.monotonic())
         self._wake = threading.Condition()
         self._waiting: deque[_Question] = deque()
         self._of_peer: Counter[bytes] = Counter()
@@ -112,7 +112,7 @@ class Offering:
         with self._wake:
             self._offer = offer
             self._looked_at = -LOOK_S
-            self._pace.retune(rate, now=time.monotonic())
+            self.pace.retune(rate, now=time.monotonic())
 
     def start(self) -> None:
         self._thread.start()
@@ -139,7 +139,7 @@ class Offering:
             while (question := self._next()) is not None:
                 brought = self._serve(question)
                 nbytes = sum(map(len, brought.payload))
-                if nbytes and not self._rest(self._pace.take(nbytes, now=time.monotonic())):
+                if nbytes and not self._rest(self.pace.take(nbytes, now=time.monotonic())):
                     return
                 self._answer(brought)
                 with self._wake:

@@ -14,7 +14,8 @@ from edge_agent.local_client import LocalClient
 from protocol.errors import InputError
 from protocol.terminal import print_json
 
-SCHEMA = 1
+STATUS_SCHEMA = 2  # of `edge_agent.seeing.status`, which is too much to load for a command
+EXPLAIN_SCHEMA = 1
 
 Socket = Annotated[
     str | None,
@@ -28,7 +29,7 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.
 
 def status(socket: Socket = None, config: Config = None, json: Json = False) -> None:
     """How the daemon stands: what it serves, where requests run now, and whether it is well."""
-    document = asked(socket, config, "/v2/isthmus/status")
+    document = asked(socket, config, "/v2/isthmus/status", schema=STATUS_SCHEMA)
     if json:
         print_json(document)
         return
@@ -38,7 +39,7 @@ def status(socket: Socket = None, config: Config = None, json: Json = False) -> 
 
 def explain(socket: Socket = None, config: Config = None, json: Json = False) -> None:
     """Why requests run where they run now, why nowhere else, and what would change that."""
-    document = asked(socket, config, "/v2/isthmus/explain")
+    document = asked(socket, config, "/v2/isthmus/explain", schema=EXPLAIN_SCHEMA)
     if json:
         print_json(document)
         return
@@ -46,11 +47,11 @@ def explain(socket: Socket = None, config: Config = None, json: Json = False) ->
         print(sentence)
 
 
-def asked(socket: str | None, config: Path | None, path: str) -> Mapping[str, Any]:
+def asked(socket: str | None, config: Path | None, path: str, *, schema: int) -> Mapping[str, Any]:
     """A document of the running daemon. Raises NetworkError if none runs, InputError for one of another version."""
     with LocalClient(where(socket, config)) as client:
         document = client.document(path)
-    if document.get("schema") != SCHEMA:
+    if document.get("schema") != schema:
         raise InputError("the daemon's answer is none that this command reads", "use its own version of edge-agent")
     return document
 
@@ -65,10 +66,12 @@ def where(socket: str | None, config: Path | None) -> str:
 
 def lines(seen: Mapping[str, Any]) -> list[str]:
     """The status for people."""
-    health = "well" if seen["well"] else f"unwell: {seen['reason']}"
+    bundle, now = seen["bundle"], seen["now"]
+    health = "well" if seen["ready"] else f"unwell: {seen['reason']}"
     alone = "can answer alone" if seen["serves_alone"] else "cannot answer alone"
-    said = [f"{seen['model']}: {health}, up {seen['uptime_s']:.0f} s, {seen['pending']} requests in flight"]
-    now = seen["now"]
+    said = [
+        f"{bundle['model'] or 'no model'}: {health}, up {seen['uptime_s']:.0f} s, {seen['pending']} requests in flight"
+    ]
     if now["placement"]:
         said.append(f"requests run as {now['placement']}. {now['why']}")
     if now["degraded"]:
@@ -76,6 +79,13 @@ def lines(seen: Mapping[str, Any]) -> list[str]:
     for gateway in seen["gateways"]:
         rtt = "" if gateway["rtt_s"] is None else f", round trip {gateway['rtt_s'] * 1e3:.1f} ms"
         said.append(f"gateway {gateway['name']}: {gateway['reason'] or gateway['state']}{rtt}")
-    said.append(f"{'' if seen['gateways'] else 'no gateway is named; '}the device {alone}")
-    said.append(f"bundle {seen['bundle'][:12]}, placements {', '.join(seen['placements'])}")
-    return said + [f"  {placement} is out: {reason}" for placement, reason in seen["failed"].items()]
+    if seen["placements"]:
+        said.append(f"{'' if seen['gateways'] else 'no gateway is named; '}the device {alone}")
+    if bundle["digest"]:
+        version = f"version {bundle['version']}, " if bundle["version"] != bundle["digest"][:12] else ""
+        names = ", ".join(placement["id"] for placement in seen["placements"])
+        said.append(f"bundle {bundle['digest'][:12]}, {version}placements {names}")
+        said += [f"{what} {bundle[key]}" for key, what in (("state", "it is"), ("coming", "next:")) if bundle[key]]
+    if seen["store"] and seen["store"]["trouble"]:
+        said.append(f"requests for late answers are refused: {seen['store']['trouble']}")
+    return said + [f"  {p['id']} cannot be used: {p['unavailable']}" for p in seen["placements"] if p["unavailable"]]

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -195,7 +195,9 @@ class _Running(_Asked):
         return self._specs
 
     def announce(self, *, json: bool | None) -> None:
-        _say_ready(self._client.document("/v2/isthmus/status"), json=json)
+        seen = self._client.document("/v2/isthmus/status")
+        gateways = [gateway["name"] for gateway in seen["gateways"] if gateway["ready"]]
+        _say_ready(next(iter(gateways), "edge-only"), seen["bundle"]["digest"], json=json)
 
     def submit(self, inputs: Tensors, *, deadline_s: float) -> Future[Outcome]:
         return self._threads.submit(self._client.infer, inputs, deadline_s=deadline_s)
@@ -297,15 +299,15 @@ def _announce(agent: Agent, wait_s: float, *, json: bool | None) -> None:
     if device is not None and (difference := elsewhere(device, sensors.machine())):
         print(f"{difference}: until each placement was used here, predictions are that machine's", file=sys.stderr)
     endpoint = agent.gateway if ready else "edge-only"
-    _say_ready({"gateway": endpoint, "connected": True, "bundle": agent.bundle.digest}, json=json)
+    _say_ready(endpoint, agent.bundle.digest, json=json)
 
 
-def _say_ready(status: Mapping[str, Any], *, json: bool | None) -> None:
+def _say_ready(endpoint: str, bundle: str, *, json: bool | None) -> None:
+    """`endpoint` is the gateway's; edge-only where none is there."""
     if json is None:
         return
-    endpoint = status["gateway"] if status["connected"] else "edge-only"
     if json:
-        print_json({"event": "ready", "endpoint": endpoint, "bundle": status["bundle"]})
+        print_json({"event": "ready", "endpoint": endpoint, "bundle": bundle})
     else:
         print(f"ready {endpoint}", flush=True)
 

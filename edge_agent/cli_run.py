@@ -104,9 +104,10 @@ def run(
             return
         gc.collect()
         gc.freeze()  # what is there now stays: later collections need not look at it again
-        _tell_ready(daemon, json=json)
+        told = _tell_doors(daemon, json=json)
         while not wanted.wait(_LOOK_S) and daemon.fatal is None:
-            pass
+            if not told and daemon.stage.agent is not None:  # its first bundle has come
+                told = _tell_doors(daemon, json=json)
         daemon.close()
         _tell_stopped(daemon, json=json)
     finally:
@@ -126,24 +127,35 @@ def _bridge(logs: Logs) -> None:
         logger.propagate = False
 
 
-def _tell_ready(daemon: Daemon, *, json: bool) -> None:
-    standing = daemon.standing()
+def _tell_doors(daemon: Daemon, *, json: bool) -> bool:
+    """Say where applications are answered, and by whom; or what is waited for. Whether anybody serves."""
     http, grpc, socket = daemon.door.endpoint, daemon.door.grpc_endpoint, daemon.door.unix_socket
     doors = {
         "http": str(http)[6:] if http else None,
         "socket": str(socket) if socket else None,
         "grpc": str(grpc)[6:] if grpc else None,
     }
-    gateway = standing.gateway if standing.connected else "edge-only"
+    tenant = daemon.stage.agent
+    if not json:
+        for name, where in doors.items():
+            if where:
+                print(f"{name} {where}", file=sys.stderr)
+    if tenant is None:
+        if json:
+            print_json({"event": "waiting", "reason": daemon.unwell(), **doors})
+        else:
+            print(daemon.unwell(), file=sys.stderr)
+        return False
+    agent = tenant.agent
+    connected, named = agent.wait_ready(0), ", ".join(daemon.settings.gateways.endpoints)
+    gateway, info = agent.gateway if connected else "edge-only", agent.bundle.manifest.model
     if json:
-        print_json({"event": "ready", "endpoint": gateway, **doors, "model": standing.model, "bundle": standing.bundle})
-        return
-    for name, where in doors.items():
-        if where:
-            print(f"{name} {where}", file=sys.stderr)
-    if standing.gateway and not standing.connected:
-        print(f"no gateway answers at {standing.gateway} yet; answering on the device until one does", file=sys.stderr)
+        print_json({"event": "ready", "endpoint": gateway, **doors, "model": info.name, "bundle": agent.bundle.digest})
+        return True
+    if named and not connected:
+        print(f"no gateway answers at {named} yet; answering on the device until one does", file=sys.stderr)
     print(f"ready {gateway}", flush=True)
+    return True
 
 
 def _tell_stopped(daemon: Daemon, *, json: bool) -> None:

@@ -173,6 +173,7 @@ class UpdatesSettings(Section, frozen=True):
 
     enabled: Annotated[bool, setting("Ask gateways for bundles.")] = True
     automatic: Annotated[bool, setting("Take what is offered; else only what `edge-agent bundles` asks for.")] = True
+    model: Annotated[str, setting("Only bundles of this model; else of the one that runs, any for the first.")] = ""
     check_every_s: Annotated[float, setting("Ask this often.", ge=1, le=31_536_000)] = 3600.0
     mib_per_s: Annotated[float, setting("Fetch no faster than this.", ge=0.001, le=100_000)] = 1.0
     most_mib: Annotated[int, setting("All bundles together may take so much.", ge=1, le=1024 * 1024)] = 4096

@@ -3,33 +3,34 @@
     lock state_dir -> take the port -> open the bundle, load heads, record the known answer -> gateway, for a while
         -> listen -> READY=1 ... SIGTERM -> STOPPING=1 -> finish what is held -> close
 
-A gateway that does not answer is no reason not to serve: the device answers alone and says so. Whose turn it is to
-serve is `bundles.switch.Stage`'s: updates put another agent there, and applications notice nothing.
+A gateway that does not answer is no reason not to serve: the device answers alone and says so. Where no bundle is there
+yet but a gateway may offer one, the daemon is live and not ready, and serves as soon as that has been proven. Whose
+turn it is to serve is `bundles.switch.Stage`'s: updates put another agent there, and applications notice nothing.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import threading
-import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from edge_agent.agent import Agent
-from edge_agent.bundles.record import Step
 from edge_agent.bundles.shelf import Shelf
 from edge_agent.bundles.switch import Stage
 from edge_agent.config import AgentSettings
 from edge_agent.device.notify import Notifier
+from edge_agent.first_bundle import ASK_EVERY_S, awaited
 from edge_agent.known_answer import KnownAnswer
 from edge_agent.outcomes import Outcome, Refusal
 from edge_agent.seeing.observer import Observer
-from edge_agent.seeing.sight import Sight, bundle_standing
-from edge_agent.seeing.standing import BundleStanding
-from edge_agent.seeing.surroundings import read_board
+from edge_agent.seeing.sight import Sight
+from edge_agent.seeing.standing import AgentStanding, BundleStanding
+from edge_agent.seeing.surroundings import bundle_standing, read_board
+from edge_agent.serving.documents import routes
 from edge_agent.serving.door import LocalDoor
 from edge_agent.serving.service import AgentService
-from edge_agent.serving.standing import Standing, routes
 from edge_agent.state_dir import StateDir
 from edge_agent.storing import Storing
 from edge_agent.tenant import Front, Tenant
@@ -39,7 +40,6 @@ from protocol.bundle import Bundle
 from protocol.control.flights import RefusalCode
 from protocol.errors import InputError, NetworkError
 from protocol.seeing.logs import Logs
-from protocol.seeing.routes import ViewRoutes
 
 _LAST_REQUEST_S = 60.0
 
@@ -53,7 +53,6 @@ class Daemon:
         self.state = StateDir(settings.state_dir)
         self._notifier = notifier
         self._log = logs.get()
-        self._began = time.monotonic()
         self._bug: BaseException | None = None
         self._closing = threading.Lock()
         self._trust = trust_of(settings)
@@ -61,13 +60,14 @@ class Daemon:
         base = settings.bundle.path
         self._base = None if base is None else Bundle.open(base, self._trust.trust())
         self.stage: Stage[Tenant] = Stage()
-        self.front = Front(self.stage)
+        self.front = Front(self.stage, self.unwell)
         self.service = AgentService(
             lambda: self.front,
             deadline_s=settings.requests.deadline_ms / 1e3,
             most_pending=settings.requests.most_pending,
             observe=self._ended,
             unwell=self.unwell,
+            live=lambda: not self._stuck(),
         )
         self.vitals = Vitals(
             lambda: self.known,
@@ -95,6 +95,8 @@ class Daemon:
             told=lambda event, text: self._log.info(event, text=text),
             crashed=self._crashed,
         )
+        self._policy = self._updates.policy
+        self._awaits = "the next one"
         store = self.store
         self.sight = Sight(
             lambda: None if (tenant := self.stage.agent) is None else tenant.agent,
@@ -103,8 +105,8 @@ class Daemon:
             store=(lambda: None) if store is None else store.standing,
             bundle=self._bundle_standing,
         )
-        self.observer = Observer(self.sight, logs=logs)
-        extra = [*routes(self.standing, self.sight, self.explanation), *ViewRoutes(self.observer.views).routes()]
+        self.observer = Observer(self.standing, logs=logs)
+        extra = routes(self.observer.views, self.explanation)
         if self.store is not None:
             extra += self.store.routes()
         self.door = LocalDoor(settings, self.service, extra=extra)
@@ -113,7 +115,7 @@ class Daemon:
     def tenant(self) -> Tenant:
         """Who serves. Raises InputError while nobody does."""
         if (tenant := self.stage.agent) is None:
-            raise InputError("no bundle serves on this device", "install one with `edge-agent bundles install DIR`")
+            raise InputError(self.unwell(), "install one with `edge-agent bundles install DIR`")
         return tenant
 
     @property
@@ -135,11 +137,16 @@ class Daemon:
 
     def unwell(self) -> str:
         """Why the device cannot answer, or ""."""
-        if self.fatal is not None:
-            return "the agent has failed and is about to be restarted"
-        if self.stage.agent is None:
-            return "no bundle serves on this device"
-        return self.vitals.reason
+        if self.stage.agent is None and self.fatal is None:
+            trouble = self._updates.look().trouble
+            return f"no bundle serves on this device: it waits for {self._awaits}" + (
+                f" ({trouble})" if trouble else ""
+            )
+        return self._stuck()
+
+    def _stuck(self) -> str:
+        """Why only another process could answer, or ""."""
+        return "the agent has failed and is about to be restarted" if self.fatal is not None else self.vitals.reason
 
     def start(self) -> None:
         """Raises InputError, BundleError, NetworkError or EngineError, and leaves nothing running then."""
@@ -197,24 +204,10 @@ class Daemon:
         said = f"serves {agent.bundle.manifest.model.name} {where}" + (f"; unwell: {unwell}" if unwell else "")
         return said + (f"; without its store: {self.store.trouble}" if self.store and self.store.trouble else "")
 
-    def standing(self) -> Standing:
-        """What `edge-agent status` shows. May be called by any thread. Raises InputError while nobody serves."""
-        agent, unwell = self.agent, self.unwell()
-        return Standing(
-            model=agent.bundle.manifest.model.name,
-            bundle=agent.bundle.digest,
-            placements=tuple(entry.id for entry in agent.bundle.manifest.placements),
-            failed=dict(agent.heads.failed),
-            gateway=agent.gateway,
-            connected=agent.wait_ready(0),
-            serves_alone=agent.serves_alone,
-            well=not unwell,
-            reason=unwell,
-            uptime_s=time.monotonic() - self._began,
-            pending=self.service.pending,
-            known_answers=self.vitals.answered,
-            state_dir=str(self.settings.state_dir),
-        )
+    def standing(self) -> AgentStanding:
+        """One look at everything, as `edge-agent status` shows it. May be called by any thread."""
+        here = str(self.settings.state_dir)
+        return dataclasses.replace(self.sight(), known_answers=self.vitals.answered, state_dir=here)
 
     def explanation(self) -> dict[str, object]:
         """What `edge-agent explain` shows. Raises InputError while nobody serves."""
@@ -230,19 +223,8 @@ class Daemon:
         return self.service.counts() | {f"uplink_{name}": count for name, count in uplink.items()}
 
     def _bundle_standing(self) -> BundleStanding:
-        tenant, updates = self.tenant, self._updates.look()
-        standing = bundle_standing(tenant.agent.bundle)
-        record = updates.record
-        if not record.current:
-            return standing
-        return BundleStanding(
-            standing.model,
-            standing.version,
-            standing.digest,
-            state="trial" if record.step is Step.ON_TRIAL else "confirmed",
-            signed_by=standing.signed_by,
-            coming=updates.trial or ("" if record.step is Step.IDLE else str(record.step)),
-        )
+        tenant = self.stage.agent
+        return bundle_standing(None if tenant is None else tenant.agent.bundle, self._updates.look())
 
     # ---- who serves -------------------------------------------------------------------------------------------------
 
@@ -251,15 +233,23 @@ class Daemon:
 
         What came over the air was held to more before it was kept: here it only may not have been revoked since.
         """
+        kept = folder is not None  # on the shelf, where its number was judged before it came there
         folder = folder or self.settings.bundle.path
         if folder is None:
             raise InputError(
                 "no bundle is named and none is installed",
                 "name one with --bundle or bundle.path, or `edge-agent bundles install DIR`",
             )
-        return Tenant(self.settings, folder, self._trust.trust(), readied=self._better)
+        return Tenant(self.settings, folder, self._trust.trust(kept=kept), readied=self._better)
 
     def _serve_first(self, folder: Path | None) -> None:
+        if folder is None and self.settings.bundle.path is None:
+            self._awaits = awaited(self.settings)
+            self._updates.policy = dataclasses.replace(
+                self._updates.policy, check_every_s=min(ASK_EVERY_S, self._policy.check_every_s)
+            )
+            self._log.warning("no_bundle", waits_for=self._awaits)
+            return
         self.stage.swap(self._tenant_on(folder))
 
     def _switch(self, folder: Path | None) -> None:
@@ -269,6 +259,7 @@ class Daemon:
         self._notifier.reloading("another bundle is being started")
         try:
             took = self.stage.swap(self._tenant_on(folder), patience_s=_LAST_REQUEST_S)
+            self._updates.policy = self._policy
             self._better()
             self._log.info("switched", start_ms=took.start_s * 1e3, swap_us=took.swap_s * 1e6)
         finally:
@@ -276,6 +267,8 @@ class Daemon:
 
     def _wait_for_a_gateway(self) -> None:
         """Raises NetworkError if neither a gateway nor the device can answer anything."""
+        if self.stage.agent is None:
+            return
         agent, named = self.agent, ", ".join(self.settings.gateways.endpoints)
         if agent.wait_ready(self.settings.gateways.wait_s):
             self._log.info("gateway_found", gateway=agent.gateway)

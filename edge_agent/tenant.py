@@ -53,15 +53,17 @@ class Tenant:
 class Front:
     """Whoever serves now, as applications see it: a request belongs to the tenant that took it, also after a switch."""
 
-    def __init__(self, stage: Stage[Tenant]) -> None:
+    def __init__(self, stage: Stage[Tenant], unwell: Callable[[], str]) -> None:
+        """`unwell` says why nobody serves, where nobody does."""
         self._stage = stage
+        self._unwell = unwell
 
     @property
     def bundle(self) -> Bundle:
         """Raises OipError while nobody serves."""
         tenant = self._stage.agent
         if tenant is None:
-            raise OipError(Refusal.NOT_READY, "no bundle serves on this device")
+            raise OipError(Refusal.NOT_READY, self._unwell())
         return tenant.agent.bundle
 
     def submit(self, inputs: Tensors, *, deadline_s: float, priority: int = 4) -> Future[Outcome]:

@@ -73,7 +73,8 @@ class Sight:
         agent = self._agent()
         store, board = _unless_broken(self._store), self._look_at_board()
         if agent is None:
-            return AgentStanding(ready=False, reason=self._unwell() or "no agent runs yet", store=store, board=board)
+            reason, coming = self._unwell() or "no agent runs yet", _unless_broken(self._bundle) or BundleStanding()
+            return AgentStanding(ready=False, reason=reason, bundle=coming, store=store, board=board)
         try:
             view = agent.look(explain=True)
         except IsthmusError as error:
@@ -101,6 +102,7 @@ class Sight:
             bundle=_unless_broken(self._bundle) or bundle_standing(agent.bundle),
             store=store,
             board=board,
+            serves_alone=agent.serves_alone,
         )
 
     def _look_at_board(self) -> BoardStanding | None:

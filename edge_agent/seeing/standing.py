@@ -94,3 +94,6 @@ class AgentStanding:
     bundle: BundleStanding = BundleStanding()
     store: StoreStanding | None = None
     board: BoardStanding | None = None
+    serves_alone: bool = False  # whether requests can be answered while no gateway is there
+    known_answers: int | None = None  # how often the known question was answered well
+    state_dir: str = ""

@@ -72,7 +72,7 @@ class AgentService:
     """The `InferenceService` of a device. `current` gives the agent that new requests go to.
 
     `observe` is told of every outcome, with the request's budget in seconds. `unwell` says why the device cannot answer
-    now, or "".
+    now, or "", and `live` whether waiting may help: if not, only another process can.
     """
 
     def __init__(
@@ -83,12 +83,14 @@ class AgentService:
         most_pending: int = 64,
         observe: Callable[[Outcome, float], None] = lambda outcome, budget_s: None,
         unwell: Callable[[], str] = lambda: "",
+        live: Callable[[], bool] = lambda: True,
     ) -> None:
         self._current = current
         self._deadline_s = deadline_s
         self._most_pending = most_pending
         self._observe = observe
         self._unwell = unwell
+        self._live = live
         self._pending = 0
         self._counts: dict[str, Counting] = {}  # by bundle
 
@@ -158,7 +160,7 @@ class AgentService:
         return agent
 
     async def live(self) -> bool:
-        return not self._unwell()
+        return self._live()
 
     async def ready(self) -> bool:
         return not self._unwell()

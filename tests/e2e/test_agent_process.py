@@ -52,7 +52,7 @@ def test_it_says_where_it_serves_answers_and_ends_cleanly_on_sigterm(
         asked = finished("edge-agent", "status", "--socket", ready["socket"])
         assert asked.stdout.startswith("model: well, up ")
         status = json.loads(finished("edge-agent", "status", "--socket", ready["socket"], "--json").stdout)
-        assert status["bundle"] == ready["bundle"]
+        assert status["bundle"]["digest"] == ready["bundle"]
         daemon.popen.send_signal(signal.SIGTERM)
         stopped = daemon.json()
         assert daemon.wait() == 0
@@ -94,7 +94,7 @@ def test_it_needs_no_home_and_writes_to_its_folder_alone(toy_bundle: Path, tmp_p
         ready = json.loads(line)
         assert ready["event"] == "ready"
         asked = finished("edge-agent", "status", "--socket", ready["socket"], "--json")
-        assert json.loads(asked.stdout)["well"]
+        assert json.loads(asked.stdout)["ready"]
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0, process.communicate()[1]
     finally:
@@ -119,6 +119,22 @@ def test_what_cannot_be_served_is_one_sentence_with_its_code(
     assert last.startswith("error: ")
     assert words in last
     assert "Traceback" not in done.stderr
+
+
+def test_without_a_bundle_it_says_what_it_waits_for_and_ends_cleanly(tmp_path: Path) -> None:
+    command = ("edge-agent", "run", "--gateway", "tcp://127.0.0.1:1", "--state-dir", str(tmp_path / "s"), "--http",
+               "127.0.0.1:0", "--json")  # fmt: skip
+    with running(*command) as daemon:
+        waiting = daemon.json()
+        assert waiting["event"] == "waiting"
+        assert "it waits for the first one from tcp://127.0.0.1:1" in waiting["reason"]
+        asked = finished("edge-agent", "status", "--socket", waiting["socket"])
+        assert asked.stdout.startswith("no model: unwell: no bundle serves on this device")
+        daemon.popen.send_signal(signal.SIGTERM)
+        assert daemon.wait() == 0
+    none = finished("edge-agent", "run", "--state-dir", str(tmp_path / "s"), "--http", "127.0.0.1:0")
+    assert none.returncode == 3
+    assert "no gateway is named; name one with --bundle" in none.stderr
 
 
 def test_asking_where_nobody_runs_is_one_sentence(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_the_device_answers_alone_where_no_gateway_is_there_and_says_so(toy_bund
     daemon.start()
     try:
         standing = daemon.standing()
-        assert (standing.connected, standing.serves_alone, standing.well) == (False, True, True)
+        assert (standing.gateways[0].ready, standing.serves_alone, standing.ready) == (False, True, True)
         assert "on the device alone" in daemon.in_a_sentence()
         with LocalClient(daemon.door.unix_socket or "") as client:
             answer = unwrap(client.infer({"x": np.zeros((1, 3, 16, 16), np.float32)}, deadline_s=20.0))
@@ -329,9 +329,8 @@ def test_a_device_that_cannot_answer_its_own_question_is_not_ready(toy_bundle: P
             until(client.is_ready)
             daemon.agent.heads.deactivate()  # as a driver that has gone away
             until(lambda: not client.is_ready(), "it is still called ready")
-            status = client.document("/v2/isthmus/status")
-            assert not status["well"]
-            assert "known question" in status["reason"]
+            until(lambda: not client.document("/v2/isthmus/status")["ready"], "the status does not say so")
+            assert "known question" in client.document("/v2/isthmus/status")["reason"]
             daemon.agent.heads.activate()
             until(client.is_ready, "it never got well again")
     finally:

@@ -2,38 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from edge_agent.daemon import Daemon
-from tests.daemons import compute_hangs, daemon_of, socket_hangs
+from tests.daemons import Manager, compute_hangs, daemon_of, socket_hangs
 from tests.waiting import PATIENCE_S, until
-
-
-class Manager:
-    """systemd's end of the socket."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.bind(str(path))
-        self._socket.setblocking(False)
-
-    def heard(self) -> list[str]:
-        """Everything since the last time."""
-        found: list[str] = []
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                found += self._socket.recv(4096).decode().splitlines()
-        return found
-
-    def close(self) -> None:
-        self._socket.close()
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from protocol.errors import InvariantViolation
 WELCOME_S = 3.0  # from transport handshake to Welcome
 RECREATE_S = 8.0  # without a handshake for this long, libzmq may have given up for good
 TURN_S = 2.0  # the same where another way may do
+GIVEN_UP_S = 1.0  # after a connection was dropped libzmq says at once that it will try again, or never will
 HANG_UPS = 2  # after so many in a row another way is tried at once: once may be a gateway that has just been restarted
 
 
@@ -73,6 +74,8 @@ class Connection:
         self._hang_ups = 0  # since the socket was made, or a handshake succeeded
         self._refused = False
         self._connected = False  # at any time with this socket
+        self._dropped = False  # the last attempt, and libzmq has not said that it will try again
+        self._dropped_at: float | None = None  # when that was first noticed
         self._turns = 0  # ways tried since a handshake succeeded
         self._shared = shared
         self._socket: zmq.Socket[bytes] | None = None
@@ -95,6 +98,7 @@ class Connection:
         self._socket, self._monitor = sockets.watched_dealer(self._shared.context, *self._ways.current)
         self._since = now
         self._hang_ups, self._refused, self._connected = 0, False, False
+        self._dropped, self._dropped_at = False, None
         for source in (self._socket, self._monitor):
             self._shared.poller.register(source, zmq.POLLIN)
 
@@ -111,7 +115,10 @@ class Connection:
     def changes(self) -> Iterator[Change]:
         """What the monitor has seen since."""
         while self._monitor is not None and self._monitor.poll(0):
-            change = _CHANGES.get(sockets.monitor_event(self._monitor))
+            event = sockets.monitor_event(self._monitor)
+            if event in (zmq.EVENT_DISCONNECTED, zmq.EVENT_CONNECT_RETRIED):
+                self._dropped, self._dropped_at = event == zmq.EVENT_DISCONNECTED, None
+            change = _CHANGES.get(event)
             match change:
                 case Change.HANDSHAKE:
                     self._connected, self._hang_ups, self._turns = True, 0, 0
@@ -161,7 +168,15 @@ class Connection:
             at_once = self._in_vain and self._turns < self._ways.count  # but no more than once round
             if waited > RECREATE_S or (self._ways.count > 1 and (at_once or waited > TURN_S)):
                 return self._why_not()
+            if self._has_given_up(now):
+                return str(Change.NO_GATEWAY)
         return None
+
+    def _has_given_up(self, now: float) -> bool:
+        """Whether libzmq will never connect again: what answers sent it garbage."""
+        if self._dropped and self._dropped_at is None:
+            self._dropped_at = now
+        return self._dropped_at is not None and now - self._dropped_at > GIVEN_UP_S
 
     @property
     def _in_vain(self) -> bool:

@@ -145,6 +145,10 @@ class Heads:
             codes=_to_refer_to(entry, values),
         )
 
+    def raw(self, placement: str, inputs: Tensors) -> dict[str, Array]:
+        """Every output of the placement's head, before anything is encoded. Raises EngineError."""
+        return self._run(self._entries[placement], inputs)
+
     def _clocks(self) -> tuple[float, float]:
         """Seconds that have passed, and seconds of work. One thread's work is what it had of the processor: a slower
         device is slower at that, while what other processes of this machine take is no longer on it."""

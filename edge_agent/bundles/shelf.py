@@ -271,7 +271,8 @@ def check_listing(bundle: Bundle) -> None:
 
 
 def needed(bundle: Bundle, *, whole: bool) -> list[str]:
-    """Files that a device needs: the heads, and the whole model to compare them with; `whole`: all that are listed.
+    """Files that a device needs: the heads, and the whole model and a known answer to compare them with; `whole`: all
+    that are listed.
 
     Weights beside a graph are known only once the graph is there: ask again when it has come.
     """
@@ -280,6 +281,7 @@ def needed(bundle: Bundle, *, whole: bool) -> list[str]:
         return list(manifest.files)
     graphs = dict.fromkeys(p.head for p in manifest.placements if p.head is not None)
     graphs |= dict.fromkeys(["full.onnx"] if "full.onnx" in manifest.files else [])
+    graphs |= dict.fromkeys([manifest.known.file] if manifest.known is not None else [])
     found = dict.fromkeys(name for name in graphs if name in manifest.files)
     for name in list(found):
         if name.endswith(".onnx") and _size_of(bundle.root, name) == manifest.files[name].nbytes:

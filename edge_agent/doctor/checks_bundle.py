@@ -101,10 +101,17 @@ def fallback(case: Case) -> Verdict:
 
 
 def known_answer(case: Case) -> Verdict:
-    """The device's own whole model beside the reference that the bundle holds, on one drawn input."""
+    """What the build put into the bundle to compare with; else the device's own whole model, on one drawn input."""
+    from edge_agent.bundles.first_run import ask_what_is_known
     from protocol.engines.ort import OrtEngine
 
     bundle = case.bundle()
+    if bundle.manifest.known is not None:
+        wrong = ask_what_is_known(bundle, case.heads())
+        asked = len(bundle.manifest.known.most_deviation)
+        if wrong:
+            return fail(wrong, "suspect the memory or the driver if the bundle runs well elsewhere; else rebuild it")
+        return ok(f"{asked} heads answer the build's own question as they did there")
     entry = _alone(bundle)
     if entry is None or entry.id in case.heads().failed:
         raise UnmetError("no placement runs on the device alone (bundle.fallback)")

@@ -79,5 +79,10 @@ SUITES: dict[str, Suite] = {
     "store": Suite(
         "benchmarks.store", "run", "durable requests: puts beside bare SQLite, and 1,000 kills (~15 min; --set kills=N)"
     ),
+    "faults": Suite(
+        "benchmarks.faults.suite",
+        "run",
+        "kills, silence, strangers and loss while requests are asked: what became of each (~5 min; --set kills=N)",
+    ),
     "scrape": Suite("benchmarks.scrape", "run", "what metrics cost: one scrape, one request's account (~30 s)"),
 }

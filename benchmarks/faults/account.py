@@ -72,6 +72,11 @@ class Account:
         with self._changed:
             self.gone |= self.open
 
+    def stood_still(self, since: float, until: float) -> None:
+        """The caller's process did not run in this time, whatever the reason. From any thread."""
+        with self._changed:
+            self.stopped.append((since, until))
+
     @property
     def open(self) -> set[int]:
         """Asked, and nobody was told anything."""

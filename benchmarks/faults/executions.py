@@ -18,7 +18,7 @@ from protocol.tensors import Array, Tensors, TensorSpec
 
 
 class CountedEngine(ActivationScope):
-    """An engine that writes down what it runs. `busy_s` is slept before each run: an overloaded machine."""
+    """An engine that writes down what it runs. `busy_s` is slept for each request: a slow machine."""
 
     def __init__(self, engine: Engine, file: Path, *, busy_s: float = 0.0) -> None:
         self.label = engine.label
@@ -43,10 +43,9 @@ class CountedEngine(ActivationScope):
         self._out = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
     def infer(self, tensors: Tensors) -> dict[str, Array]:
-        if lines := "".join(f"{number} {self.label}\n" for number in numbers_in(tensors)):
-            os.write(self._out, lines.encode())
-        if self._busy_s:
-            time.sleep(self._busy_s)
+        if numbers := numbers_in(tensors):
+            os.write(self._out, "".join(f"{number} {self.label}\n" for number in numbers).encode())
+            time.sleep(self._busy_s * len(numbers))
         return self._engine.infer(tensors)
 
     def deactivate(self) -> None:

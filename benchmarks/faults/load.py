@@ -14,13 +14,20 @@ from edge_agent.outcomes import Outcome, Refusal
 from protocol.errors import IsthmusError
 
 Tell = Callable[[Ask | End], None]
+StoodStill = Callable[[float, float], None]  # from, to: monotonic seconds
+NOTICED_S = 0.05  # woken up so late, the process was not running
 
 
 class Load:
-    """Asks an agent `per_s` times a second, each with `deadline_s`, from `start` to `stop`. `first` is its number."""
+    """Asks an agent `per_s` times a second, each with `deadline_s`, from `start` to `stop`. `first` is its number.
 
-    def __init__(self, agent: Agent, tell: Tell, *, per_s: float, deadline_s: float, first: int = 1) -> None:
-        self._agent, self._tell = agent, tell
+    It notices when its process did not run although it should have: nobody can be told anything then.
+    """
+
+    def __init__(
+        self, agent: Agent, tell: Tell, stood_still: StoodStill, *, per_s: float, deadline_s: float, first: int = 1
+    ) -> None:
+        self._agent, self._tell, self._stood_still = agent, tell, stood_still
         self._every_s, self._deadline_s = 1 / per_s, deadline_s
         self._next = first
         self._enough = threading.Event()
@@ -37,9 +44,11 @@ class Load:
     def _main(self) -> None:
         due = time.monotonic()
         while not self._enough.wait(max(0.0, due - time.monotonic())):
+            if (now := time.monotonic()) - due > NOTICED_S:
+                self._stood_still(due, now)
             self._ask(self._next)
             self._next += 1
-            due = max(due + self._every_s, time.monotonic() - self._every_s)  # after a pause no burst
+            due = max(due + self._every_s, time.monotonic())  # after a pause no burst
 
     def _ask(self, number: int) -> None:
         now = time.monotonic()

@@ -5,12 +5,23 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.faults.scene import Scene, Setting, Verdict
+from benchmarks.faults.squatters import noise, web_server
+from benchmarks.link import Side
 
 KILL_EVERY_S = 1.0
+RESET_EVERY_S = 0.05
+REMOTE = Setting(agent={"placements": ("full-cloud", "cut-1")})
+SLOW = replace(REMOTE, busy_s=0.05)
+HEDGED = Setting(agent={"hedge": True, "placements": ("full-cloud", "edge-only")})
+
+
+class UnplayableError(Exception):
+    """This machine cannot play a scenario; the sentence says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +33,12 @@ class Scenario:
     script: Callable[[Scene, float], None]
     setting: Setting = Setting()
 
-    def play(self, bundle: Path, folder: Path, seconds: float) -> Verdict:
-        """Raises TimeoutError if it never heals."""
-        scene = Scene(bundle, folder, self.setting)
+    def play(self, bundle: Path, folder: Path, seconds: float, *, kills: int = 0) -> Verdict:
+        """`kills`: as many where something is killed again and again, however long it takes.
+
+        Raises TimeoutError if it never heals, UnplayableError.
+        """
+        scene = Scene(bundle, folder, replace(self.setting, kills=kills))
         with scene:
             self.script(scene, seconds)
         return scene.verdict(self.name)
@@ -36,14 +50,13 @@ def calm(scene: Scene, seconds: float) -> None:
 
 def sigkill_gateway(scene: Scene, seconds: float) -> None:
     """Again and again, at a moment that is nobody's choice, and started again at once."""
-    until = time.monotonic() + seconds
-    while True:
+    until, kills = time.monotonic() + seconds, 0
+    while kills < max(1, scene.setting.kills) or (not scene.setting.kills and time.monotonic() < until):
         scene.wait(scene.chance.uniform(0.2, 1.0) * KILL_EVERY_S)
         scene.gateways[0].kill()
         scene.gateways[0].start()
         scene.gateways[0].wait_ready()
-        if time.monotonic() > until:
-            break
+        kills += 1
     scene.healed()
 
 
@@ -61,12 +74,79 @@ def blackhole(scene: Scene, seconds: float) -> None:
     scene.healed()
 
 
+def half_open(side: Side) -> Callable[[Scene, float], None]:
+    """What goes this way is swallowed; the other way everything arrives."""
+
+    def script(scene: Scene, seconds: float) -> None:
+        scene.links[0].blackhole(side=side)
+        scene.wait(seconds)
+        scene.links[0].blackhole(False, side=side)
+        scene.healed()
+
+    return script
+
+
+def rst_storm(scene: Scene, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        scene.links[0].reset_all()
+        scene.wait(RESET_EVERY_S)
+    scene.healed()
+
+
+def one_byte_per_s(scene: Scene, seconds: float) -> None:
+    scene.links[0].set_rate(8e-6)
+    scene.wait(seconds)
+    scene.links[0].set_rate(scene.setting.uplink_mbit_per_s)
+    scene.healed()
+
+
+def stranger_on_port(stands_there: Callable[[int], AbstractContextManager[None]]) -> Callable[[Scene, float], None]:
+    """The gateway dies, somebody else takes its port for a while, then the gateway has it again."""
+
+    def script(scene: Scene, seconds: float) -> None:
+        gateway = scene.gateways[0]
+        gateway.kill()
+        with stands_there(gateway.port):
+            scene.wait(seconds)
+        gateway.start()
+        gateway.wait_ready()
+        scene.healed()
+
+    return script
+
+
+def no_gateway(scene: Scene, seconds: float) -> None:
+    """Total failure, and nobody mends it."""
+    scene.gateways[0].kill()
+    scene.wait(seconds)
+
+
+def one_of_two_dies(scene: Scene, seconds: float) -> None:
+    """The one that is in use."""
+    used = next(i for i, view in enumerate(scene.agent.look(10.0).gateways) if view.in_use)
+    scene.gateways[used].kill()
+    scene.healed()
+    scene.wait(seconds)
+
+
 SCENARIOS: dict[str, Scenario] = {
     scenario.name: scenario
     for scenario in (
         Scenario("calm", "nothing is broken", calm),
         Scenario("sigkill_gateway", "the gateway is killed and started again, all the time", sigkill_gateway),
+        Scenario("no_gateway", "the gateway is killed and stays away: total failure", no_gateway),
+        Scenario("one_of_two_dies", "of two gateways the one in use is killed", one_of_two_dies, Setting(gateways=2)),
         Scenario("sigstop_gateway", "the gateway's process stands still, its connections do not", sigstop_gateway),
+        Scenario("slow_gateway", "it is asked twice as much as it can do, and the device can do nothing", calm, SLOW),
         Scenario("blackhole", "the link carries nothing, and nobody says so", blackhole),
+        Scenario("dark_no_local", "the link carries nothing, and the device can do nothing alone", blackhole, REMOTE),
+        Scenario("half_open_up", "what the device sends is swallowed", half_open("up")),
+        Scenario("half_open_down", "what the gateway sends is swallowed", half_open("down")),
+        Scenario("hedge", "the link goes dark while the device also asks itself", blackhole, HEDGED),
+        Scenario("rst_storm", "every connection is reset, 20 times a second", rst_storm),
+        Scenario("one_byte_per_s", "the link carries a byte a second", one_byte_per_s),
+        Scenario("http_on_port", "a web server has the gateway's port", stranger_on_port(web_server)),
+        Scenario("garbage_on_port", "random bytes come from the gateway's port", stranger_on_port(noise)),
     )
 }

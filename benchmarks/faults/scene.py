@@ -30,6 +30,8 @@ from edge_agent.agent import Agent, AgentConfig
 from protocol.errors import IsthmusError
 
 PATIENCE_S = 60.0  # a busy machine is no failure
+SLOWDOWN = 60.0  # a device that would rather ask
+PLACEMENTS = ("full-cloud", "cut-1", "edge-only")  # fewer levels at the cut would blur the number
 # Below the ports that the kernel gives to whoever asks for any: between two lives nobody else takes it.
 PORTS = range(20_000, 32_000)
 
@@ -43,8 +45,9 @@ class Setting:
     deadline_s: float = 1.0
     uplink_mbit_per_s: float = 20.0
     rtt_ms: float = 2.0
-    busy_s: float = 0.0  # what each run of a gateway's engine takes longer
+    busy_s: float = 0.0  # what a gateway's engine takes longer for every request
     agent: Mapping[str, Any] = field(default_factory=dict)  # options of `AgentConfig`
+    kills: int = 0  # where something is killed again and again; 0 leaves it to the seconds
     gateway_keys: Path | None = None
 
 
@@ -97,7 +100,7 @@ class Scene:
         self.gateways: list[GatewayProcess] = []
         self.links: list[LinkEmulator] = []
         self.chance = random.Random(5)
-        self._bundle, self._folder, self._setting = bundle, folder, setting
+        self._bundle, self._folder, self.setting = bundle, folder, setting
         self._healed_at: float | None = None
         self._back_s: float | None = None
         self._never = threading.Event()
@@ -116,12 +119,12 @@ class Scene:
         with self._stack:
             self.load.stop()
             if kind is None:
-                self.account.wait(lambda: not self.account.open, self._setting.deadline_s + PATIENCE_S)
+                self.account.wait(lambda: not self.account.open, self.setting.deadline_s + PATIENCE_S)
                 with contextlib.suppress(IsthmusError):
                     self._counters = self.agent.look(10.0).counters
 
     def _set_up(self, stack: contextlib.ExitStack) -> None:
-        setting = self._setting
+        setting = self.setting
         for number in range(setting.gateways):
             gateway = GatewayProcess(
                 self._bundle, self._folder, f"gateway{number}", port=free_port(self.chance),
@@ -139,12 +142,15 @@ class Scene:
                 rtt_ms=setting.rtt_ms,
             )
             self.links.append(stack.enter_context(link))
-        options = {"edge_slowdown": 20.0, "seed": 1} | dict(setting.agent)
+        options: dict[str, Any] = {"edge_slowdown": SLOWDOWN, "seed": 1, "placements": PLACEMENTS} | dict(setting.agent)
         self.agent = Agent(AgentConfig(self._bundle, [link.endpoint for link in self.links], **options))
         stack.enter_context(self.agent)
         if not self.agent.wait_ready(PATIENCE_S):
             raise TimeoutError("the agent finds no gateway although nothing is broken yet")
-        self.load = Load(self.agent, self.account.note, per_s=setting.per_s, deadline_s=setting.deadline_s)
+        self.load = Load(
+            self.agent, self.account.note, self.account.stood_still,
+            per_s=setting.per_s, deadline_s=setting.deadline_s,
+        )  # fmt: skip
         stack.callback(self.load.stop)
         self.load.start()
         self._require(lambda: self.account.answers("gateway") >= 5, "nothing is answered by a gateway")

@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 import msgspec
 
-from protocol.control.speeds import Speed
+from protocol.control.speeds import STEP_SAMPLES, Speed
 from protocol.latency import DEVIATIONS_OF_SPREAD, PlacementCost
 
 TELLING_ENCODE_S = 200e-6  # planned encodings shorter than this consist of overhead
+TRUSTED = 4  # measurements that the plan's sizes are worth: they hold on any machine
 TELLING_STEP_S = 1e-3  # work shorter than this may step for reasons of its own
 
 
@@ -60,6 +61,7 @@ class Learned:
         self._seen_at: dict[str, int] = {}  # the number of the last one, by work
         self._off_since: dict[str, int] = {}  # that of the first in a row that were off
         self._known: dict[str, Reckoning] = {}  # until something is learned that changes them
+        self.recovering: set[str] = set()  # works whose last measurements say that they are fast again
 
     @property
     def device_factor(self) -> float:
@@ -86,8 +88,11 @@ class Learned:
             return
         self._count += 1
         ratio = edge_s / planned
-        speed = self._edge_speeds.setdefault(head, Speed())
+        speed = self._edge_speeds.get(head)
+        if speed is None:  # the device's arithmetic is known: a first measurement may be the outlier
+            speed = self._edge_speeds[head] = _like(self._device) if cost.edge_s > 0 else Speed()
         step = speed.learn(ratio)
+        self._note_recovery(head, speed)
         if speed.run == 1:
             self._off_since[head] = self._count
         self._seen_at[head] = self._count
@@ -99,7 +104,7 @@ class Learned:
             if step == 1.0:
                 self._device.learn(ratio)
             else:
-                self._device = Speed(speed.value)
+                self._device = Speed(speed.value, usual=speed.usual, worth=STEP_SAMPLES)
             self._forget(other for other, key in self.heads.items() if key not in self._edge_speeds)
 
     def _stepped(self, step: float, *, since: int) -> None:
@@ -112,10 +117,10 @@ class Learned:
         self._forget(list(self._known))
 
     def nbytes(self, id_: str, nbytes: int) -> None:
-        """How much one request's encoding really was. Unlike times, planned sizes hold on any machine."""
+        """How much one request's encoding really was."""
         planned = self._costs[id_].up_nbytes
         if planned > 0:
-            self._sizes.setdefault(id_, Speed(1.0)).learn(nbytes / planned)
+            self._sizes.setdefault(id_, Speed(1.0, worth=TRUSTED)).learn(nbytes / planned)
             self._forget((id_,))
 
     def forget_sizes(self, ids: Iterable[str]) -> None:
@@ -129,8 +134,32 @@ class Learned:
         that really happen."""
         planned, tail = self._costs[id_].tail_s, self.tails[id_]
         if planned > 0:
-            self._tail_speeds.setdefault(tail, Speed()).learn(compute_s / planned)
+            speed = self._tail_speeds.setdefault(tail, Speed())
+            speed.learn(compute_s / planned)
+            self._note_recovery(tail, speed)
             self._forget(other for other, key in self.tails.items() if key == tail)
+
+    def doubt(self, work: str) -> None:
+        """This is measured again after a while."""
+        speed = self._edge_speeds.get(work) or self._tail_speeds.get(work)
+        if speed is not None:
+            speed.doubt()
+
+    def hopes(self) -> dict[str, Reckoning]:
+        """What those placements would cost that are believed to be slower than they usually were, were they not."""
+        found = {}
+        for id_, line in self.all().items():
+            edge, tail = self._edge_of(id_), self._tail_speeds.get(self.tails[id_])
+            local_s, remote_s = line.local_s * _hope(edge), line.cost.decode_s + line.cost.tail_s * _hope(tail)
+            if local_s < line.local_s or remote_s < line.remote_s:
+                found[id_] = line._replace(local_s=local_s, remote_s=remote_s)
+        return found
+
+    def _edge_of(self, id_: str) -> Speed:
+        return self._edge_speeds.get(self.heads[id_], self._device)
+
+    def _note_recovery(self, work: str, speed: Speed) -> None:
+        (self.recovering.add if speed.recovers else self.recovering.discard)(work)
 
     def _forget(self, ids: Iterable[str]) -> None:
         self.version += 1
@@ -139,7 +168,7 @@ class Learned:
 
     def _reckon(self, id_: str) -> Reckoning:
         plan = self._costs[id_]
-        edge = _value(self._edge_speeds.get(self.heads[id_]), self.device_factor)
+        edge = _value(self._edge_of(id_), 1.0)
         cost = msgspec.structs.replace(
             plan,
             edge_s=plan.edge_s * edge,
@@ -179,6 +208,16 @@ def _device_work(candidate: Candidate) -> str:
 
 def _encodes(cost: PlacementCost) -> bool:
     return cost.edge_s == 0 and cost.encode_s >= TELLING_ENCODE_S
+
+
+def _like(speed: Speed) -> Speed:
+    """A prior: what is known of this one, as far as it goes."""
+    return Speed(speed.value, usual=speed.usual)
+
+
+def _hope(speed: Speed | None) -> float:
+    """The share of the time now believed that it would take at its usual speed."""
+    return speed.hoped / speed.value if speed is not None and speed.value and speed.hoped is not None else 1.0
 
 
 def _value(speed: Speed | None, otherwise: float) -> float:

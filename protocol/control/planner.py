@@ -43,6 +43,8 @@ OVERLOADED_S = 1e6  # for each 1 of utilisation: more than any answer takes
 # last measurement a placement gets one request, if it is not predicted to be much slower than the best.
 STALE_AFTER = 200
 WORTH_A_TRY = 1.5
+# What was left because it had become slower is tried again after so many decisions, then after twice as many.
+RETRY_AFTER = 10
 
 # What is assumed before anything was measured: a decent mobile link. The first requests replace it.
 ASSUMED_LINK = LinkState(uplink_bytes_per_s=10e6 / 8, rtt_s=0.03, downlink_bytes_per_s=10e6 / 8)
@@ -76,6 +78,7 @@ class Planner:
         self._sized_at: dict[str, int] = {}  # number of the decision after which each was last measured
         self._used: dict[str, None] = {}  # placements that were ever chosen
         self._tried_at: dict[str, int] = {}  # number of the decision that last chose this work
+        self._patience: dict[str, int] = {}  # decisions until what was tried in vain is tried again
         self._decisions = 0
         self._switched_at = -math.inf
         self._predicted: tuple[LinkState, int, dict[str, float]] | None = None
@@ -123,9 +126,9 @@ class Planner:
         state = link or ASSUMED_LINK
         seen = _Weighing(self, state, demand, budget_s)
         usable = [id_ for id_ in seen.predicted if id_ not in unavailable]
-        stale = self._stale(seen, usable)
-        if stale is not None:
-            return self._choose(stale, seen)
+        again = self._stale(seen, usable) or self._hopeful(seen, usable)
+        if again is not None:
+            return self._choose(again, seen)
         wanted = seen.best(seen.predicted)
         if self.current is not None and wanted != self.current:
             score = seen.score(self.current)
@@ -138,6 +141,7 @@ class Planner:
         if wanted != self.current:
             self.switches += self.current is not None
             self.current, self._switched_at = wanted, now if now is not None else -math.inf
+            self._patience.pop(wanted, None)
         if budget_s is not None and seen.expected_s(wanted) > budget_s:  # for this request alone
             fastest = min(usable, key=seen.expected_s)
             wanted = fastest if seen.expected_s(fastest) <= budget_s else wanted
@@ -198,6 +202,8 @@ class Planner:
     def _choose(self, id_: str, seen: _Weighing, because_of: tuple[str, str] | None = None) -> Decision:
         self._used[id_] = None
         for work in self._works[id_]:
+            if self._decisions - self._tried_at.get(work, 0) >= RETRY_AFTER:
+                self.learned.doubt(work)
             self._tried_at[work] = self._decisions
         return Decision(id_, seen.expected_s(id_), because_of)
 
@@ -216,6 +222,38 @@ class Planner:
             and seen.score(id_) <= bound
         ]
         return min(worth, key=seen.score, default=None)
+
+    def _hopeful(self, seen: _Weighing, usable: Sequence[str]) -> str | None:
+        """A usable placement that was left because it had become slower, and that would be the best at its usual speed.
+
+        What made a device slow for a moment does not say when it ends: only trying shows. Each trial in vain doubles
+        the time to the next; one that finds it fast again is repeated at once until that is certain.
+        """
+        recovering = self.learned.recovering
+        if not usable or (self._decisions % RETRY_AFTER and not (recovering and self._patience)):
+            return None
+        best = seen.best(usable)
+        bound = (1 - LEAST_GAIN) * seen.score(best) - LEAST_GAIN_S * self.objective.latency
+        found: tuple[float, str] | None = None
+        for id_, hoped in self.learned.hopes().items():
+            if id_ == best or id_ not in usable or not self._may_retry(id_, recovering):
+                continue
+            score = seen.score_if(id_, hoped)
+            if score < (bound if found is None else found[0]):
+                found = score, id_
+        if found is None:
+            return None
+        id_ = found[1]
+        if not recovering.intersection(self._works[id_]):
+            self._patience[id_] = min(2 * self._patience.get(id_, RETRY_AFTER), STALE_AFTER)
+        return id_
+
+    def _may_retry(self, id_: str, recovering: Collection[str]) -> bool:
+        patience = self._patience.get(id_)
+        if patience is not None and any(work in recovering for work in self._works[id_]):
+            return True
+        last = min(self._tried_at.get(work, 0) for work in self._works[id_])
+        return self._decisions - last >= (patience or RETRY_AFTER)
 
     # ---- what is learned --------------------------------------------------------------------------------------------
 
@@ -274,18 +312,25 @@ class _Weighing:
     def _weighed(self, id_: str) -> tuple[float, float]:
         known = self._known.get(id_)
         if known is None:
-            line, state, demand = self._lines[id_], self._state, self._demand
-            wait = _wait_s(line, state, demand)
-            expected_s = self.predicted[id_] + wait
-            busy = _utilisation(line, state, demand) if demand.per_s else 0.0
-            if busy > (ENDURED if id_ == self._current else SUSTAINED):
-                score = OVERLOADED_S * busy
-            elif self._objective.is_latency:
-                score = expected_s
-            else:
-                score = self._weigh(line, expected_s, wait)
-            known = self._known[id_] = expected_s, score
+            known = self._known[id_] = self._weighed_as(id_, self._lines[id_], self.predicted[id_])
         return known
+
+    def score_if(self, id_: str, line: Reckoning) -> float:
+        """The score of a placement if this were its cost."""
+        known = self._lines[id_]
+        faster_s = known.local_s + known.remote_s - line.local_s - line.remote_s
+        return self._weighed_as(id_, line, self.predicted[id_] - faster_s)[1]
+
+    def _weighed_as(self, id_: str, line: Reckoning, alone_s: float) -> tuple[float, float]:
+        state, demand = self._state, self._demand
+        wait = _wait_s(line, state, demand)
+        expected_s = alone_s + wait
+        busy = _utilisation(line, state, demand) if demand.per_s else 0.0
+        if busy > (ENDURED if id_ == self._current else SUSTAINED):
+            return expected_s, OVERLOADED_S * busy
+        if self._objective.is_latency:
+            return expected_s, expected_s
+        return expected_s, self._weigh(line, expected_s, wait)
 
     def _weigh(self, line: Reckoning, expected_s: float, wait: float) -> float:
         late, state = 0.0, self._state

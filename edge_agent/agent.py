@@ -27,7 +27,7 @@ from types import TracebackType
 from typing import Self
 
 from edge_agent.compute import Compute, Rehearsal
-from edge_agent.errands import Ending, Found, Look, Stop, Submit
+from edge_agent.errands import Ending, Found, Look, Stop, Submit, Withdraw
 from edge_agent.heads import Heads, Prepared
 from edge_agent.outcomes import Answer, Outcome, Refusal, StageTimings
 from edge_agent.references import References
@@ -169,6 +169,9 @@ class Agent:
         `priority` is 0 (first) to 9. `identity` names a request that outlives this process: gateways take it for the
         same one as before and answer it without doing it again; its boot id is not this agent's. Raises InputError for
         tensors that the model does not take, and for an identity that is pending.
+
+        Who cancels the future wants no answer any more: a head that has not begun is not run, and a gateway that may be
+        at work on it is told.
         """
         check_inputs(self.bundle.manifest.model.inputs, inputs)
         if not 0 < deadline_s < math.inf:
@@ -181,7 +184,6 @@ class Agent:
             )
         now = time.monotonic()
         future: Future[Outcome] = Future()
-        future.set_running_or_notify_cancel()  # it always ends by itself, within its deadline
         with self._lock:
             if self._closed:
                 future.set_result(Refusal("", RefusalCode.CLOSED, "the agent was shut down", deadline_s))
@@ -193,6 +195,7 @@ class Agent:
             self._names.add(name)
             self._pending[seq] = _Pending(future, now, now + deadline_s, name)
             self.uplink.post(Submit(seq, inputs, now + deadline_s, name, priority))
+        future.add_done_callback(partial(self._withdrawn, seq))
         return future
 
     def rehearse(self, inputs: Tensors, *, placement: str) -> Future[Prepared]:
@@ -262,6 +265,10 @@ class Agent:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
+    def _withdrawn(self, seq: int, future: Future[Outcome]) -> None:
+        if future.cancelled():
+            self.uplink.post(Withdraw(seq))
+
     # ---- called by the uplink's thread ------------------------------------------------------------------------------
 
     def _ended(self, ending: Ending) -> None:
@@ -271,7 +278,7 @@ class Agent:
         with self._lock:
             del self._pending[ending.finish.seq]
             self._names.discard(pending.name)
-        pending.future.set_result(outcome)
+        _end(pending.future, outcome)
 
     def _crashed(self, error: BaseException) -> None:
         """A bug: answer what is pending, say what happened, and end the process so that its supervisor restarts it."""
@@ -281,7 +288,7 @@ class Agent:
             self._closed = True
             left, self._pending = self._pending, {}
         for pending in left.values():
-            pending.future.set_result(Refusal(str(pending.name), RefusalCode.CLOSED, f"internal error: {error}", 0.0))
+            _end(pending.future, Refusal(str(pending.name), RefusalCode.CLOSED, f"internal error: {error}", 0.0))
 
     def _outcome(self, ending: Ending, pending: _Pending, now: float) -> Outcome:
         finish, prepared, remote = ending.finish, ending.prepared, ending.remote
@@ -339,7 +346,13 @@ class Agent:
             degraded=ending.finish.degraded,
             gateway=ending.finish.gateway,
             hedged=ending.finish.hedged,
+            predicted_s=ending.finish.predicted_s,
         )
+
+
+def _end(future: Future[Outcome], outcome: Outcome) -> None:
+    if future.set_running_or_notify_cancel():  # else its caller has cancelled it
+        future.set_result(outcome)
 
 
 def _asking(config: AgentConfig) -> Asking:

@@ -23,7 +23,7 @@ from edge_agent.config import AgentSettings
 from edge_agent.device.notify import Notifier
 from edge_agent.first_bundle import ASK_EVERY_S, awaited
 from edge_agent.known_answer import KnownAnswer
-from edge_agent.outcomes import Outcome, Refusal
+from edge_agent.outcomes import Answer, Outcome
 from edge_agent.seeing.observer import Observer
 from edge_agent.seeing.sight import Sight
 from edge_agent.seeing.standing import AgentStanding, BundleStanding
@@ -291,8 +291,10 @@ class Daemon:
 
     def _ended(self, outcome: Outcome, budget_s: float) -> None:
         self.observer.observe(outcome, budget_s=budget_s)
-        is_bad = isinstance(outcome, Refusal) and outcome.code is RefusalCode.NO_PLACEMENT
-        self._updates.answered(not is_bad)
+        if isinstance(outcome, Answer):
+            self._updates.answered(True)
+        elif outcome.code is RefusalCode.NO_PLACEMENT:
+            self._updates.answered(False)  # other refusals say nothing of the bundle
 
     def _health_changed(self, reason: str) -> None:
         if reason:

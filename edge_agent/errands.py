@@ -26,6 +26,13 @@ class Submit:
 
 
 @dataclass(frozen=True, slots=True)
+class Withdraw:
+    """The caller of this request wants no answer any more."""
+
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
 class Found:
     """One gateway and where it listens now. Those of a higher rank are used only while none of a lower one can be."""
 
@@ -56,7 +63,7 @@ class Stop:
     """Refuse what is pending and end."""
 
 
-Post = Submit | Resolved | Look | Done | Failed | Rehearsal | Rehearsed | Crashed | Stop
+Post = Submit | Withdraw | Resolved | Look | Done | Failed | Rehearsal | Rehearsed | Crashed | Stop
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ _CODES = {
     "RATE_LIMITED": RefusalCode.BUSY,
     "NOT_READY": RefusalCode.NO_PLACEMENT,
     "DRAINING": RefusalCode.CLOSED,
-    "CANCELLED": RefusalCode.CLOSED,
+    "CANCELLED": RefusalCode.CANCELLED,
     "INTERNAL": RefusalCode.CLOSED,
 }
 
@@ -139,6 +139,7 @@ def _answer(outputs: dict[str, Array], said: Mapping[str, Any]) -> Answer:
         attempts=int(said["attempts"]),
         batch_size=int(said["batch_size"]),
         degraded=tuple(degraded.split("; ")) if degraded else (),
+        predicted_s=said["predicted_us"] / 1e6 if "predicted_us" in said else None,
         **optional,
     )
 

@@ -41,6 +41,7 @@ class Answer:
     degraded: tuple[str, ...] = ()  # why it was not the placement that the plan wanted; empty when it was
     gateway: str = ""  # which gateway did the remote share; "" where there was none
     hedged: bool = False  # both the gateway and edge-only were at work; this one was first
+    predicted_s: float | None = None  # what the plan had said of `timings.total_s`; None if the request took a detour
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from edge_agent import looking
 from edge_agent.compute import Crashed, Done, Failed, Job, Rehearsal, Rehearsed
 from edge_agent.connection import Change, Shared
-from edge_agent.errands import Ending, Found, Look, Post, Remote, Resolved, Stop, Submit, Work
+from edge_agent.errands import Ending, Found, Look, Post, Remote, Resolved, Stop, Submit, Withdraw, Work
 from edge_agent.gateways import Gateways
 from edge_agent.link import GatewayLink
 from edge_agent.references import References
@@ -136,6 +136,9 @@ class Uplink:
         match item:
             case Submit():
                 self._submit(item, now)
+            case Withdraw(seq):
+                self.stats["withdrawn"] += seq in self._work
+                self._carry_out(self._ladder.cancelled(seq, now=now))
             case Done(seq, generation, placement, prepared):
                 if (work := self._work.get(seq)) is not None:
                     work.prepared[placement] = prepared

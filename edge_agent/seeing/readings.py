@@ -16,7 +16,8 @@ from protocol.seeing.windows import Quantiles
 
 STAGES = ("edge", "encode", "network", "queue", "decode", "compute", "waited")
 # Triton tells four reasons apart; our own codes are finer and stand in isthmus_agent_refused_requests_total.
-TRITON_REASONS = {"DEADLINE": "REJECTED", "NO_PLACEMENT": "REJECTED", "BUSY": "REJECTED", "CLOSED": "CANCELED"}
+TRITON_REASONS = {"DEADLINE": "REJECTED", "NO_PLACEMENT": "REJECTED", "BUSY": "REJECTED", "CLOSED": "CANCELED",
+                  "CANCELLED": "CANCELED"}  # fmt: skip
 
 
 def each(read: Callable[[Figures, str], Iterable[Series]]) -> Callable[[Scene], Iterator[Series]]:

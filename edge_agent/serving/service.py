@@ -9,7 +9,9 @@ a request stays with the agent that took it.
 What the agent refuses, and what it is over the wire (see `protocol.oip.service`):
 
     DEADLINE       504   NO_PLACEMENT   503 NOT_READY    BUSY  503
-    BAD_REQUEST    400   CLOSED         503 DRAINING
+    BAD_REQUEST    400   CLOSED         503 DRAINING     CANCELLED   499
+
+Who goes away cancels the door's task, and so the agent's future: see `Agent.submit`.
 """
 
 from __future__ import annotations
@@ -55,6 +57,7 @@ _REFUSALS = {
     RefusalCode.BAD_REQUEST: Refusal.BAD_REQUEST,
     RefusalCode.BUSY: Refusal.BUSY,
     RefusalCode.CLOSED: Refusal.DRAINING,
+    RefusalCode.CANCELLED: Refusal.CANCELLED,
 }
 _STAGES = tuple(StageTimings.__slots__)
 
@@ -144,6 +147,9 @@ class AgentService:
         self._pending += 1
         try:
             outcome = await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            self._observe(Refused("", RefusalCode.CANCELLED, "its caller went away", 0.0), budget_s)
+            raise
         finally:
             self._pending -= 1
         self._observe(outcome, budget_s)
@@ -233,6 +239,8 @@ def provenance(answer: Answer) -> dict[str, Parameter]:
         "down_bytes": answer.down_nbytes,
     }
     found |= {f"{stage.removesuffix('_s')}_us": int(getattr(answer.timings, stage) * 1e6) for stage in _STAGES}
+    if answer.predicted_s is not None:
+        found["predicted_us"] = int(answer.predicted_s * 1e6)
     if answer.gateway:
         found["gateway"] = answer.gateway
     if answer.hedged:

@@ -16,6 +16,7 @@ class RefusalCode(enum.StrEnum):
     BAD_REQUEST = "BAD_REQUEST"  # the gateway says that the tensors do not fit
     BUSY = "BUSY"  # too many requests are already waiting on this device
     CLOSED = "CLOSED"  # the agent was shut down first
+    CANCELLED = "CANCELLED"  # its caller wants no answer any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,7 @@ class Finish:
     reason: str = ""
     gateway: str = ""
     hedged: bool = False
+    predicted_s: float | None = field(default=None, compare=False)  # what was planned; None after a detour
 
 
 Instruction = Prepare | Send | CancelRemote | Finish
@@ -105,6 +107,7 @@ class Flight:
     refusals: int = 0  # how often the gateway has said that it cannot be in time
     encoded_anew: bool = False  # since the gateway had forgotten the frame before
     local_hopeless: bool = False  # edge-only had to start but could not
+    predicted_s: float | None = None  # of the placement that was chosen first, until a step fails
     degraded: list[str] = field(default_factory=list)
     avoided: dict[str, str] = field(default_factory=dict)  # placements, wherever
     avoided_at: dict[str, dict[str, str]] = field(default_factory=dict)  # placements, by gateway
@@ -127,7 +130,10 @@ class Flight:
     def finish(self, gateway: str) -> Finish:
         """Answered, with the remote share done by `gateway`; "" for none."""
         degraded = tuple(self.degraded)
-        return Finish(self.seq, self.placement, self.attempt, degraded, gateway=gateway, hedged=self.hedged)
+        return Finish(
+            self.seq, self.placement, self.attempt, degraded,
+            gateway=gateway, hedged=self.hedged, predicted_s=self.predicted_s,
+        )  # fmt: skip
 
     def refusal(self, code: RefusalCode, reason: str) -> Finish:
         """Not answered."""

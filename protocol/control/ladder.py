@@ -18,6 +18,7 @@ When a step fails, its *cause* decides the next placement:
                                    duplicates)
     link lost                   -> another gateway, else edge-only, else keep and send again under the same id
     budget used up              -> refusal
+    its caller went away        -> nothing more: what has not begun does not, and gateways are told
 
 A request that goes to another gateway keeps its id and is cancelled at the first; what is prepared is sent as it is.
 The caller's deadline bounds everything: an attempt may only take what leaves enough time for edge-only after it. With
@@ -217,6 +218,15 @@ class Ladder:
         flight.not_before = now + pause_s
         down = self._steps.step_down(flight, why, prefer=prefer, again=again, another=another, now=now)
         return down + self._outbox.send_ready(now=now)
+
+    def cancelled(self, seq: int, *, now: float) -> list[Instruction]:
+        """Its caller wants no answer any more. One that has ended meanwhile is no news."""
+        flight = self.flights.get(seq)
+        if flight is None:
+            return []
+        out = self._steps.withdraw(flight)
+        return [*out, self._refuse(flight, RefusalCode.CANCELLED, "its caller withdrew it"),
+                *self._outbox.send_ready(now=now)]  # fmt: skip
 
     def unsent(self, seq: int, *, now: float) -> None:
         """A Send could not be carried out (no connection at this moment): it is ready again."""

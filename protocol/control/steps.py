@@ -53,6 +53,7 @@ class Steps:
         elif decision.because_of is not None:
             wanted, why = decision.because_of
             flight.note(why if wanted in why else f"{wanted}: {why}")
+        flight.predicted_s = decision.predicted_s if flight.generation == 0 else None
         return self.prepare(flight, decision.id, remote, now=now)
 
     def demand_now(self, flight: Flight | None, *, now: float) -> Demand:
@@ -68,6 +69,16 @@ class Steps:
         self._ways.of(flight).tails[flight.placement].released()
         return [CancelRemote(flight.seq, flight.gateway)]
 
+    def withdraw(self, flight: Flight) -> list[Instruction]:
+        """Nobody waits for this request any more: whoever may be at work on it is told."""
+        if flight.phase is Phase.PREPARING:
+            self._device.breakers[flight.placement].released()
+        elif flight.phase is Phase.SENT:
+            self._ways.of(flight).tails[flight.placement].released()
+        if flight.hedge and self._local is not None:
+            self._device.breakers[self._local].released()
+        return [CancelRemote(flight.seq, gateway) for gateway in dict.fromkeys(flight.sent_to)]
+
     def step_down(
         self,
         flight: Flight,
@@ -81,6 +92,7 @@ class Steps:
         """The current placement failed this request; take the next-best one: `another` gateway, what is preferred,
         edge-only. `again`: the same one may work later. Whoever calls lets `send_ready` follow."""
         flight.note(why)
+        flight.predicted_s = None
         again = again and flight.phase is not Phase.PREPARING
         if flight.phase is Phase.PREPARING:
             flight.avoided[flight.placement] = why

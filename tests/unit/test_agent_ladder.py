@@ -85,6 +85,9 @@ class Scene:
     ) -> list[Instruction]:
         return self.note(self.ladder.rejected(seq, attempt, code, reason, retry_after_s, now=self.now))
 
+    def cancel(self, seq: int = 1) -> list[Instruction]:
+        return self.note(self.ladder.cancelled(seq, now=self.now))
+
     def lose_link(self, reason: str = "the link is lost") -> list[Instruction]:
         return self.note(self.ladder.link_lost(reason, now=self.now))
 
@@ -876,3 +879,65 @@ def test_an_agent_whose_gateway_never_answered_says_so_and_one_without_a_gateway
         (finish,) = ladder.prepared(1, 1, 0, 0.01, now=100.01)
         assert isinstance(finish, Finish)
         assert len(finish.degraded) == reasons
+
+
+# ---- callers that go away -------------------------------------------------------------------------------------------
+
+
+def test_a_request_whose_caller_goes_away_ends_there_and_the_gateway_is_told() -> None:
+    s = scene("cut", "edge")
+    s.send(1)
+    out = s.cancel(1)
+    assert out[0] == CancelRemote(1)
+    assert finish_of(out).code is RefusalCode.CANCELLED
+    assert s.answer(1) == [], "it came too late for anybody"
+    assert s.cancel(1) == []
+
+
+def test_a_head_that_nobody_waits_for_any_more_is_not_sent() -> None:
+    s = scene("cut", "edge")
+    assert s.submit(1) == [Prepare(1, "cut")]
+    assert [type(i) for i in s.cancel(1)] == [Finish]
+    assert s.prepared(1, generation=1) == []
+
+
+def test_who_goes_away_makes_room_for_who_waits_for_credit() -> None:
+    s = scene("cut")
+    s.link_up(requests=1)
+    s.send(1)
+    s.submit(2)
+    assert s.prepared(2) == []
+    sent = s.cancel(1)[-1]
+    assert isinstance(sent, Send)
+    assert sent.seq == 2
+
+
+def test_who_goes_away_while_his_request_waits_to_be_sent_again_leaves_no_work_at_the_gateway() -> None:
+    s = scene("cut")
+    s.send(1, budget_s=5.0)
+    s.lose_link()
+    s.link_up()
+    s.lose_link()
+    assert s.cancel(1)[0] == CancelRemote(1)
+
+
+def test_a_trial_that_is_withdrawn_lets_another_follow_at_once() -> None:
+    s = scene("cut")
+    breaker = s.ladder.device.breakers["cut"]
+    for _ in range(3):
+        breaker.failed("the head broke", now=s.now)
+    s.now += 5.0
+    assert s.submit(1) == [Prepare(1, "cut")]
+    assert breaker.refuses(now=s.now), "the first is the trial"
+    s.cancel(1)
+    assert not breaker.refuses(now=s.now)
+
+
+def test_an_answer_says_what_was_planned_unless_it_took_a_detour() -> None:
+    s = scene("cut", "edge")
+    s.send(1)
+    planned = finish_of(s.answer(1))
+    assert planned.predicted_s == pytest.approx(0.020, rel=0.05)
+    s.submit(2)
+    s.head_fails(2)
+    assert finish_of(s.prepared(2, nbytes=0)).predicted_s is None

@@ -182,6 +182,17 @@ class LadderMachine(RuleBasedStateMachine):
         in_time = seq in self.callers and self.now < self.callers[seq].deadline
         self.carry_out(out, answers=seq if current and local and in_time else None)
 
+    @precondition(lambda self: self.ladder.flights and len(self.callers) % 3 == 0)
+    @rule(pick=picks)
+    def caller_goes_away(self, pick: int) -> None:
+        seq = sorted(self.ladder.flights)[pick % len(self.ladder.flights)]
+        out = self.ladder.cancelled(seq, now=self.now)
+        told = {i.gateway for i in out if isinstance(i, CancelRemote) and i.seq == seq}
+        assert told == set(self.callers[seq].gateways.values()), "whoever may be at work on it is told"
+        self.carry_out(out)
+        assert self.callers[seq].ended == 1
+        assert self.ladder.cancelled(seq, now=self.now) == []
+
     @precondition(lambda self: self.jobs)
     @rule(pick=picks)
     def job_fails(self, pick: int) -> None:

@@ -109,6 +109,11 @@ class Connection:
             self._turns += 1
         self.open(now=now)
 
+    def forbidden(self, *, now: float) -> None:
+        """The key that this connection was made with holds no longer: make it anew, with the keys as they are now."""
+        self._refused = True
+        self.recreate(now=now)
+
     def close(self) -> None:
         self._close_socket()
 
@@ -126,7 +131,7 @@ class Connection:
                     self._hang_ups += 1
                 case Change.REFUSED:
                     self._refused = True
-            if change is not None:
+            if change is not None and not (change is Change.LOST and self._refused):  # that says less
                 yield change
 
     def receive(self) -> list[memoryview] | None:
@@ -173,8 +178,8 @@ class Connection:
         return None
 
     def _has_given_up(self, now: float) -> bool:
-        """Whether libzmq will never connect again: what answers sent it garbage."""
-        if self._dropped and self._dropped_at is None:
+        """Whether libzmq will never connect again, after garbage. Whoever is refused may take its time."""
+        if self._dropped and not self._refused and self._dropped_at is None:
             self._dropped_at = now
         return self._dropped_at is not None and now - self._dropped_at > GIVEN_UP_S
 

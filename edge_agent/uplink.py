@@ -390,6 +390,9 @@ class Uplink:
                 now=now,
             )
         )
+        if reject.code is m.RejectCode.FORBIDDEN:  # as long as this connection stands, no newer key of ours is tried
+            self._lose_link(link, str(Change.REFUSED), now)
+            link.connection.forbidden(now=now)
 
     def _head_outputs(self, seq: int, attempt: int) -> set[str]:
         prepared = self._work[seq].prepared.get(self._ladder.sent_as(seq, attempt) or "")

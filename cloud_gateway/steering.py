@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloud_gateway.config import MIB, GatewaySettings
-from cloud_gateway.reload import Reload, Reloader, Watch
 from protocol.settings import Loaded
+from protocol.settings_reload import Reload, Reloader, Watch
 
 if TYPE_CHECKING:
     from cloud_gateway.gateway import Gateway

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from edge_agent.compute import Crashed, Done, Failed, Rehearsal, Rehearsed
 from edge_agent.heads import Prepared
+from edge_agent.upload import Upload
 from edge_agent.view import AgentView
 from protocol import messages as m
 from protocol.control.flights import Finish
@@ -104,3 +105,9 @@ class Outstanding:
     at: float
     nbytes: int
     ahead_nbytes: int  # sent before and not yet answered
+    upload: Upload | None = None  # the payload goes in chunks, which are answered one by one
+
+    @property
+    def up_nbytes(self) -> int:
+        """What crossed for it."""
+        return self.nbytes + (self.upload.nbytes if self.upload is not None else 0)

@@ -40,7 +40,7 @@ def _gateway(ladder: Ladder, link: GatewayLink, load: Load, *, now: float) -> Ga
     remote = ladder.fleet.of(link.name)
     refuses = remote.breaker.refuses(now=now)
     measured = link.estimator.estimate(now)
-    wait_s = remote.wait_s(*load)
+    wait_s = remote.wait_s(load.requests, load.way_nbytes)
     connected = link.connection.is_open and link.connection.heard_at > 0
     return GatewayView(
         name=link.name,

@@ -21,6 +21,7 @@ from edge_agent.gateways import Gateways
 from edge_agent.link import GatewayLink
 from edge_agent.references import References
 from edge_agent.results import outputs_of
+from edge_agent.sending import Sending
 from edge_agent.view import AgentView
 from edge_agent.ways import Ways
 from protocol import messages as m
@@ -65,13 +66,13 @@ class Uplink:
         self._references = references
         self._hello = hello
         self._ladder = ladder
-        self._segments = segments
         self._submit_job = submit_job
         self._ended = ended
         self._crashed = crashed
         self._readied = readied
         self._work: dict[int, Work] = {}
         self._seqs: dict[m.RequestId, int] = {}  # of what is pending
+        self._sending = Sending(ladder, self.gateways, self._work, segments, hello.boot, self.stats)
         self._stopping = False
         self._thread = threading.Thread(target=self._main, name="isthmus-uplink", daemon=True)
 
@@ -122,6 +123,7 @@ class Uplink:
             for item in self.mailbox.drain():
                 self._handle_post(item)
             self._timers(time.monotonic())
+            self._sending.go_on(now=time.monotonic())
         self._carry_out(self._ladder.close())
 
     def _wait_ms(self, now: float) -> int:
@@ -226,10 +228,9 @@ class Uplink:
                         Job(seq, flight.generation, placement, work.inputs, flight.deadline, work.priority, known_at)
                     )
                 case Send():
-                    self._send_infer(instruction)
+                    self._sending.send(instruction)
                 case CancelRemote(seq, gateway):
-                    if (link := self.gateways.links.get(gateway)) is not None:
-                        link.send(m.Cancel(self._work[seq].identity))
+                    self._sending.cancel(seq, gateway)
                 case Finish(seq):
                     work = self._work.pop(seq)
                     del self._seqs[work.identity]
@@ -244,36 +245,6 @@ class Uplink:
             self.stats["hedges"] += 1
             if finish.code is None:
                 self.stats["hedges_won_remotely" if finish.gateway else "hedges_won_locally"] += 1
-
-    def _send_infer(self, send: Send) -> None:
-        work, link = self._work[send.seq], self.gateways.links[send.gateway]
-        prepared = work.prepared.get(send.placement)
-        if prepared is None:
-            raise InvariantViolation(f"request {send.seq} is sent before it is prepared")
-        message = m.Infer(
-            request=work.identity,
-            segment=self._segments[send.placement],
-            attempt=send.attempt,
-            budget_us=int(send.budget_s * 1e6),
-            priority=work.priority,
-            tensors=prepared.headers,
-            checksum=prepared.checksum,
-            outer_ppm=prepared.outer_ppm,
-            keep=bool(prepared.codes) and work.identity.boot == self._hello.boot,
-        )
-        now = time.monotonic()
-        # Gateways share the device's way out: what is on its way to one is in the way of another.
-        ahead = sum(other.ahead_nbytes for other in self.gateways.links.values())
-        nbytes = link.send(message, prepared.buffers)
-        if nbytes == 0:
-            self.stats["unsent"] += 1
-            self._ladder.unsent(send.seq, now=now)
-            return
-        self.stats["sent"] += 1
-        if work.last_gateway not in ("", send.gateway):
-            self.stats["moved"] += 1
-        work.last_gateway = send.gateway
-        link.track((send.seq, send.attempt), nbytes, ahead, now=now)
 
     # ---- what comes in ----------------------------------------------------------------------------------------------
 
@@ -301,6 +272,8 @@ class Uplink:
             case m.Pong():
                 link.ponged(message, in_use=self._is_in_use(link), now=now)
                 self._note_readiness()
+            case m.Credit():
+                self._carry_out(self._sending.credited(link, message, now=now))
             case m.NeedHello():
                 link.connection.handle(Event.NEED_HELLO, now=now)
                 self._enter_greeting(link, "the gateway does not know us (it was restarted)", now)
@@ -331,6 +304,7 @@ class Uplink:
                 held=frozenset(welcome.segments) | frozenset(welcome.models),
                 credit_requests=welcome.credit_requests,
                 credit_nbytes=welcome.credit_nbytes,
+                chunk_nbytes=welcome.chunk_nbytes,
                 gateway=link.name,
                 anew=anew,
                 now=now,
@@ -362,7 +336,7 @@ class Uplink:
             )
             return
         round_trip_s = now - out.at if out else 0.0
-        remote = Remote(outputs, result, round_trip_s, out.nbytes if out else 0, sum(sizes))
+        remote = Remote(outputs, result, round_trip_s, out.up_nbytes if out else 0, sum(sizes))
         sent = self._ladder.sent_as(seq, result.attempt) or ""
         work = self._work[seq]
         if work.identity.boot == self._hello.boot and (prepared := work.prepared.get(sent)) is not None:
@@ -372,6 +346,7 @@ class Uplink:
 
     def _reject(self, link: GatewayLink, reject: m.Reject, now: float) -> None:
         seq = self._own(reject.request)
+        link.uploads.refused(reject.request, reject.attempt)
         self.stats[f"rejected_{reject.code}"] += 1
         if (out := link.landed(seq, reject.attempt)) is not None:
             link.observe(out, residence_s=reject.residence_us / 1e6, queue_s=0.0, down_nbytes=0, now=now)

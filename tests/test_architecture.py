@@ -157,6 +157,7 @@ PURE_ROOMS = (
     "edge_agent/bundles/update.py",
     "edge_agent/explaining.py",
     "edge_agent/outcomes.py",
+    "edge_agent/upload.py",
     "edge_agent/view.py",
     "edge_agent/seeing/causes.py",
     "edge_agent/seeing/chronicle.py",

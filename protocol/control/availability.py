@@ -61,6 +61,7 @@ class Remote:
         self.service_s = 0.0  # what a request's compute there usually takes
         self.credit_requests = 0
         self.credit_nbytes = 0
+        self.chunk_nbytes = 0  # the largest chunk that it takes; 0: none
         self._cap_requests = math.inf  # less than the credit, because the gateway said so
         self._cap_until = 0.0
 

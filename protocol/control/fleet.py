@@ -37,6 +37,16 @@ class Load(NamedTuple):
 
     requests: int = 0
     nbytes: int = 0
+    there_nbytes: int = 0  # of these, what is known to have arrived, in chunks
+
+    @property
+    def way_nbytes(self) -> int:
+        """What still has to cross, or may have to."""
+        return self.nbytes - self.there_nbytes
+
+    def plus(self, nbytes: int, left_nbytes: int) -> Load:
+        """With one more request."""
+        return Load(self.requests + 1, self.nbytes + nbytes, self.there_nbytes + nbytes - left_nbytes)
 
 
 class Fleet:
@@ -74,8 +84,7 @@ class Fleet:
         found: dict[str, Load] = {}
         for flight in flights:
             if flight.phase is Phase.SENT:
-                requests, nbytes = found.get(flight.gateway, (0, 0))
-                found[flight.gateway] = Load(requests + 1, nbytes + flight.nbytes)
+                found[flight.gateway] = found.get(flight.gateway, Load()).plus(flight.nbytes, flight.left_nbytes)
         return found
 
     def for_any_work(self, flight: Flight, flights: Iterable[Flight], *, now: float) -> Remote:
@@ -106,7 +115,8 @@ class Fleet:
         others = [r for r in left if r is not first]
         if others:
             other = others[self._chance.randrange(len(others))]
-            here, there = (r.wait_s(*loads.get(r.name, Load())) for r in (first, other))
+            at = [loads.get(r.name, Load()) for r in (first, other)]
+            here, there = first.wait_s(at[0].requests, at[0].way_nbytes), other.wait_s(at[1].requests, at[1].way_nbytes)
             if there < (1 - WORTH_LEAVING) * here and there < here - WORTH_LEAVING_S:
                 first = other
         self.in_use = first.name

@@ -49,6 +49,7 @@ class Send:
     attempt: int
     budget_s: float  # what is left for the gateway once upload and return are subtracted
     gateway: str = ""
+    chunk_nbytes: int = 0  # the payload goes in chunks of this size; 0: in one message
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,9 @@ class Flight:
     attempt: int = 0
     not_before: float = 0.0
     attempt_until: float = float("inf")
+    until: float = float("inf")  # when the answer to the current attempt must be back
+    chunk_nbytes: int = 0  # the current attempt goes in chunks of this size; 0: in one message
+    left_nbytes: int = 0  # of the current attempt, what is not known to be at the gateway
     generation: int = 0  # counts preparations, so that a late one is told from the current one
     sent_as: list[str] = field(default_factory=list)  # placement of each attempt
     sent_to: list[str] = field(default_factory=list)  # gateway of each attempt

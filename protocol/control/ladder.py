@@ -219,6 +219,17 @@ class Ladder:
         down = self._steps.step_down(flight, why, prefer=prefer, again=again, another=another, now=now)
         return down + self._outbox.send_ready(now=now)
 
+    def there(self, seq: int, attempt: int, left_nbytes: int, *, gateway: str = "", now: float) -> list[Instruction]:
+        """All but `left_nbytes` of what this attempt sends in chunks has arrived."""
+        flight = self.flights.get(seq)
+        if flight is None or flight.gateway != gateway:
+            return []
+        return self._outbox.there(seq, attempt, left_nbytes, now=now)
+
+    def budget_s(self, seq: int, rest_nbytes: int, *, now: float) -> float:
+        """What the gateway may still take for this request if `rest_nbytes` have to cross first."""
+        return self._outbox.budget_s(seq, rest_nbytes, now=now)
+
     def cancelled(self, seq: int, *, now: float) -> list[Instruction]:
         """Its caller wants no answer any more. One that has ended meanwhile is no news."""
         flight = self.flights.get(seq)
@@ -257,15 +268,18 @@ class Ladder:
         held: frozenset[bytes],
         credit_requests: int,
         credit_nbytes: int,
+        chunk_nbytes: int = 0,
         gateway: str = "",
         anew: bool = True,
         now: float,
     ) -> list[Instruction]:
         """A gateway welcomed us; `held` are the digests of the segments and models it can work on.
 
-        `anew` is False where it only answers another greeting on a connection that never broke.
+        `chunk_nbytes` is the largest chunk that it takes; 0: payloads go in one message. `anew` is False where it only
+        answers another greeting on a connection that never broke.
         """
         remote = self.fleet.of(gateway)
+        remote.chunk_nbytes = chunk_nbytes
         if anew or remote.link_reason is not None:
             remote.welcomed(held, credit_requests, credit_nbytes)
         else:

@@ -28,9 +28,13 @@ class Margins:
 
     def travel_s(self, flight: Flight, link: LinkState | None) -> float:
         """Upload and return of what is prepared: an upper quantile, not the mean. 0 while the link is unknown."""
+        return self.crossing_s(flight.nbytes, link)
+
+    def crossing_s(self, nbytes: int, link: LinkState | None) -> float:
+        """The same for any number of bytes."""
         if link is None:
             return 0.0
-        return (flight.nbytes / link.uplink_bytes_per_s + link.rtt_s) * TRAVEL_MARGIN
+        return (nbytes / link.uplink_bytes_per_s + link.rtt_s) * TRAVEL_MARGIN
 
     def ahead_s(self, nbytes: int, link: LinkState | None) -> float:
         """How long what was sent before and not yet answered keeps the uplink busy, at worst."""
@@ -39,6 +43,8 @@ class Margins:
     def attempt_until(self, flight: Flight, ahead_s: float, link: LinkState | None, *, now: float) -> float:
         """When an attempt that is sent now, behind `ahead_s` of others, is given up."""
         predicted_s = self._planner.predict(link)[flight.placement]
+        if link is not None:  # the prediction is for what usually crosses: this one may hold more rows
+            predicted_s = max(predicted_s, flight.left_nbytes / link.uplink_bytes_per_s + link.rtt_s)
         allowed_s = max(ATTEMPT_FACTOR * predicted_s, SHORTEST_ATTEMPT_S)
         return min(now + ahead_s + allowed_s, max(self._local_start(flight, link), 0.0))
 

@@ -27,6 +27,7 @@ from cloud_gateway.access.zap import guest_key
 from cloud_gateway.cached_desk import CachedDesk
 from cloud_gateway.desk import GUEST, Desk
 from cloud_gateway.doors.intake import Intake
+from cloud_gateway.doors.newcomers import Newcomers
 from cloud_gateway.doors.peers import Peer, Peers
 from cloud_gateway.doors.replies import Replies
 from cloud_gateway.doors.routes import is_front, user_id_of
@@ -37,7 +38,7 @@ from cloud_gateway.scheduling.admission import Verdict
 from cloud_gateway.seeing.ledger import Ledger
 from cloud_gateway.seeing.tracing import Tracing
 from cloud_gateway.work import Computed, Crashed, Item, NotComputed
-from protocol import __version__, sockets, wire
+from protocol import __version__, descriptors, sockets, wire
 from protocol import messages as m
 from protocol.errors import NetworkError, WireError
 from protocol.mailbox import Mailbox
@@ -47,6 +48,7 @@ from protocol.wire import Buffer
 
 SMALL_FRAME_NBYTES = 10_000  # below this libzmq keeps frames in a shared, unaligned buffer: copy them out
 FLUSH_MS = 1000
+WATCH_S = 1.0  # connections are looked at this often
 LISTEN_AGAIN_S = 1.0  # where a port was taken
 # A DEALER drops what it has not yet read when its connection closes: give the agents time to read their last answers.
 SETTLE_S = 0.2
@@ -114,6 +116,9 @@ class Frontend:
         self._ledger = ledger
         self._replies = Replies(socket, desk, ledger, self.stats, tracing)
         self._peers = Peers()
+        self._newcomers = Newcomers()
+        self._watch_at = 0.0
+        self._monitor = None if relayed or not self._bound else sockets.watch(socket)
         submit = desk_submit(desk) if cache is None else cache.submit
         self._intake = Intake(self, catalogue, desk, submit, ledger, self._replies, self.stats)
         self._runner = Runner(desk, ledger, keep=None if cache is None else cache.keep)
@@ -152,6 +157,9 @@ class Frontend:
             self._crashed(error)
         finally:
             self._beats.end("frontend")
+            if self._monitor is not None:
+                self._socket.disable_monitor()
+                self._monitor.close(0)
             self._socket.close(FLUSH_MS)  # answers that were handed over but not yet written still go out
             self.mailbox.close()
 
@@ -173,6 +181,7 @@ class Frontend:
             now = time.monotonic()
             self._intake.turn_s = min(max(now - began, self._intake.turn_s * TURN_KEPT), MOST_TURN_S)
             self._peers.forget_silent(now=now)
+            self._watch_newcomers(now)
             self._intake.look(now=now)
             if self._listen_again_at is not None and now >= self._listen_again_at:
                 self._listen_anew()
@@ -262,6 +271,8 @@ class Frontend:
             if (key := guest_key(user_id)) is not None:
                 self._receive_guest(route, key, frames)
                 continue
+            if self._monitor is not None and self._authority.refusal(user_id) is None:
+                self._newcomers.known(int(frames[-1].get(zmq.SRCFD)))
             buffers: list[Buffer] = [f.buffer if len(f) >= SMALL_FRAME_NBYTES else f.bytes for f in frames[1:]]
             try:
                 self._receive(route, user_id, buffers, time.monotonic())
@@ -273,12 +284,27 @@ class Frontend:
 
     # ---- what comes in ----------------------------------------------------------------------------------------------
 
+    def _watch_newcomers(self, now: float) -> None:
+        """Whoever has not shown to be a known agent in time holds a place that agents need."""
+        if self._monitor is None or now < self._watch_at:
+            return
+        self._watch_at = now + WATCH_S
+        for descriptor, is_new in sockets.connections_told(self._monitor):
+            if is_new:
+                self._newcomers.accepted(descriptor, descriptors.peer_of(descriptor), now=now)
+            else:
+                self._newcomers.ended(descriptor)
+        for descriptor, address in self._newcomers.overdue(now=now):
+            if address and descriptors.peer_of(descriptor) == address:
+                self.stats["strangers_hung_up_on"] += 1
+                descriptors.hang_up(descriptor)
+
     def _receive_guest(self, route: bytes, key: bytes, frames: list[zmq.Frame]) -> None:
         """Somebody who is not known may show an invitation; whatever else it says ends its connection."""
         self.stats["guests"] += 1
         taken = len(frames) == 2 and self._enrolment.take_frame(route, key, frames[1].bytes)
         if not taken and not self._relayed:  # behind a front its process counts the connections
-            sockets.hang_up(int(frames[-1].get(zmq.SRCFD)))
+            descriptors.hang_up(int(frames[-1].get(zmq.SRCFD)))
 
     def _receive(self, route: bytes, user_id: str, frames: list[Buffer], now: float) -> None:
         if not frames:

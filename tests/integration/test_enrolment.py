@@ -222,6 +222,23 @@ def test_a_guest_that_says_anything_else_is_hung_up_on_and_served_nothing(place:
     assert place.gateway.frontend.agents == 0
 
 
+def test_a_guest_that_stays_silent_is_hung_up_on_and_a_known_agent_is_not(place: Place, tmp_path: Path) -> None:
+    device = tmp_path / "device"
+    enrol(place.endpoint, place.invite("camera-7"), device)
+    place.invite("camera-8")
+    place.gateway.frontend._newcomers._patience_s = 0.5
+    server = place.folder.server_keys().current.public.data
+    stats = place.gateway.stats
+    known = CurveClient(keys.read_pair(device / "agent.key").secret, server)
+    with WireClient(place.endpoint, curve=known) as agent:
+        agent.send(m.Hello(agent.boot, "camera-7", "test", bytes(32)))
+        assert isinstance(agent.receive(), m.Welcome)
+        with WireClient(place.endpoint, curve=CurveClient(keys.make_pair("stranger").secret, server)):
+            until(functools.partial(_more, stats, "strangers_hung_up_on", 0), "it was not hung up on")
+        agent.send(m.Ping(1))
+        assert isinstance(agent.receive(), m.Pong), "the connection of a known agent stands"
+
+
 def test_a_front_that_is_a_process_hands_on_what_shows_a_token_and_nothing_else(
     toy_bundle: Path, tmp_path: Path
 ) -> None:

@@ -27,6 +27,11 @@ SUITES: dict[str, Suite] = {
     "deciding-live": Suite(
         "benchmarks.deciding_live", "run", "real agents over emulated links beside an oracle and the simulator (~4 min)"
     ),
+    "added": Suite(
+        "benchmarks.added",
+        "run",
+        "what the agent adds over calling head and socket directly, and its local API (~1 min)",
+    ),
     "solver": Suite("benchmarks.solver", "run", "time of the exact plan table, 500 to 100,000 units (~2 min)"),
     "policies": Suite("benchmarks.policies", "run", "the scheduler beside other servers' rules, simulated (~1 min)"),
     "merging": Suite(

@@ -63,7 +63,12 @@ def make_bundle(folder: Path) -> Path:
     return build(order, Silent()).target
 
 
-def frames(count: int, seed: int = 3) -> list[Array]:
+def frames(count: int) -> list[Array]:
     """`count` inputs, float32 [1, 3, 96, 96], that no codec makes much smaller."""
+    return seeded(count, INPUT)
+
+
+def seeded(count: int, shape: tuple[int, ...], seed: int = 3) -> list[Array]:
+    """Normal float32 arrays of `shape` behind a batch axis of 1."""
     chance = np.random.default_rng(seed)
-    return [chance.standard_normal((1, *INPUT), np.float32) for _ in range(count)]
+    return [chance.standard_normal((1, *shape), np.float32) for _ in range(count)]

@@ -87,6 +87,7 @@ class Offering:
         self._names: dict[str, set[str]] = {}  # by bundle digest: what its model is called
         self._stamps: dict[str, object] = {}  # by bundle digest: of its signature, which may come later
         self._looked_at = -LOOK_S
+        self._unknown: tuple[str, ...] = ()  # names that are to be offered, and are not served
         self._thread = threading.Thread(target=self._main, name="isthmus-offers", daemon=True)
 
     # ---- for the door -----------------------------------------------------------------------------------------------
@@ -136,6 +137,7 @@ class Offering:
 
     def _main(self) -> None:
         try:
+            self._look(time.monotonic())
             while (question := self._next()) is not None:
                 brought = self._serve(question)
                 nbytes = sum(map(len, brought.payload))
@@ -219,6 +221,7 @@ class Offering:
                 bundles[version.digest] = known
                 names.setdefault(version.digest, set()).update(called)
         self._bundles, self._names = bundles, names
+        self._say_unknown(set(self._offer) - {"*"} - set().union(*names.values()))
         self._files = {digest: file for b in bundles.values() if b is not None for digest, file in b.files.items()}
         if self._revocations is not None:
             try:
@@ -227,6 +230,14 @@ class Offering:
                 self._told("revocations_unreadable", str(error))
         if self._revoked is not None:
             self._files[self._revoked.digest] = self._revoked.file
+
+    def _say_unknown(self, names: set[str]) -> None:
+        """A name that means nothing is a mistake in the settings, or of a model that does not load."""
+        unknown, before = tuple(sorted(names)), self._unknown
+        self._unknown = unknown
+        if unknown and unknown != before:
+            named = ", ".join(map(repr, unknown))
+            self._told("offer_unknown", f"updates.offer names {named}: no such bundle is served, none is offered")
 
     def _open(self, version: Served) -> OfferedBundle | None:
         try:

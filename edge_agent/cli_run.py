@@ -1,4 +1,7 @@
-"""`edge-agent run`: the daemon. Prints `ready ...` when it answers applications, finishes what it holds on SIGTERM."""
+"""`edge-agent run`: the daemon. Prints `ready ...` when it answers applications, finishes what it holds on SIGTERM.
+
+SIGHUP reads the settings again; what may change is applied, a wrong file changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edge_agent.config import from_flags, load_settings
-from protocol.settings import parse_set
+from edge_agent.config import AgentSettings, from_flags, load_settings, sources
+from protocol.settings import Loaded, parse_set
 from protocol.terminal import print_json
 
 if TYPE_CHECKING:
@@ -72,9 +75,14 @@ def run(
         deadline_ms=deadline_ms, threads=threads, slowdown=edge_slowdown, placements=placements,
         fault_file=fault_file, keys=keys_dir, server_key=server_key, insecure=insecure or None, wait_s=wait_s,
     )  # fmt: skip
-    settings = load_settings(file=config, env=os.environ, secrets_dir=secrets_dir, overrides=overrides).settings
+
+    def read() -> Loaded[AgentSettings]:
+        return load_settings(file=config, env=os.environ, secrets_dir=secrets_dir, overrides=overrides)
+
+    settings = read().settings
     from edge_agent.daemon import Daemon  # the engine library is slow to import
     from edge_agent.device.notify import Notifier
+    from edge_agent.steering import Steering
     from protocol.seeing.logs import Logs
 
     wanted = threading.Event()
@@ -86,6 +94,7 @@ def run(
         if is_first and starting.is_set():  # nobody is served yet: nobody has to be waited for
             raise _EndedEarly
 
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # there is nothing yet that could be changed
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     logs = Logs(
@@ -94,6 +103,9 @@ def run(
     _bridge(logs)
     try:
         daemon = Daemon(settings, notifier=Notifier(os.environ), logs=logs)
+        watched = sources(file=config, env=os.environ, secrets_dir=secrets_dir).paths
+        steering = Steering(daemon, read, watched=watched)
+        signal.signal(signal.SIGHUP, lambda _signal, _frame: steering.now())
         starting.set()
         try:
             daemon.start()
@@ -102,12 +114,14 @@ def run(
             daemon.close()
             print("ended before it was ready", file=sys.stderr)
             return
+        steering.start()
         gc.collect()
         gc.freeze()  # what is there now stays: later collections need not look at it again
         told = _tell_doors(daemon, json=json)
         while not wanted.wait(_LOOK_S) and daemon.fatal is None:
             if not told and daemon.stage.agent is not None:  # its first bundle has come
                 told = _tell_doors(daemon, json=json)
+        steering.stop()
         daemon.close()
         _tell_stopped(daemon, json=json)
     finally:

@@ -1,7 +1,8 @@
 """Everything that the daemon on a device can be told, as typed sections; each field says what it means.
 
 How files, the environment, secrets and the command line become these values stands in `protocol/settings.py`;
-docs/agent-configuration.md lists all fields, and a test compares it with this file. All that the daemon writes lies
+docs/agent-configuration.md lists all fields, and a test compares it with this file. A field marked `reloadable` is
+applied while the daemon serves (`edge_agent/steering.py`); the rest needs a restart. All that the daemon writes lies
 under `state_dir`; the rest of the file system may be read-only.
 """
 
@@ -31,26 +32,36 @@ class BundleSettings(Section, frozen=True):
     path: Annotated[
         Path | None, setting("A bundle's folder; else the bundle that `edge-agent bundles` made the current one.")
     ] = None
-    placements: Annotated[tuple[str, ...], setting("Use only these placements of it; none named allows all.")] = ()
+    placements: Annotated[
+        tuple[str, ...], setting("Use only these placements of it; none named allows all.", reloadable=True)
+    ] = ()
     signatures: Annotated[
         Literal["auto", "required", "unsigned"],
         setting("Whether bundles must be signed; auto requires it of what came over the air and where a key is known."),
     ] = "auto"
+    signers: Annotated[int, setting("So many of the keys that are believed must have signed.", ge=1, le=2)] = 1
 
 
 class GatewaysSettings(Section, frozen=True):
     """Who finishes what the device begins. Without one, everything runs on the device."""
 
     endpoints: Annotated[
-        tuple[GatewayUrl, ...], setting("Gateways to choose from.", wanted="a list, each tcp://HOST:PORT or srv://NAME")
+        tuple[GatewayUrl, ...],
+        setting("Gateways to choose from.", wanted="a list, each tcp://HOST:PORT or srv://NAME", reloadable=True),
     ] = ()
-    insecure: Annotated[bool, setting("Connect to other machines in plain text.")] = False
+    insecure: Annotated[bool, setting("Connect to other machines in plain text.", reloadable=True)] = False
     name_servers: Annotated[
-        tuple[str, ...], setting("Ask these for srv:// names, each ADDRESS:PORT; none named asks the system's.")
+        tuple[str, ...],
+        setting("Ask these for srv:// names, each ADDRESS:PORT; none named asks the system's.", reloadable=True),
     ] = ()
-    name: Annotated[str, setting("What gateways call this device where no key names it.")] = "edge-agent"
+    name: Annotated[str, setting("What gateways call this device where no key names it.", reloadable=True)] = (
+        "edge-agent"
+    )
     hedge: Annotated[
-        bool, setting("Begin on the device as well when a request's budget gets tight; the first answer counts.")
+        bool,
+        setting(
+            "Begin on the device as well when a request's budget gets tight; the first answer counts.", reloadable=True
+        ),
     ] = False
     wait_s: Annotated[
         float, setting("At the start, wait this long for a gateway before saying what is served.", ge=0, le=600)
@@ -108,9 +119,10 @@ class RequestsSettings(Section, frozen=True):
     """Applications' requests."""
 
     deadline_ms: Annotated[
-        float, setting("The budget of a request that names none (parameter `timeout`).", ge=1, le=86_400_000)
+        float,
+        setting("The budget of a request that names none (parameter `timeout`).", ge=1, le=86_400_000, reloadable=True),
     ] = 1000.0
-    most_pending: Annotated[int, setting("More at once are refused as BUSY.", ge=1, le=100_000)] = 64
+    most_pending: Annotated[int, setting("More at once are refused as BUSY.", ge=1, le=100_000, reloadable=True)] = 64
 
 
 class PlannerSettings(Section, frozen=True):
@@ -121,6 +133,7 @@ class PlannerSettings(Section, frozen=True):
         setting(
             "What a placement is to be the best in.",
             wanted="latency, deadline, energy, bytes or cloud, or weights such as energy=2/J,bytes=0.1/MB",
+            reloadable=True,
         ),
     ] = "latency"
 
@@ -128,28 +141,37 @@ class PlannerSettings(Section, frozen=True):
 class DeviceSettings(Section, frozen=True):
     """What runs on the device."""
 
-    threads: Annotated[int, setting("Intra-op threads of the heads.", ge=1, le=1024)] = 1
+    threads: Annotated[int, setting("Intra-op threads of the heads.", ge=1, le=1024, reloadable=True)] = 1
     providers: Annotated[
-        tuple[Literal["tensorrt", "cuda", "cpu"], ...], setting("What may run the heads, the preferred first.")
+        tuple[Literal["tensorrt", "cuda", "cpu"], ...],
+        setting("What may run the heads, the preferred first.", reloadable=True),
     ] = ("cpu",)
-    slowdown: Annotated[float, setting("Drill: act as a device that is this many times slower.", ge=1, le=1e6)] = 1.0
-    fault_file: Annotated[Path | None, setting("Drill: while this file exists, the head of every cut fails.")] = None
+    slowdown: Annotated[
+        float, setting("Drill: act as a device that is this many times slower.", ge=1, le=1e6, reloadable=True)
+    ] = 1.0
+    fault_file: Annotated[
+        Path | None, setting("Drill: while this file exists, the head of every cut fails.", reloadable=True)
+    ] = None
 
 
 class HealthSettings(Section, frozen=True):
     """A known question, asked along the way of a request; its answer feeds systemd's watchdog."""
 
-    every_s: Annotated[float, setting("Ask this often, or three times in WatchdogSec.", ge=0.1, le=3600)] = 10.0
-    timeout_s: Annotated[float, setting("No answer by then is a bad one.", ge=0.1, le=3600)] = 5.0
+    every_s: Annotated[
+        float, setting("Ask this often, or three times in WatchdogSec.", ge=0.1, le=3600, reloadable=True)
+    ] = 10.0
+    timeout_s: Annotated[float, setting("No answer by then is a bad one.", ge=0.1, le=3600, reloadable=True)] = 5.0
 
 
 class LogsSettings(Section, frozen=True):
     """What is logged."""
 
-    level: Annotated[Literal["debug", "info", "warning", "error"], setting("Least level that is logged.")] = "info"
+    level: Annotated[
+        Literal["debug", "info", "warning", "error"], setting("Least level that is logged.", reloadable=True)
+    ] = "info"
     format: Annotated[Literal["console", "json"], setting("Lines for people, or one JSON object a line.")] = "console"
     repeat_interval_s: Annotated[
-        float, setting("A repeated event is logged once in this time, with its count.", ge=0, le=3600)
+        float, setting("A repeated event is logged once in this time, with its count.", ge=0, le=3600, reloadable=True)
     ] = 10.0
 
 
@@ -172,9 +194,13 @@ class UpdatesSettings(Section, frozen=True):
     """Bundles that gateways offer. Nothing is fetched while no key is known to check their signatures with."""
 
     enabled: Annotated[bool, setting("Ask gateways for bundles.")] = True
-    automatic: Annotated[bool, setting("Take what is offered; else only what `edge-agent bundles` asks for.")] = True
-    model: Annotated[str, setting("Only bundles of this model; else of the one that runs, any for the first.")] = ""
-    check_every_s: Annotated[float, setting("Ask this often.", ge=1, le=31_536_000)] = 3600.0
+    automatic: Annotated[
+        bool, setting("Take what is offered; else only what `edge-agent bundles` asks for.", reloadable=True)
+    ] = True
+    model: Annotated[
+        str, setting("Only bundles of this model; else of the one that runs, any for the first.", reloadable=True)
+    ] = ""
+    check_every_s: Annotated[float, setting("Ask this often.", ge=1, le=31_536_000, reloadable=True)] = 3600.0
     mib_per_s: Annotated[float, setting("Fetch no faster than this.", ge=0.001, le=100_000)] = 1.0
     most_mib: Annotated[int, setting("All bundles together may take so much.", ge=1, le=1024 * 1024)] = 4096
     reserve_mib: Annotated[int, setting("They leave so much of the disk to others.", ge=0, le=1024 * 1024)] = 64
@@ -187,7 +213,9 @@ class UpdatesSettings(Section, frozen=True):
 class DrainSettings(Section, frozen=True):
     """Shutting down."""
 
-    grace_s: Annotated[float, setting("How long shutdown waits for what is in flight.", ge=0, le=86400)] = 5.0
+    grace_s: Annotated[
+        float, setting("How long shutdown waits for what is in flight.", ge=0, le=86400, reloadable=True)
+    ] = 5.0
 
 
 class AgentSettings(Section, frozen=True):
@@ -238,6 +266,11 @@ class Sources(NamedTuple):
 
     file: Path | None
     secrets_dir: Path | None
+
+    @property
+    def paths(self) -> list[Path]:
+        """What to watch."""
+        return [path for path in self if path is not None]
 
 
 def sources(*, file: Path | None, env: Mapping[str, str], secrets_dir: Path | None) -> Sources:

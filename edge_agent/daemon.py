@@ -34,7 +34,7 @@ from edge_agent.serving.service import AgentService
 from edge_agent.state_dir import StateDir
 from edge_agent.storing import Storing
 from edge_agent.tenant import Front, Tenant
-from edge_agent.updating import trust_of, updater_of
+from edge_agent.updating import addresses_of, policy_of, trust_of, updater_of
 from edge_agent.vitals import Vitals
 from protocol.bundle import Bundle
 from protocol.control.flights import RefusalCode
@@ -52,9 +52,13 @@ class Daemon:
         self.settings = settings
         self.state = StateDir(settings.state_dir)
         self._notifier = notifier
+        self._logs = logs
         self._log = logs.get()
         self._bug: BaseException | None = None
         self._closing = threading.Lock()
+        self._switching = threading.Lock()
+        self._folder: Path | None = None  # of the bundle that serves, where it is not that of the settings
+        self._grace_s = settings.drain.grace_s
         self._trust = trust_of(settings)
         self._shelf = Shelf(settings.state_dir / "bundles")
         base = settings.bundle.path
@@ -84,16 +88,18 @@ class Daemon:
                 self.stage,
                 live=lambda: self.service.pending,
                 said=lambda sentence: self._log.warning("store", text=sentence),
-                crashed=self._crashed,
+                crashed=self.crash,
             )
+        self._addresses = addresses_of(settings, self._told)
         self._updates = updater_of(
             settings,
             self._shelf,
             self._trust,
+            ways=lambda: self._addresses(),
             switch=self._switch,
             base=self._base,
-            told=lambda event, text: self._log.info(event, text=text),
-            crashed=self._crashed,
+            told=self._told,
+            crashed=self.crash,
         )
         self._policy = self._updates.policy
         self._awaits = "the next one"
@@ -175,7 +181,7 @@ class Daemon:
             self._notifier.stopping("finishing what was begun")
             self.vitals.stop()
             self._updates.close()
-            self.door.close(self.settings.drain.grace_s)
+            self.door.close(self._grace_s)
             if self.store is not None:
                 self.store.stop()
             self.observer.close()
@@ -240,7 +246,9 @@ class Daemon:
                 "no bundle is named and none is installed",
                 "name one with --bundle or bundle.path, or `edge-agent bundles install DIR`",
             )
-        return Tenant(self.settings, folder, self._trust.trust(kept=kept), readied=self._better)
+        had_gateway = self.stage.agent is not None and self.agent.wait_ready(0)
+        link_s = self.settings.gateways.wait_s if had_gateway else 0.0
+        return Tenant(self.settings, folder, self._trust.trust(kept=kept), readied=self._better, link_s=link_s)
 
     def _serve_first(self, folder: Path | None) -> None:
         if folder is None and self.settings.bundle.path is None:
@@ -251,15 +259,20 @@ class Daemon:
             self._log.warning("no_bundle", waits_for=self._awaits)
             return
         self.stage.swap(self._tenant_on(folder))
+        self._folder = folder
 
     def _switch(self, folder: Path | None) -> None:
+        with self._switching:
+            self._let_serve(folder)
+
+    def _let_serve(self, folder: Path | None) -> None:
         if folder is None and self.settings.bundle.path is None:
             self.stage.swap(None, patience_s=_LAST_REQUEST_S)
             return
         self._notifier.reloading("another bundle is being started")
         try:
             took = self.stage.swap(self._tenant_on(folder), patience_s=_LAST_REQUEST_S)
-            self._updates.policy = self._policy
+            self._folder, self._updates.policy = folder, self._policy
             self._better()
             self._log.info("switched", start_ms=took.start_s * 1e3, swap_us=took.swap_s * 1e6)
         finally:
@@ -282,12 +295,52 @@ class Daemon:
         if named:
             self._log.warning("no_gateway", gateway=named, reason="answering on the device until one does")
 
+    # ---- other settings while it serves: see `steering` -------------------------------------------------------------
+
+    def serve_with(self, settings: AgentSettings) -> None:
+        """Let an agent with these settings serve the same bundle. Raises IsthmusError: nothing has changed then."""
+        with self._switching:
+            before = self.settings
+            addresses = addresses_of(settings, self._told)
+            self.settings = settings
+            try:
+                if self.stage.agent is not None:
+                    self._let_serve(self._folder)
+            except BaseException:
+                self.settings = before
+                raise
+            self._addresses = addresses
+
+    def retune(self, settings: AgentSettings) -> None:
+        """Take what is a number somewhere."""
+        requests, health, logs = settings.requests, settings.health, settings.logs
+        self.service.retune(deadline_s=requests.deadline_ms / 1e3, most_pending=requests.most_pending)
+        self.vitals.retune(every_s=health.every_s, timeout_s=health.timeout_s)
+        self._logs.level, self._logs.repeat_interval_s = logs.level, logs.repeat_interval_s
+        self._grace_s = settings.drain.grace_s
+        waits = self._updates.policy != self._policy  # for the first bundle, which is asked for more often
+        self._policy = policy_of(settings)
+        if not waits:
+            self._updates.policy = self._policy
+
+    def reloaded(self, outcome: str, what: str) -> None:
+        """The settings were read again: `what` became of that."""
+        self.observer.ledger.counted(f"reload_{outcome}")
+        say = self._log.warning if outcome in ("refused", "partly") else self._log.info
+        say("settings_reloaded", outcome=outcome, what=what)
+        self._notifier.status(self.in_a_sentence() + (f"; settings: {what}" if outcome != "unchanged" else ""))
+        if self.store is not None:
+            self.store.retry()
+
     def _better(self) -> None:
         """A gateway is there where none was, or another bundle serves."""
         if self.store is not None:
             self.store.wake()
 
     # ---- what the parts tell ----------------------------------------------------------------------------------------
+
+    def _told(self, event: str, text: str) -> None:
+        self._log.info(event, text=text)
 
     def _ended(self, outcome: Outcome, budget_s: float) -> None:
         self.observer.observe(outcome, budget_s=budget_s)
@@ -303,7 +356,7 @@ class Daemon:
             self._log.info("well_again")
         self._notifier.status(self.in_a_sentence())
 
-    def _crashed(self, error: BaseException) -> None:
+    def crash(self, error: BaseException) -> None:
         """A bug on a thread of one of the parts: the process ends, and its supervisor starts it again."""
         self._bug = error
         self._log.error("crashed", exc_info=error)

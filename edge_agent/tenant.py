@@ -26,10 +26,18 @@ class Tenant:
     """Constructing checks the bundle's signature and opens it. Raises InputError, BundleError, UntrustedError."""
 
     def __init__(
-        self, settings: AgentSettings, folder: Path, trust: Trust, *, readied: Callable[[], None] = lambda: None
+        self,
+        settings: AgentSettings,
+        folder: Path,
+        trust: Trust,
+        *,
+        readied: Callable[[], None] = lambda: None,
+        link_s: float = 0.0,
     ) -> None:
+        """Before it serves, it waits so long for a gateway: whoever takes over from one that has a gateway does."""
         self.agent = Agent(replace(agent_config(settings, folder), trust=trust), readied=readied)
         self._usable = settings.bundle.placements
+        self._link_s = link_s
         self._known: KnownAnswer | None = None
 
     @property
@@ -42,6 +50,7 @@ class Tenant:
         self.agent.start()
         failed = tuple(self.agent.heads.failed)
         self._known = KnownAnswer(self.agent, usable=self._usable, failed=failed, timeout_s=_FIRST_ANSWER_S)
+        self.agent.wait_ready(self._link_s)
 
     def submit(self, inputs: Tensors, **more: Any) -> Future[Outcome]:
         return self.agent.submit(inputs, **more)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from edge_agent.bundles.updater import MIB, Policy, Updater
 from edge_agent.config import AgentSettings
 from edge_agent.resolver import Asking, ask_srv, parse
 from edge_agent.trust.store import TrustStore
+from edge_agent.ways import Ways
 from protocol.bundle import Bundle
 from protocol.signing import Statement, Trust
 from protocol.sockets import parse_endpoint
@@ -31,28 +32,36 @@ def updater_of(
     base: Bundle | None,
     told: Callable[[str, str], None],
     crashed: Callable[[BaseException], None],
+    ways: Callable[[], Sequence[Ways]] | None = None,
 ) -> Updater:
-    """Raises InputError for what cannot be made."""
+    """`ways` gives those to the gateways; else they are those of the settings. Raises InputError."""
     updates, stop = settings.updates, threading.Event()
-    ways = addresses_of(settings, told) if updates.enabled else None
+    asks = updates.enabled and bool(settings.gateways.endpoints)
+    ways = ways or addresses_of(settings, told)
     return Updater(
         shelf,
         switch=switch,
         smoke=Smoke(timeout_s=updates.try_s, memory_nbytes=updates.try_mib * MIB, providers=settings.device.providers),
-        courier=Courier(ways, bytes_per_s=updates.mib_per_s * MIB, stop=stop) if ways else None,
+        courier=Courier(ways, bytes_per_s=updates.mib_per_s * MIB, stop=stop) if asks else None,
         trusting=_Trusting(trusting),
-        policy=Policy(
-            model=updates.model,
-            automatic=updates.automatic,
-            check_every_s=updates.check_every_s,
-            most_nbytes=updates.most_mib * MIB,
-            reserve_nbytes=updates.reserve_mib * MIB,
-            trial=TrialRules(good_answers=updates.trial_answers, least_s=updates.trial_s),
-        ),
+        policy=policy_of(settings),
         base=base,
         told=told,
         crashed=crashed,
         stop=stop,
+    )
+
+
+def policy_of(settings: AgentSettings) -> Policy:
+    """What the device takes, and when."""
+    updates = settings.updates
+    return Policy(
+        model=updates.model,
+        automatic=updates.automatic,
+        check_every_s=updates.check_every_s,
+        most_nbytes=updates.most_mib * MIB,
+        reserve_nbytes=updates.reserve_mib * MIB,
+        trial=TrialRules(good_answers=updates.trial_answers, least_s=updates.trial_s),
     )
 
 
@@ -74,7 +83,8 @@ class _Trusting(Trusting):
 
 def trust_of(settings: AgentSettings) -> TrustStore:
     """Whom this device believes about bundles."""
-    return TrustStore(settings.keys.dir or settings.state_dir / "keys", policy=settings.bundle.signatures)
+    folder = settings.keys.dir or settings.state_dir / "keys"
+    return TrustStore(folder, policy=settings.bundle.signatures, threshold=settings.bundle.signers)
 
 
 def addresses_of(settings: AgentSettings, told: Callable[[str, str], None] = lambda event, text: None) -> Addresses:

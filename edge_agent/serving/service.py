@@ -97,6 +97,10 @@ class AgentService:
         self._pending = 0
         self._counts: dict[str, Counting] = {}  # by bundle
 
+    def retune(self, *, deadline_s: float, most_pending: int) -> None:
+        """For requests from now on."""
+        self._deadline_s, self._most_pending = deadline_s, most_pending
+
     @property
     def pending(self) -> int:
         """Requests of applications that wait for their outcome."""

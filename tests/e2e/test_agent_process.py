@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pytest
 
 from tests.processes import BIN, ROOT, finished, running
+from tests.waiting import until
 
 # Everything is mounted read-only but the folder that is given, which has to be a mount of its own for that.
 CONFINED = """
@@ -141,3 +142,15 @@ def test_asking_where_nobody_runs_is_one_sentence(tmp_path: Path) -> None:
     done = finished("edge-agent", "status", "--socket", str(tmp_path / "none.sock"))
     assert done.returncode == 6
     assert "start one with `edge-agent run`" in done.stderr
+
+
+def test_sighup_reads_the_settings_again(toy_bundle: Path, tmp_path: Path) -> None:
+    file = tmp_path / "agent.toml"
+    file.write_text("")
+    with running(*run(toy_bundle, tmp_path / "s", "--config", str(file))) as daemon:
+        daemon.json()
+        file.write_text("requests.deadline_ms = 70\nhttp.max_connections = 9\n")
+        daemon.popen.send_signal(signal.SIGHUP)
+        until(lambda: "http.max_connections will change with a restart" in "".join(daemon.errors), "nobody read them")
+        daemon.popen.send_signal(signal.SIGTERM)
+        assert daemon.wait() == 0

@@ -308,7 +308,7 @@ class Uplink:
                 gateway=link.name,
                 anew=anew,
                 now=now,
-            )
+            )  # fmt: skip
         )
 
     def _result(self, link: GatewayLink, result: m.Result, parts: list[memoryview], now: float) -> None:
@@ -363,7 +363,7 @@ class Uplink:
                 credit=reject.credit,
                 gateway=link.name,
                 now=now,
-            )
+            )  # fmt: skip
         )
         if reject.code is m.RejectCode.FORBIDDEN:  # as long as this connection stands, no newer key of ours is tried
             self._lose_link(link, str(Change.REFUSED), now)

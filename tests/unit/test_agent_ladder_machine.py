@@ -158,11 +158,11 @@ class LadderMachine(RuleBasedStateMachine):
 
     # ---- events -----------------------------------------------------------------------------------------------------
 
-    @rule(budget_s=st.sampled_from([-0.1, 0.0, 0.02, 0.1, 0.4, 1.0, 8.0]))
-    def submit(self, budget_s: float) -> None:
+    @rule(budget_s=st.sampled_from([-0.1, 0.0, 0.02, 0.1, 0.4, 1.0, 8.0]), priority=st.sampled_from([4, 4, 0]))
+    def submit(self, budget_s: float, priority: int = 4) -> None:
         seq = len(self.callers) + 1
         self.callers[seq] = Caller(self.now + budget_s)
-        self.carry_out(self.ladder.submitted(seq, self.now + budget_s, now=self.now))
+        self.carry_out(self.ladder.submitted(seq, self.now + budget_s, priority=priority, now=self.now))
 
     @rule(budget_s=st.sampled_from([0.4, 1.0, 8.0]), nbytes=st.sampled_from([100, 5_000]))
     def submit_and_prepare(self, budget_s: float, nbytes: int) -> None:
@@ -215,6 +215,16 @@ class LadderMachine(RuleBasedStateMachine):
         self.carry_out(out, answers=seq if known and self.now < caller.deadline else None)
 
     @precondition(lambda self: self.wire)
+    @rule(pick=picks, left=st.sampled_from([0.0, 0.5, 0.9]))
+    def part_of_it_arrives(self, pick: int, left: float) -> None:
+        seq, attempt = self.wire[pick % len(self.wire)]
+        gateway = self.callers[seq].gateways.get(attempt, self.names[0])
+        flight = self.ladder.flights.get(seq)
+        left_nbytes = int(left * flight.left_nbytes) if flight is not None else 0
+        self.carry_out(self.ladder.there(seq, attempt, left_nbytes, gateway=gateway, now=self.now))
+        assert self.ladder.budget_s(seq, left_nbytes, now=self.now) <= max(self.callers[seq].deadline - self.now, 0.0)
+
+    @precondition(lambda self: self.wire)
     @rule(
         pick=picks,
         code=st.sampled_from(list(RejectCode)),
@@ -242,15 +252,21 @@ class LadderMachine(RuleBasedStateMachine):
         held=st.sets(st.sampled_from(ROWS[:3])),
         requests=st.sampled_from([0, 1, 2, 8]),
         nbytes=st.sampled_from([0, 6_000, 10**6]),
+        chunk_nbytes=st.sampled_from([0, 131_072]),
     )
-    def welcome(self, pick: int, held: set[Row], requests: int, nbytes: int) -> None:
+    def welcome(self, pick: int, held: set[Row], requests: int, nbytes: int, chunk_nbytes: int = 131_072) -> None:
         name = self.picked(pick)
         if self.gateways[name].up:
             self.loses_link(pick)  # the shell greets anew only on a new connection
         self.gateways[name] = Gateway(True, (requests, nbytes))
         digests = frozenset(row.segment for row in held if row.segment is not None)
         out = self.ladder.link_up(
-            held=digests, credit_requests=requests, credit_nbytes=nbytes, gateway=name, now=self.now
+            held=digests,
+            credit_requests=requests,
+            credit_nbytes=nbytes,
+            chunk_nbytes=chunk_nbytes,
+            gateway=name,
+            now=self.now,
         )
         self.carry_out(out)
 

@@ -24,7 +24,7 @@ def view_of(
         at=now,
         gateways=tuple(_gateway(ladder, link, loads.get(link.name, Load()), now=now) for link in links.values()),
         placement=ladder.planner.current,
-        predicted_s=dict(ladder.planner.predict(current.link)),
+        predicted_s=dict(ladder.planner.predict(current.link, current.name)),
         unavailable=ladder.unavailable(now=now),
         pending=len(phases),
         in_flight=phases.count(Phase.SENT),

@@ -153,7 +153,7 @@ class Ladder:
         # What one codec of the same work was refused for and another was not is that gateway's want of the codec.
         same = self.device.sharing(flight.placement)
         remote.broken |= {i: why for i, why in flight.avoided.items() if i in same and CODEC_REFUSED in why}
-        self.planner.observe_tail(flight.placement, compute_s)
+        self.planner.observe_tail(flight.placement, compute_s, gateway)
         if now >= flight.deadline:
             return [*cancel, self._late(flight), *self._outbox.send_ready(now=now)]
         return [*cancel, self._finish(flight, gateway), *self._outbox.send_ready(now=now)]
@@ -368,7 +368,10 @@ class Ladder:
         """Why requests are placed as they are now, and what would change that. Changes nothing."""
         remote = self.fleet.current
         return self.planner.explain(
-            remote.link, self._ways.reasons(remote, now=now), demand=self._steps.demand_now(None, now=now)
+            remote.link,
+            self._ways.reasons(remote, now=now),
+            demand=self._steps.demand_now(None, now=now),
+            gateway=remote.name,
         )
 
     def validate(self) -> None:

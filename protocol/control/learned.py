@@ -1,8 +1,8 @@
 """What each placement costs by now: the bundle's costs as a prior, and what requests really took. Pure.
 
 One factor for the device (a hot or throttled device moves every head alike) and one per head where it was itself
-measured, likewise for the gateway's compute by tail, and one for the bytes of each placement (a stream that moves more
-than the calibration samples compresses less). How a factor follows what is seen: `speeds`.
+measured, likewise for each gateway's compute by tail (where it was not measured yet, as at the last that was), and one for the bytes of each placement (a stream that moves more than the calibration samples compresses less). How a
+factor follows what is seen: `speeds`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import msgspec
 from protocol.control.speeds import STEP_SAMPLES, Speed
 from protocol.latency import DEVIATIONS_OF_SPREAD, PlacementCost
 
+MOST_GATEWAYS = 16  # names come and go: what was learned of those that were not heard for longest is forgotten
 TELLING_ENCODE_S = 200e-6  # planned encodings shorter than this consist of overhead
 TRUSTED = 4  # measurements that the plan's sizes are worth: they hold on any machine
 TELLING_STEP_S = 1e-3  # work shorter than this may step for reasons of its own
@@ -54,13 +55,14 @@ class Learned:
         self._costs = {c.id: c.cost for c in candidates}
         self._device = Speed()
         self._edge_speeds: dict[str, Speed] = {}  # by work on the device
-        self._tail_speeds: dict[str, Speed] = {}  # by tail
+        self._tail_speeds: dict[str, dict[str, Speed]] = {}  # by gateway, the one heard last at the end, and tail
+        self._any_tail: dict[str, Speed] = {}  # by tail, of the gateway that was last measured
         self._sizes: dict[str, Speed] = {}  # by placement
         self._count = 0  # of measurements on the device
         self._device_seen_at = 0
         self._seen_at: dict[str, int] = {}  # the number of the last one, by work
         self._off_since: dict[str, int] = {}  # that of the first in a row that were off
-        self._known: dict[str, Reckoning] = {}  # until something is learned that changes them
+        self._known: dict[str, dict[str, Reckoning]] = {}  # by gateway, until something is learned that changes them
         self.recovering: set[str] = set()  # works whose last measurements say that they are fast again
 
     @property
@@ -71,14 +73,17 @@ class Learned:
     @property
     def cloud_factors(self) -> dict[str, float]:
         """How many times slower than planned the gateway computes each placement; only those that were measured."""
-        speeds = ((id_, self._tail_speeds.get(tail)) for id_, tail in self.tails.items())
+        speeds = ((id_, self._any_tail.get(tail)) for id_, tail in self.tails.items())
         return {id_: speed.value for id_, speed in speeds if speed is not None and speed.value is not None}
 
-    def all(self) -> dict[str, Reckoning]:
-        """Every placement's, in the candidates' order. Not to be changed."""
-        if len(self._known) < len(self._costs):
-            self._known = {id_: self._known.get(id_) or self._reckon(id_) for id_ in self._costs}
-        return self._known
+    def all(self, gateway: str = "") -> dict[str, Reckoning]:
+        """Every placement's with this gateway, in the candidates' order. Not to be changed."""
+        known = self._known.get(gateway)
+        if known is None or len(known) < len(self._costs):
+            before = known or {}
+            known = {id_: before.get(id_) or self._reckon(id_, gateway) for id_ in self._costs}
+            self._known[gateway] = known
+        return known
 
     def edge(self, id_: str, edge_s: float) -> None:
         """What head and encoding of one request really took on the device."""
@@ -114,7 +119,7 @@ class Learned:
                 speed.scale(step)
         if self._device_seen_at < since:
             self._device.scale(step)
-        self._forget(list(self._known))
+        self._forget(self._costs)
 
     def nbytes(self, id_: str, nbytes: int) -> None:
         """How much one request's encoding really was."""
@@ -129,27 +134,33 @@ class Learned:
             self._sizes.pop(id_, None)
             self._forget((id_,))
 
-    def tail(self, id_: str, compute_s: float) -> None:
-        """What the batch that this request was in took at the gateway: so the cost curve L(b) enters, with the batches
+    def tail(self, id_: str, compute_s: float, gateway: str = "") -> None:
+        """What the batch that this request was in took at this gateway: so the cost curve L(b) enters, with the batches
         that really happen."""
         planned, tail = self._costs[id_].tail_s, self.tails[id_]
         if planned > 0:
-            speed = self._tail_speeds.setdefault(tail, Speed())
+            here = self._tail_speeds.pop(gateway, {})
+            self._tail_speeds[gateway] = here
+            if len(self._tail_speeds) > MOST_GATEWAYS:
+                oldest = next(iter(self._tail_speeds))
+                del self._tail_speeds[oldest]
+                self._known.pop(oldest, None)
+            speed = self._any_tail[tail] = here.setdefault(tail, Speed())
             speed.learn(compute_s / planned)
             self._note_recovery(tail, speed)
             self._forget(other for other, key in self.tails.items() if key == tail)
 
     def doubt(self, work: str) -> None:
         """This is measured again after a while."""
-        speed = self._edge_speeds.get(work) or self._tail_speeds.get(work)
-        if speed is not None:
-            speed.doubt()
+        for speed in (self._edge_speeds.get(work), *(here.get(work) for here in self._tail_speeds.values())):
+            if speed is not None:
+                speed.doubt()
 
-    def hopes(self) -> dict[str, Reckoning]:
+    def hopes(self, gateway: str = "") -> dict[str, Reckoning]:
         """What those placements would cost that are believed to be slower than they usually were, were they not."""
         found = {}
-        for id_, line in self.all().items():
-            edge, tail = self._edge_of(id_), self._tail_speeds.get(self.tails[id_])
+        for id_, line in self.all(gateway).items():
+            edge, tail = self._edge_of(id_), self._tail_of(id_, gateway)
             local_s, remote_s = line.local_s * _hope(edge), line.cost.decode_s + line.cost.tail_s * _hope(tail)
             if local_s < line.local_s or remote_s < line.remote_s:
                 found[id_] = line._replace(local_s=local_s, remote_s=remote_s)
@@ -158,15 +169,20 @@ class Learned:
     def _edge_of(self, id_: str) -> Speed:
         return self._edge_speeds.get(self.heads[id_], self._device)
 
+    def _tail_of(self, id_: str, gateway: str) -> Speed | None:
+        tail = self.tails[id_]
+        return self._tail_speeds.get(gateway, {}).get(tail) or self._any_tail.get(tail)
+
     def _note_recovery(self, work: str, speed: Speed) -> None:
         (self.recovering.add if speed.recovers else self.recovering.discard)(work)
 
     def _forget(self, ids: Iterable[str]) -> None:
         self.version += 1
         for id_ in ids:
-            self._known.pop(id_, None)
+            for known in self._known.values():
+                known.pop(id_, None)
 
-    def _reckon(self, id_: str) -> Reckoning:
+    def _reckon(self, id_: str, gateway: str) -> Reckoning:
         plan = self._costs[id_]
         edge = _value(self._edge_of(id_), 1.0)
         cost = msgspec.structs.replace(
@@ -174,7 +190,7 @@ class Learned:
             edge_s=plan.edge_s * edge,
             encode_s=plan.encode_s * edge,
             up_nbytes=plan.up_nbytes * _value(self._sizes.get(id_), 1.0),
-            tail_s=plan.tail_s * _value(self._tail_speeds.get(self.tails[id_]), 1.0),
+            tail_s=plan.tail_s * _value(self._tail_of(id_, gateway), 1.0),
         )
         return Reckoning(
             cost,

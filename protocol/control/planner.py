@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from protocol.control.demand import NO_DEMAND, Demand
 from protocol.control.explanation import Circumstances, Explanation, Reckoned, explained
-from protocol.control.learned import Candidate, Learned, Reckoning, works
+from protocol.control.learned import MOST_GATEWAYS, Candidate, Learned, Reckoning, works
 from protocol.control.objectives import LATENCY, Objective, probability_late
 from protocol.control.speeds import LEARNING_RATE
 from protocol.errors import InputError
@@ -81,25 +81,30 @@ class Planner:
         self._patience: dict[str, int] = {}  # decisions until what was tried in vain is tried again
         self._decisions = 0
         self._switched_at = -math.inf
-        self._predicted: tuple[LinkState, int, dict[str, float]] | None = None
+        self._budget_s: float | None = None  # of the last request that was decided
+        self._predicted: dict[str, tuple[LinkState, int, dict[str, float]]] = {}  # by gateway
 
     # ---- decisions --------------------------------------------------------------------------------------------------
 
-    def predict(self, link: LinkState | None) -> dict[str, float]:
-        """Predicted latency in seconds of every placement for one request alone, as if each could be used. Not to be
-        changed."""
+    def predict(self, link: LinkState | None, gateway: str = "") -> dict[str, float]:
+        """Predicted latency in seconds of every placement for one request alone over this link to this gateway, as if
+        each could be used. Not to be changed."""
         state, version = link or ASSUMED_LINK, self.learned.version
-        if self._predicted is None or self._predicted[1] != version or self._predicted[0] != state:
-            x, y = 1 / state.uplink_bytes_per_s, 1 / state.downlink_bytes_per_s
-            travel_s = state.rtt_s + state.queue_s
-            predicted = {
-                id_: line.local_s + line.remote_s + travel_s + line.up_nbytes * x + line.down_nbytes * y
-                if line.crosses
-                else line.local_s
-                for id_, line in self.learned.all().items()
-            }
-            self._predicted = state, version, predicted
-        return self._predicted[2]
+        known = self._predicted.get(gateway)
+        if known is not None and known[1] == version and known[0] == state:
+            return known[2]
+        x, y = 1 / state.uplink_bytes_per_s, 1 / state.downlink_bytes_per_s
+        travel_s = state.rtt_s + state.queue_s
+        predicted = {
+            id_: line.local_s + line.remote_s + travel_s + line.up_nbytes * x + line.down_nbytes * y
+            if line.crosses
+            else line.local_s
+            for id_, line in self.learned.all(gateway).items()
+        }
+        if known is None and len(self._predicted) >= MOST_GATEWAYS:
+            self._predicted.clear()
+        self._predicted[gateway] = state, version, predicted
+        return predicted
 
     def local_s(self, id_: str) -> float:
         """Seconds that head and encoding of a placement are predicted to keep the device busy."""
@@ -112,19 +117,21 @@ class Planner:
         *,
         demand: Demand = NO_DEMAND,
         budget_s: float | None = None,
+        gateway: str = "",
         now: float | None = None,
     ) -> Decision | None:
         """The best placement that can be used, or None. Does not change the current placement for a detour:
         what is unavailable for a moment stays current, so that its return is not held back by hysteresis.
 
-        `demand` is what device and uplink have to do, `budget_s` what is left of this request's, `now` is in monotonic
-        seconds (None: no dwell time).
+        `demand` is what device and uplink have to do, `budget_s` what is left of this request's, `gateway` is who would
+        do the rest, over `link`; `now` is in monotonic seconds (None: no dwell time).
         """
         self._decisions += 1
+        self._budget_s = budget_s
         if self._decisions % STALE_AFTER == 0:
             self._forget_old_sizes()
         state = link or ASSUMED_LINK
-        seen = _Weighing(self, state, demand, budget_s)
+        seen = _Weighing(self, state, demand, budget_s, gateway)
         usable = [id_ for id_ in seen.predicted if id_ not in unavailable]
         again = self._stale(seen, usable) or self._hopeful(seen, usable)
         if again is not None:
@@ -132,7 +139,7 @@ class Planner:
         wanted = seen.best(seen.predicted)
         if self.current is not None and wanted != self.current:
             score = seen.score(self.current)
-            if score - seen.score(wanted) <= self._gain_needed(wanted, score, state, now):
+            if score - seen.score(wanted) <= self._gain_needed(wanted, score, seen, now):
                 wanted = self.current
         if not usable:
             return None
@@ -154,14 +161,19 @@ class Planner:
         *,
         demand: Demand = NO_DEMAND,
         budget_s: float | None = None,
+        gateway: str = "",
     ) -> Explanation:
-        """Why the current placement, why none of the others, and what would change that. Changes nothing."""
+        """Why the current placement, why none of the others, and what would change that. Changes nothing.
+
+        Without a `budget_s` the next request is taken to have that of the last one.
+        """
         state = link or ASSUMED_LINK
-        weighed = _Weighing(self, state, demand, budget_s)
+        budget_s = self._budget_s if budget_s is None else budget_s
+        weighed = _Weighing(self, state, demand, budget_s, gateway)
         needed = 0.0
         if self.current is not None:
             best = weighed.best(weighed.predicted)
-            needed = self._gain_needed(best, weighed.score(self.current), state, None)
+            needed = self._gain_needed(best, weighed.score(self.current), weighed, None)
         reckoned = [
             Reckoned(
                 id_,
@@ -171,22 +183,21 @@ class Planner:
                 _utilisation(line, state, demand),
                 weighed.score(id_) >= OVERLOADED_S / 2,
             )
-            for id_, line in self.learned.all().items()
+            for id_, line in weighed.lines.items()
         ]
         seen = Circumstances(
             self.objective, state, link is not None, demand, budget_s, self.learned.device_factor, needed
         )
         return explained(reckoned, self.current, unavailable, seen)
 
-    def _gain_needed(self, best: str, score: float, state: LinkState, now: float | None) -> float:
+    def _gain_needed(self, best: str, score: float, seen: _Weighing, now: float | None) -> float:
         """By how much `best` must beat the current placement, whose score is given, to take over."""
-        current = self.current or best
+        current, state = self.current or best, seen.state
         needed = LEAST_GAIN_S * self.objective.latency
         if state.doubt is None or self.objective.deadline > 0:
             needed = max(needed, HYSTERESIS * score)
         if state.doubt is not None:
-            lines = self.learned.all()
-            old, new = lines[current], lines[best]
+            old, new = seen.lines[current], seen.lines[best]
             slope = old.up_nbytes - new.up_nbytes
             slope += (old.down_nbytes - new.down_nbytes) * state.uplink_bytes_per_s / state.downlink_bytes_per_s
             parts = [slope / state.uplink_bytes_per_s * state.doubt]
@@ -235,7 +246,7 @@ class Planner:
         best = seen.best(usable)
         bound = (1 - LEAST_GAIN) * seen.score(best) - LEAST_GAIN_S * self.objective.latency
         found: tuple[float, str] | None = None
-        for id_, hoped in self.learned.hopes().items():
+        for id_, hoped in self.learned.hopes(seen.gateway).items():
             if id_ == best or id_ not in usable or not self._may_retry(id_, recovering):
                 continue
             score = seen.score_if(id_, hoped)
@@ -266,9 +277,9 @@ class Planner:
         self.learned.nbytes(id_, nbytes)
         self._sized_at[id_] = self._decisions
 
-    def observe_tail(self, id_: str, compute_s: float) -> None:
-        """What the batch that this request was in took at the gateway."""
-        self.learned.tail(id_, compute_s)
+    def observe_tail(self, id_: str, compute_s: float, gateway: str = "") -> None:
+        """What the batch that this request was in took at this gateway."""
+        self.learned.tail(id_, compute_s, gateway)
 
     def _forget_old_sizes(self) -> None:
         """What a placement sent long ago says nothing about the scene of today: then the plan's size counts again."""
@@ -281,12 +292,15 @@ class Planner:
 class _Weighing:
     """Scores of one moment, reckoned when they are asked for: most placements are so slow that no queue matters."""
 
-    def __init__(self, planner: Planner, state: LinkState, demand: Demand, budget_s: float | None) -> None:
-        self.predicted = planner.predict(state)
+    def __init__(
+        self, planner: Planner, state: LinkState, demand: Demand, budget_s: float | None, gateway: str
+    ) -> None:
+        self.state, self.gateway = state, gateway
+        self.predicted = planner.predict(state, gateway)
+        self.lines = planner.learned.all(gateway)
         self._plain = demand == NO_DEMAND and planner.objective.is_latency
         self._objective, self._current = planner.objective, planner.current
-        self._lines = planner.learned.all()
-        self._state, self._demand, self._budget_s = state, demand, budget_s
+        self._demand, self._budget_s = demand, budget_s
         self._known: dict[str, tuple[float, float]] = {}
 
     def best(self, among: Collection[str]) -> str:
@@ -312,17 +326,17 @@ class _Weighing:
     def _weighed(self, id_: str) -> tuple[float, float]:
         known = self._known.get(id_)
         if known is None:
-            known = self._known[id_] = self._weighed_as(id_, self._lines[id_], self.predicted[id_])
+            known = self._known[id_] = self._weighed_as(id_, self.lines[id_], self.predicted[id_])
         return known
 
     def score_if(self, id_: str, line: Reckoning) -> float:
         """The score of a placement if this were its cost."""
-        known = self._lines[id_]
+        known = self.lines[id_]
         faster_s = known.local_s + known.remote_s - line.local_s - line.remote_s
         return self._weighed_as(id_, line, self.predicted[id_] - faster_s)[1]
 
     def _weighed_as(self, id_: str, line: Reckoning, alone_s: float) -> tuple[float, float]:
-        state, demand = self._state, self._demand
+        state, demand = self.state, self._demand
         wait = _wait_s(line, state, demand)
         expected_s = alone_s + wait
         busy = _utilisation(line, state, demand) if demand.per_s else 0.0
@@ -333,7 +347,7 @@ class _Weighing:
         return expected_s, self._weigh(line, expected_s, wait)
 
     def _weigh(self, line: Reckoning, expected_s: float, wait: float) -> float:
-        late, state = 0.0, self._state
+        late, state = 0.0, self.state
         if self._objective.deadline > 0 and self._budget_s is not None:
             upload_s = line.up_nbytes / state.uplink_bytes_per_s * state.spread
             deviation_s = math.hypot(line.local_s * line.local_noise, line.remote_s * line.remote_noise, upload_s, wait)

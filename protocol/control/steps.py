@@ -45,7 +45,9 @@ class Steps:
         unavailable = self._ways.reasons(remote, now=now) | flight.avoided_with(remote.name)
         demand = self.demand_now(flight, now=now)
         budget_s = flight.deadline - now
-        decision = self._planner.decide(remote.link, unavailable, demand=demand, budget_s=budget_s, now=now)
+        decision = self._planner.decide(
+            remote.link, unavailable, demand=demand, budget_s=budget_s, gateway=remote.name, now=now
+        )
         if decision is None:
             return self._wait_or_refuse(flight, unavailable, now=now)
         if self._expects_gateway and remote.link is None and remote.link_reason is not None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from protocol.control.learned import MOST_GATEWAYS
+from protocol.control.objectives import Objective
 from protocol.control.planner import ASSUMED_LINK, HYSTERESIS, RETRY_AFTER, STALE_AFTER, Candidate, Planner
 from protocol.control.speeds import STEP_SAMPLES
 from protocol.latency import LinkState, PlacementCost, latency_s
@@ -357,3 +359,49 @@ def test_predictions_are_kept_until_link_or_knowledge_changes_and_never_longer()
         for one in seen:
             tell(fresh, *one)
         assert fresh.predict(here) == kept
+
+
+# ---- several gateways -----------------------------------------------------------------------------------------------
+
+
+def test_each_gateway_is_as_fast_as_it_was_seen_to_be() -> None:
+    planner = Planner(ALL)
+    for _ in range(4):
+        planner.observe_tail("cut-1", 0.010, "near")
+        planner.observe_tail("cut-1", 0.080, "far")
+    near, far = (planner.predict(link(10), gateway)["cut-1"] for gateway in ("near", "far"))
+    assert far - near == pytest.approx(0.070)
+    assert [d.id for g in ("near", "far") if (d := planner.decide(link(10), {}, gateway=g)) is not None] == [
+        "cut-1",
+        "edge-only",
+    ]
+
+
+def test_a_gateway_that_was_not_measured_yet_is_taken_for_like_the_last_that_was() -> None:
+    planner = Planner(ALL)
+    planner.observe_tail("cut-1", 0.030, "near")
+    known, new = (planner.predict(link(10), gateway)["cut-1"] for gateway in ("near", "new"))
+    assert known == new
+    planner.observe_tail("cut-1", 0.010, "new")
+    assert planner.predict(link(10), "near")["cut-1"] == known
+    assert planner.predict(link(10), "new")["cut-1"] == pytest.approx(new - 0.020)
+
+
+def test_of_gateways_that_come_and_go_the_last_ones_are_remembered() -> None:
+    planner = Planner(ALL)
+    planner.observe_tail("cut-1", 0.080, "kept")
+    planner.observe_tail("cut-1", 0.010, "first")
+    assert planner.predict(link(10), "first")["cut-1"] < planner.predict(link(10), "kept")["cut-1"]
+    for number in range(MOST_GATEWAYS - 1):
+        planner.observe_tail("cut-1", 0.010, str(number))
+        planner.observe_tail("cut-1", 0.080, "kept")
+    kept, first = (planner.predict(link(10), gateway)["cut-1"] for gateway in ("kept", "first"))
+    assert first == kept, "it is taken to be like the last that was measured"
+
+
+def test_an_explanation_takes_the_next_request_to_have_the_budget_of_the_last() -> None:
+    planner = Planner(ALL, Objective(latency=1.0, deadline=1.0))
+    planner.decide(link(5), {}, budget_s=0.08)
+    told = planner.explain(link(5), {})
+    assert told == planner.explain(link(5), {}, budget_s=0.08)
+    assert told != planner.explain(link(5), {}, budget_s=8.0)

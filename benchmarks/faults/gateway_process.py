@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.faults.executions import CountedEngine
@@ -34,7 +34,7 @@ class GatewayProcess:
 
     def __init__(
         self, bundle: Path, ledger: Path, name: str, *, port: int, host: str = "127.0.0.1", keys: Path | None = None,
-        busy_s: float = 0.0, namespace: int | None = None,
+        busy_s: float = 0.0, namespace: int | None = None, environment: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
         """`ledger` is the folder of all lives; `namespace` the descriptor of a network namespace to live in."""
         self.port = port
@@ -42,6 +42,7 @@ class GatewayProcess:
         self._ledger, self._name, self._lives = ledger, name, 0
         self._log = ledger / f"log-{name}"
         self._namespace = namespace
+        self._environment = os.environ | dict(environment or {})
         self._command = [sys.executable, "-m", "benchmarks.faults.gateway_process", str(bundle)]
         self._command += ["--bind", f"tcp://{host}:{port}", "--busy-s", str(busy_s)]
         self._command += [] if keys is None else ["--keys", str(keys)]
@@ -57,7 +58,7 @@ class GatewayProcess:
         with self._log.open("a") as log:
             self._process = subprocess.Popen(
                 [*self._command, "--life", str(self._ledger / f"life-{self._name}-{self._lives}")],
-                stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT,
+                stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT, env=self._environment,
                 pass_fds=() if self._namespace is None else (self._namespace,),
             )  # fmt: skip
 

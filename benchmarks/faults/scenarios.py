@@ -17,6 +17,11 @@ KILL_EVERY_S = 1.0
 RESET_EVERY_S = 0.05
 REMOTE = Setting(agent={"placements": ("full-cloud", "cut-1")})
 SLOW = replace(REMOTE, busy_s=0.05)
+DAY_S = 86_400
+APART = Setting(apart=True)
+STORE = replace(APART, store=True)
+CLOCKS = replace(STORE, clocks=True)
+KEYED = Setting(keyed=True)
 HEDGED = Setting(agent={"hedge": True, "placements": ("full-cloud", "edge-only")})
 
 
@@ -38,7 +43,10 @@ class Scenario:
 
         Raises TimeoutError if it never heals, UnplayableError.
         """
-        scene = Scene(bundle, folder, replace(self.setting, kills=kills))
+        try:
+            scene = Scene(bundle, folder, replace(self.setting, kills=kills))
+        except OSError as error:
+            raise UnplayableError(str(error)) from error
         with scene:
             self.script(scene, seconds)
         return scene.verdict(self.name)
@@ -130,6 +138,55 @@ def one_of_two_dies(scene: Scene, seconds: float) -> None:
     scene.wait(seconds)
 
 
+def wrong_server_key(scene: Scene, seconds: float) -> None:
+    """The gateway comes back with another key than the device knows, until somebody brings the new one."""
+    assert scene.keys is not None
+    gateway = scene.gateways[0]
+    gateway.kill()
+    scene.keys.exchange_the_gateways()
+    gateway.start()
+    gateway.wait_ready()
+    scene.wait(seconds)
+    scene.keys.know_the_gateway()
+    scene.healed()
+
+
+def revoked_key(scene: Scene, seconds: float) -> None:
+    """The device is thrown out while it asks, and later let in with a new key."""
+    assert scene.keys is not None
+    scene.keys.throw_out()
+    scene.wait(seconds)
+    scene.keys.let_in()
+    scene.healed()
+
+
+def sigkill_agent(scene: Scene, seconds: float) -> None:
+    """Again and again; what it was asked is gone with it, what it has stored is not."""
+    until, kills = time.monotonic() + seconds, 0
+    while kills < max(1, scene.setting.kills) or (not scene.setting.kills and time.monotonic() < until):
+        scene.wait(scene.chance.uniform(0.2, 1.0) * KILL_EVERY_S)
+        scene.device.kill()
+        scene.device.start()
+        kills += 1
+    scene.healed()
+
+
+def sigstop_agent(scene: Scene, seconds: float) -> None:
+    scene.device.signal(signal.SIGSTOP)
+    scene.wait(seconds)
+    scene.device.signal(signal.SIGCONT)
+    scene.healed()
+
+
+def clock_jumps(scene: Scene, seconds: float) -> None:
+    """The wall clock of both is put a day forward, then two days back, then right."""
+    assert scene.clock is not None
+    for shift_s in (DAY_S, -DAY_S, 0):
+        scene.clock.put(shift_s)
+        scene.wait(seconds / 3)
+    scene.healed()
+
+
 SCENARIOS: dict[str, Scenario] = {
     scenario.name: scenario
     for scenario in (
@@ -148,5 +205,12 @@ SCENARIOS: dict[str, Scenario] = {
         Scenario("one_byte_per_s", "the link carries a byte a second", one_byte_per_s),
         Scenario("http_on_port", "a web server has the gateway's port", stranger_on_port(web_server)),
         Scenario("garbage_on_port", "random bytes come from the gateway's port", stranger_on_port(noise)),
+        Scenario(
+            "sigkill_agent", "the agent, which also stores requests, is killed and started again", sigkill_agent, STORE
+        ),
+        Scenario("sigstop_agent", "the agent's process stands still, and with it its caller", sigstop_agent, APART),
+        Scenario("clock_jumps", "the wall clock jumps by days under agent, store and gateway", clock_jumps, CLOCKS),
+        Scenario("wrong_server_key", "the device knows the gateway by a wrong key", wrong_server_key, KEYED),
+        Scenario("revoked_key", "the device's key is revoked, and it gets a new one", revoked_key, KEYED),
     )
 }

@@ -22,9 +22,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from benchmarks.faults.account import Account
+from benchmarks.faults.credentials import Credentials
+from benchmarks.faults.device import DeviceProcess, Stored
 from benchmarks.faults.executions import Executions
 from benchmarks.faults.gateway_process import GatewayProcess
 from benchmarks.faults.load import Load
+from benchmarks.faults.wall_clock import WallClock
 from benchmarks.link import LinkEmulator
 from edge_agent.agent import Agent, AgentConfig
 from protocol.errors import IsthmusError
@@ -48,7 +51,10 @@ class Setting:
     busy_s: float = 0.0  # what a gateway's engine takes longer for every request
     agent: Mapping[str, Any] = field(default_factory=dict)  # options of `AgentConfig`
     kills: int = 0  # where something is killed again and again; 0 leaves it to the seconds
-    gateway_keys: Path | None = None
+    keyed: bool = False  # agent and gateway prove who they are
+    apart: bool = False  # the agent is a process of its own
+    store: bool = False  # and so has a store, into which requests are put besides
+    clocks: bool = False  # both live by a wall clock that can be put
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +69,15 @@ class Verdict:
     late: int
     lost: int
     gone: int  # their caller was killed
+    stored: int  # acknowledged by the store; they are lost, told twice or wrong as the others are
+    store_refused: int
     twice: int
     wrong: int
     executed: int
     executed_twice: int  # within one life of one gateway
     executed_again: int  # by several lives or gateways
     hedged: int
-    sent: int
+    sent: int | None  # None: who counted was killed
     longest_silence_s: float
     latest_s: float  # by how much the latest was late, 0 if none was
     back_s: float | None  # from healing to the first answer of a gateway
@@ -77,9 +85,9 @@ class Verdict:
     crashed: str
 
     @property
-    def attempts(self) -> float:
-        """Sent for each that was asked."""
-        return self.sent / self.asked if self.asked else 0.0
+    def attempts(self) -> float | None:
+        """Sent for each that was asked or stored; None where nobody could count."""
+        return None if self.sent is None else self.sent / (self.asked + self.stored)
 
     @property
     def broken(self) -> list[str]:
@@ -100,12 +108,15 @@ class Scene:
         self.gateways: list[GatewayProcess] = []
         self.links: list[LinkEmulator] = []
         self.chance = random.Random(5)
+        self.keys: Credentials | None = Credentials(folder / "keys") if setting.keyed else None
         self._bundle, self._folder, self.setting = bundle, folder, setting
-        self._healed_at: float | None = None
+        self._device: DeviceProcess | None = None
         self._back_s: float | None = None
         self._never = threading.Event()
         self._counters: Mapping[str, int] = {}
         folder.mkdir(parents=True, exist_ok=True)
+        self.clock = WallClock(folder) if setting.clocks else None
+        self._environment = {} if self.clock is None else self.clock.environment
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
@@ -117,18 +128,24 @@ class Scene:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with self._stack:
+            if kind is not None:
+                return
+            if self._device is not None:
+                self._device.stop()
+                self._counters = self._device.counters
+                return
             self.load.stop()
-            if kind is None:
-                self.account.wait(lambda: not self.account.open, self.setting.deadline_s + PATIENCE_S)
-                with contextlib.suppress(IsthmusError):
-                    self._counters = self.agent.look(10.0).counters
+            self.account.wait(lambda: not self.account.open, self.setting.deadline_s + PATIENCE_S)
+            with contextlib.suppress(IsthmusError):
+                self._counters = self.agent.look(10.0).counters
 
     def _set_up(self, stack: contextlib.ExitStack) -> None:
         setting = self.setting
         for number in range(setting.gateways):
             gateway = GatewayProcess(
                 self._bundle, self._folder, f"gateway{number}", port=free_port(self.chance),
-                busy_s=setting.busy_s, keys=setting.gateway_keys,
+                busy_s=setting.busy_s, keys=None if self.keys is None else self.keys.gateway.path,
+                environment=self._environment,
             )  # fmt: skip
             stack.callback(gateway.close)
             gateway.start()
@@ -142,7 +159,17 @@ class Scene:
                 rtt_ms=setting.rtt_ms,
             )
             self.links.append(stack.enter_context(link))
+        if setting.apart:
+            self._start_device(stack)
+        else:
+            self._start_agent(stack)
+        self._require(lambda: self.account.answers("gateway") >= 5, "nothing is answered by a gateway")
+
+    def _start_agent(self, stack: contextlib.ExitStack) -> None:
+        setting = self.setting
         options: dict[str, Any] = {"edge_slowdown": SLOWDOWN, "seed": 1, "placements": PLACEMENTS} | dict(setting.agent)
+        if self.keys is not None:
+            options["keys"] = self.keys.device
         self.agent = Agent(AgentConfig(self._bundle, [link.endpoint for link in self.links], **options))
         stack.enter_context(self.agent)
         if not self.agent.wait_ready(PATIENCE_S):
@@ -153,7 +180,24 @@ class Scene:
         )  # fmt: skip
         stack.callback(self.load.stop)
         self.load.start()
-        self._require(lambda: self.account.answers("gateway") >= 5, "nothing is answered by a gateway")
+
+    def _start_device(self, stack: contextlib.ExitStack) -> None:
+        setting = self.setting
+        command = [str(self._bundle), "--gateway", self.links[0].endpoint, "--per-s", str(setting.per_s)]
+        command += ["--deadline-s", str(setting.deadline_s), "--slowdown", str(SLOWDOWN)]
+        command += ["--placements", ",".join(PLACEMENTS)]
+        command += ["--store", str(self._folder / "store")] if setting.store else []
+        self._device = DeviceProcess(
+            command, self.account, log=self._folder / "log-device", environment=self._environment
+        )
+        stack.callback(self._device.close)
+        self._device.start()
+
+    @property
+    def device(self) -> DeviceProcess:
+        """The agent's process, where it is one."""
+        assert self._device is not None, "this scene has its agent at home"
+        return self._device
 
     def wait(self, seconds: float) -> None:
         """Let it go on like this."""
@@ -169,6 +213,7 @@ class Scene:
         """Count, after everything has ended."""
         account, executions = self.account, Executions.read(self._folder)
         late_s = account.late_s
+        stored = Stored() if self._device is None else self._device.stored
         return Verdict(
             name=name,
             asked=len(account.asks),
@@ -176,21 +221,31 @@ class Scene:
             by_device=account.answers("device"),
             refused=account.refused,
             late=len(late_s),
-            lost=len(account.open),
+            lost=len(account.open) + len(stored.lost),
             gone=len(account.gone),
-            twice=len(account.twice),
-            wrong=len(account.wrong),
+            stored=len(stored.acknowledged),
+            store_refused=stored.refused,
+            twice=len(account.twice) + len(stored.twice),
+            wrong=len(account.wrong) + len(stored.wrong),
             executed=executions.total,
             executed_twice=len(executions.twice_in_a_life),
             executed_again=len(executions.in_several_lives),
             hedged=self._counters.get("hedges", 0),
-            sent=self._counters.get("sent", 0),
+            sent=None if self._device is not None and self._device.kills else self._counters.get("sent", 0),
             longest_silence_s=account.longest_silence_s,
             latest_s=max(late_s, default=0.0),
             back_s=self._back_s,
-            ready_s=tuple(s for gateway in self.gateways for s in gateway.ready_s[1:]),
-            crashed="" if self.agent.fatal is None else f"the agent crashed: {self.agent.fatal}",
+            ready_s=tuple(s for one in self._processes() for s in one.ready_s[1:]),
+            crashed=self._crashed(),
         )
+
+    def _processes(self) -> list[GatewayProcess | DeviceProcess]:
+        return [*self.gateways, *([] if self._device is None else [self._device])]
+
+    def _crashed(self) -> str:
+        if self._device is not None:
+            return self._device.crashed
+        return "" if self.agent.fatal is None else f"the agent crashed: {self.agent.fatal}"
 
     def _require(self, true: Any, else_: str) -> None:
         if not self.account.wait(true, PATIENCE_S):

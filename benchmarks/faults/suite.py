@@ -73,7 +73,7 @@ def _results(verdicts: Sequence[Verdict]) -> list[Result]:
         p99 = ready[min(len(ready) - 1, int(0.99 * len(ready)))]
         note = f"{len(ready)} new lives"
         results.append(Result.bounded("ready again after a kill, p99", "s", [p99], at_most=MOST_READY_S, note=note))
-    if failed := [v.attempts for v in verdicts if v.name in TOTAL]:
+    if failed := [v.attempts for v in verdicts if v.name in TOTAL and v.attempts is not None]:
         results.append(Result.bounded("sent for each asked, at total failure", "x", failed, at_most=MOST_ATTEMPTS))
     return results
 
@@ -84,6 +84,7 @@ def _print(verdicts: Sequence[Verdict]) -> None:
         console.width = PIPED_COLUMNS + 20
     table = Table(title="what became of every request", title_justify="left", box=box.SIMPLE_HEAD)
     columns: dict[str, Callable[[Verdict], object]] = {
+        "stored": lambda v: v.stored or "",
         "asked": lambda v: v.asked,
         "gateway": lambda v: v.by_gateway,
         "device": lambda v: v.by_device,
@@ -95,7 +96,7 @@ def _print(verdicts: Sequence[Verdict]) -> None:
         "run twice": lambda v: v.executed_twice,
         "in other lives": lambda v: v.executed_again,
         "hedged": lambda v: v.hedged,
-        "sent/asked": lambda v: f"{v.attempts:.2f}",
+        "sent/asked": lambda v: "" if v.attempts is None else f"{v.attempts:.2f}",
         "silence s": lambda v: f"{v.longest_silence_s:.2f}",
         "back s": lambda v: "" if v.back_s is None else f"{v.back_s:.2f}",
     }

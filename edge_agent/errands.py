@@ -35,11 +35,13 @@ class Withdraw:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One gateway and where it listens now. Those of a higher rank are used only while none of a lower one can be."""
+    """One gateway and where it listens now. Those of a higher rank are used only while none of a lower one can be;
+    among those of one rank `weight` is the share in a draw."""
 
     name: str
     endpoints: tuple[Endpoint, ...]
     rank: int = 0
+    weight: int = 0
 
 
 @dataclass(frozen=True, slots=True)

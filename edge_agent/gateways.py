@@ -53,7 +53,7 @@ class Gateways:
     def _add(self, found: Found) -> GatewayLink:
         link = self._make(found)
         self.links = {**self.links, found.name: link}
-        self._ladder.gateway_found(found.name, rank=found.rank)
+        self._ladder.gateway_found(found.name, rank=found.rank, weight=found.weight)
         return link
 
     def _update(self, found: Found, hello: m.Hello, *, now: float) -> list[Instruction]:
@@ -64,7 +64,7 @@ class Gateways:
             except InputError as error:
                 self._ladder.fleet.nobody.link_reason = str(error)
             return []
-        self._ladder.gateway_found(found.name, rank=found.rank)
+        self._ladder.gateway_found(found.name, rank=found.rank, weight=found.weight)
         link.move(found.endpoints, now=now)
         if link.leaves_at is None:
             return []

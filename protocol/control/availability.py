@@ -50,6 +50,7 @@ class Remote:
         """Of several gateways those of the lowest `rank` are used as long as any of them can be."""
         self.name = name
         self.rank = rank
+        self.weight = 0  # its share in a draw among those of its rank
         self.rows = {row.id: row for row in rows if row.kind is not PlacementKind.EDGE_ONLY}
         tails = {r.tail or r.id: Breaker() for r in self.rows.values()}
         self.tails = {r.id: tails[r.tail or r.id] for r in self.rows.values()}

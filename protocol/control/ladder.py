@@ -252,9 +252,10 @@ class Ladder:
 
     # ---- events of gateways -----------------------------------------------------------------------------------------
 
-    def gateway_found(self, name: str, *, rank: int = 0) -> None:
+    def gateway_found(self, name: str, *, rank: int = 0, weight: int = 0) -> None:
         """A gateway that may be there; it is used once it has welcomed us, those of a higher rank only without it."""
-        self.fleet.add(name).rank = rank
+        remote = self.fleet.add(name)
+        remote.rank, remote.weight = rank, weight
 
     def gateway_gone(self, name: str, reason: str, *, now: float) -> list[Instruction]:
         """It is to be used no more, nor waited for."""

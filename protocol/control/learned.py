@@ -1,7 +1,8 @@
 """What each placement costs by now: the bundle's costs as a prior, and what requests really took. Pure.
 
 One factor for the device (a hot or throttled device moves every head alike) and one per head where it was itself
-measured, likewise for each gateway's compute by tail (where it was not measured yet, as at the last that was), and one for the bytes of each placement (a stream that moves more than the calibration samples compresses less). How a
+measured, likewise for each gateway's compute by tail (where it was not measured yet, as at the last that was), and
+one for the bytes of each placement (a stream that moves more than the calibration samples compresses less). How a
 factor follows what is seen: `speeds`.
 """
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 
+from protocol.control.availability import Device
 from protocol.control.fleet import WORTH_LEAVING, Fleet, Load
 from protocol.control.flights import CancelRemote, Finish, Instruction, Phase, Prepare, RefusalCode, Row, Send
 from protocol.control.ladder import Ladder
@@ -174,6 +175,44 @@ def test_a_gateway_of_a_higher_rank_is_used_only_without_the_others() -> None:
     s.ladder.link_lost("the cable is cut", gateway="a", now=s.now)
     assert s.ladder.flights[1].gateway == "b"
     assert s.submit(2) == [Prepare(2, "cut", "b")]
+
+
+def test_a_gateway_of_the_lowest_rank_is_used_even_where_another_could_do_more() -> None:
+    s = Scene("cut", "cloud", "edge")
+    s.ladder.gateway_found("b", rank=10)
+    s.up("a", "cut")
+    assert s.submit() == [Prepare(1, "cut", "a")]
+
+
+def drawn_first(weights: dict[str, int], count: int = 400) -> dict[str, int]:
+    """How often each gateway is the first of a device that is told these weights."""
+    chance, drawn = random.Random(3), dict.fromkeys(weights, 0)
+    for _ in range(count):
+        fleet = Fleet(Device([ROWS["cut"]]), weights, chance)
+        for name, weight in weights.items():
+            fleet.of(name).link, fleet.of(name).weight = LINK, weight
+        drawn[fleet.choose(list(fleet.remotes.values()), {}).name] += 1
+    return drawn
+
+
+def test_the_first_gateway_of_a_device_is_drawn_with_the_weights_of_dns() -> None:
+    drawn = drawn_first({"a": 60, "b": 20, "c": 20})
+    assert 200 <= drawn["a"] <= 280
+    assert 50 <= drawn["b"] <= 110
+    assert 50 <= drawn["c"] <= 110
+
+
+def test_a_weight_of_nought_is_drawn_next_to_never_beside_others_and_like_them_without() -> None:
+    assert drawn_first({"a": 1, "b": 0})["b"] <= 15
+    assert 150 <= drawn_first({"a": 0, "b": 0})["b"] <= 250
+
+
+def test_a_heavy_gateway_is_left_all_the_same_where_another_promises_less_wait() -> None:
+    s = Scene("cut")
+    s.ladder.gateway_found("a", weight=100)
+    s.ladder.gateway_found("b", weight=1)
+    s.ladder.link_measured(LinkState(1e6, 0.01, queue_s=0.5), gateway="a")
+    assert s.submit() == [Prepare(1, "cut", "b")]
 
 
 def test_two_choices_of_predicted_wait_spread_a_fleet_of_devices() -> None:

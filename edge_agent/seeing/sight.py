@@ -21,6 +21,7 @@ from edge_agent.seeing.standing import (
     PlacementStanding,
     StoreStanding,
 )
+from edge_agent.version import version_of
 from edge_agent.view import AgentView, GatewayView
 from protocol import phrases
 from protocol.bundle import Bundle
@@ -188,7 +189,7 @@ def bundle_standing(bundle: Bundle) -> BundleStanding:
     """What a bundle says of itself."""
     statement = bundle.statement
     signer = "" if statement is None else f"{statement.signer[:12]}, number {statement.counter}"
-    return BundleStanding(bundle.manifest.model.name, "1", bundle.digest, signed_by=signer)
+    return BundleStanding(bundle.manifest.model.name, version_of(bundle), bundle.digest, signed_by=signer)
 
 
 def _without_gateway(view: AgentView, *, alone: bool) -> str:

@@ -26,6 +26,7 @@ from typing import Any, Protocol
 from edge_agent.outcomes import Answer, Outcome, StageTimings
 from edge_agent.outcomes import Refusal as Refused
 from edge_agent.serving.counting import Counting
+from edge_agent.version import is_called, version_of
 from protocol import __version__
 from protocol.bundle import Bundle
 from protocol.control.flights import RefusalCode
@@ -49,7 +50,6 @@ PLATFORM, BACKEND = "onnxruntime_onnx", "onnxruntime"
 SERVER = ServerMetadata(
     "isthmus-edge-agent", __version__, ("binary_tensor_data", "statistics", "model_configuration", "parameters")
 )
-VERSION = "1"
 DEFAULT_PRIORITY = 4
 _REFUSALS = {
     RefusalCode.DEADLINE: Refusal.DEADLINE,
@@ -130,7 +130,7 @@ class AgentService:
         outputs = outcome.outputs
         if request.outputs:
             outputs = {name: outputs[name] for name in request.outputs if name in outputs}
-        return InferResponse(request.model, VERSION, request.id, outputs, provenance(outcome))
+        return InferResponse(request.model, version_of(agent.bundle), request.id, outputs, provenance(outcome))
 
     async def _ask(self, agent: Serving, request: InferRequest) -> Outcome:
         known = [spec.name for spec in agent.bundle.manifest.model.outputs]
@@ -163,10 +163,12 @@ class AgentService:
 
     def _find(self, model: str, version: str | None) -> Serving:
         agent = self._current()
-        name = agent.bundle.manifest.model.name
-        if model != name or version not in (None, VERSION):
+        bundle = agent.bundle
+        name = bundle.manifest.model.name
+        if model != name or not is_called(bundle, version):
             what = f"model {model[:128]!r}" + (f" version {version[:20]!r}" if version is not None else "")
-            raise OipError(Refusal.NOT_FOUND, f"{what} is not here; this device serves {name!r} version {VERSION}")
+            here = f"this device serves {name!r} version {version_of(bundle)}"
+            raise OipError(Refusal.NOT_FOUND, f"{what} is not here; {here}")
         return agent
 
     async def live(self) -> bool:
@@ -183,9 +185,10 @@ class AgentService:
         return SERVER
 
     async def model_metadata(self, model: str, version: str | None) -> ModelMetadata:
-        info = self._find(model, version).bundle.manifest.model
+        bundle = self._find(model, version).bundle
+        info = bundle.manifest.model
         inputs, outputs = ([_tensor(spec) for spec in specs] for specs in (info.inputs, info.outputs))
-        return ModelMetadata(info.name, [VERSION], PLATFORM, inputs, outputs)
+        return ModelMetadata(info.name, [version_of(bundle)], PLATFORM, inputs, outputs)
 
     async def model_config(self, model: str, version: str | None) -> dict[str, Any]:
         """No batching by the device: `dims` hold every dimension, the batch's too."""
@@ -209,13 +212,14 @@ class AgentService:
     async def statistics(self, model: str | None, version: str | None) -> Sequence[ModelStatistics]:
         agent = self._current() if model is None else self._find(model, version)
         counts = self._counts.get(agent.bundle.digest, Counting())
-        return [counts.statistics(agent.bundle.manifest.model.name, VERSION)]
+        return [counts.statistics(agent.bundle.manifest.model.name, version_of(agent.bundle))]
 
     async def repository_index(self, *, ready_only: bool) -> Sequence[RepositoryEntry]:
-        name, reason = self._current().bundle.manifest.model.name, self._unwell()
+        bundle, reason = self._current().bundle, self._unwell()
+        name, version = bundle.manifest.model.name, version_of(bundle)
         if reason:
-            return [] if ready_only else [RepositoryEntry(name, VERSION, "UNAVAILABLE", reason)]
-        return [RepositoryEntry(name, VERSION, "READY")]
+            return [] if ready_only else [RepositoryEntry(name, version, "UNAVAILABLE", reason)]
+        return [RepositoryEntry(name, version, "READY")]
 
     async def load(self, model: str, parameters: Mapping[str, Parameter], *, tenant: str) -> None:
         raise _bundles_come_otherwise()

@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from edge_agent.serving.service import VERSION, provenance
+from edge_agent.serving.service import provenance
 from edge_agent.store.journal import Journal
 from edge_agent.store.tickets import Accepts, State, StoreError, StoreFullError, Ticket, Wish
 from protocol.errors import InputError
@@ -180,7 +180,8 @@ def _told(ticket: Ticket, *, removed: bool = False) -> Answer:
     known = ticket.answer.outputs
     outputs = {name: known[name] for name in note.outputs if name in known} or known
     parameters = {**provenance(ticket.answer), "ticket": ticket.id}
-    body, json_nbytes = codec.encode(InferResponse(ticket.model, VERSION, note.id, outputs, parameters), note.form)
+    version = ticket.answer.bundle[:12]  # the bundle that serves now may be another
+    body, json_nbytes = codec.encode(InferResponse(ticket.model, version, note.id, outputs, parameters), note.form)
     if json_nbytes is None:
         return Answer(body)
     return Answer(body, _OCTETS, headers=((b"inference-header-content-length", b"%d" % json_nbytes),))

@@ -299,17 +299,11 @@ class Uplink:
             self._references.forget_all(link.name)
             self.stats["welcomes"] += 1
         self._ladder.link_measured(link.estimate(now), gateway=link.name)
-        self._carry_out(
-            self._ladder.link_up(
-                held=frozenset(welcome.segments) | frozenset(welcome.models),
-                credit_requests=welcome.credit_requests,
-                credit_nbytes=welcome.credit_nbytes,
-                chunk_nbytes=welcome.chunk_nbytes,
-                gateway=link.name,
-                anew=anew,
-                now=now,
-            )  # fmt: skip
-        )
+        self._carry_out(self._ladder.link_up(
+            held=frozenset(welcome.segments) | frozenset(welcome.models),
+            credit_requests=welcome.credit_requests, credit_nbytes=welcome.credit_nbytes,
+            chunk_nbytes=welcome.chunk_nbytes, gateway=link.name, anew=anew, now=now,
+        ))  # fmt: skip
 
     def _result(self, link: GatewayLink, result: m.Result, parts: list[memoryview], now: float) -> None:
         seq = self._own(result.request)
@@ -353,18 +347,10 @@ class Uplink:
             self._note_readiness()
         if reject.code is m.RejectCode.UNKNOWN_REFERENCE and (sent := self._ladder.sent_as(seq, reject.attempt)):
             self._references.forget(link.name, sent)
-        self._carry_out(
-            self._ladder.rejected(
-                seq,
-                reject.attempt,
-                reject.code,
-                reject.reason,
-                reject.retry_after_us / 1e6,
-                credit=reject.credit,
-                gateway=link.name,
-                now=now,
-            )  # fmt: skip
-        )
+        self._carry_out(self._ladder.rejected(
+            seq, reject.attempt, reject.code, reject.reason, reject.retry_after_us / 1e6,
+            credit=reject.credit, gateway=link.name, now=now,
+        ))  # fmt: skip
         if reject.code is m.RejectCode.FORBIDDEN:  # as long as this connection stands, no newer key of ours is tried
             self._lose_link(link, str(Change.REFUSED), now)
             link.connection.forbidden(now=now)

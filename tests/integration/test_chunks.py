@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -13,8 +15,14 @@ import pytest
 from benchmarks.link import LinkEmulator
 from cloud_gateway.gateway import Gateway
 from edge_agent.agent import Agent, AgentConfig
-from edge_agent.outcomes import Answer
+from edge_agent.outcomes import Answer, Refusal
+from protocol import messages as m
+from protocol import wire
+from protocol.bundle import Bundle, PlacementEntry
+from protocol.control.flights import RefusalCode
+from tests.gateways import gateway_of
 from tests.waiting import until
+from tests.wire_client import WireClient, placement
 
 Array = npt.NDArray[Any]
 ROWS = 64  # of the toy model's input: 196,608 bytes, 1.6 s on 1 Mbit/s
@@ -64,3 +72,235 @@ def test_a_large_request_crosses_in_chunks_and_an_urgent_one_passes_it(
     assert isinstance(outcomes[1], Answer)
     assert outcomes[1].up_nbytes > 100_000
     assert toy_gateway.stats()["uploads"] == 1
+
+
+def test_whatever_breaks_the_link_in_the_middle_the_request_is_sent_anew_and_answered_once(
+    agent: Agent, slow_link: LinkEmulator, toy_gateway: Gateway, toy_samples: Array
+) -> None:
+    large = agent.submit({"x": many(toy_samples)}, deadline_s=LONG_S)
+    until(lambda: toy_gateway.stats().get("chunks", 0) > 5, "nothing arrives")
+    slow_link.reset_all()
+    outcome = large.result(timeout=LONG_S)
+    assert isinstance(outcome, Answer), outcome
+    assert outcome.attempts >= 2
+    stats = toy_gateway.stats()
+    assert (stats["results"], stats["uploads"], stats["uploads_broken"]) == (1, 1, 1)
+
+
+def test_nothing_more_is_sent_of_what_nobody_waits_for(agent: Agent, toy_gateway: Gateway, toy_samples: Array) -> None:
+    large = agent.submit({"x": many(toy_samples)}, deadline_s=LONG_S)
+    until(lambda: toy_gateway.stats().get("chunks", 0) > 2, "nothing arrives")
+    large.cancel()
+    until(lambda: toy_gateway.stats().get("cancelled", 0) == 1, "the gateway is not told")
+    small = agent.submit({"x": toy_samples[:1]}, deadline_s=LONG_S).result(timeout=LONG_S)
+    assert isinstance(small, Answer), "and the link is free"
+    assert toy_gateway.stats().get("uploads", 0) == 0
+
+
+def test_what_is_late_is_broken_off_and_its_gateway_told(
+    agent: Agent, slow_link: LinkEmulator, toy_gateway: Gateway, toy_samples: Array
+) -> None:
+    late = agent.submit({"x": many(toy_samples)}, deadline_s=4.0)
+    until(lambda: toy_gateway.stats().get("chunks", 0) > 2, "nothing arrives")
+    slow_link.set_rate(0.05, side="up")
+    outcome = late.result(timeout=LONG_S)
+    assert isinstance(outcome, Refusal)
+    assert outcome.code is RefusalCode.DEADLINE
+    slow_link.set_rate(1.0, side="up")
+    until(lambda: toy_gateway.stats().get("cancelled", 0) + toy_gateway.stats().get("uploads_abandoned", 0) >= 1)
+    assert toy_gateway.stats().get("results", 0) == 0
+
+
+# ---- a gateway that is spoken to by hand ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def entry(toy_bundle: Path) -> PlacementEntry:
+    return placement(Bundle.open(toy_bundle), "full-cloud")
+
+
+@pytest.fixture
+def client(toy_gateway: Gateway) -> Iterator[WireClient]:
+    with WireClient(str(toy_gateway.endpoint)) as client:
+        assert client.greet().chunk_nbytes == wire.PART_NBYTES
+        yield client
+
+
+class Upload:
+    """One request of `rows` rows in pieces, sent as told."""
+
+    def __init__(
+        self, client: WireClient, entry: PlacementEntry, samples: Array, sequence: int = 1, *, attempt: int = 1
+    ) -> None:
+        self.client = client
+        infer, payload = client.infer(entry, {"x": samples}, sequence, attempt=attempt)
+        self.infer = msgspec.structs.replace(infer, chunk_nbytes=CHUNK)
+        self.pieces = wire.split(payload, CHUNK)
+
+    def announce(self) -> None:
+        self.client.send(self.infer)
+
+    def send(self, number: int, part: wire.Buffer | None = None) -> None:
+        chunk = m.Chunk(self.infer.request, self.infer.attempt, number, 5_000_000)
+        self.client.send(chunk, (self.pieces[number] if part is None else part,))
+
+    def acknowledged(self) -> int:
+        credit = self.client.receive()
+        assert isinstance(credit, m.Credit), credit
+        assert (credit.request, credit.attempt) == (self.infer.request, self.infer.attempt)
+        return credit.chunks
+
+    def finish(self, first: int = 0) -> m.Result:
+        for number in range(first, len(self.pieces)):
+            self.send(number)
+            assert self.acknowledged() == number + 1
+        result = self.client.receive()
+        assert isinstance(result, m.Result), result
+        return result
+
+
+def refused(client: WireClient) -> tuple[m.RejectCode, str]:
+    reject = client.receive()
+    assert isinstance(reject, m.Reject), reject
+    return reject.code, reject.reason
+
+
+def test_between_two_chunks_anything_else_is_answered(
+    client: WireClient, entry: PlacementEntry, toy_samples: Array
+) -> None:
+    upload = Upload(client, entry, toy_samples)
+    upload.announce()
+    upload.send(0)
+    assert upload.acknowledged() == 1
+    client.send(m.Ping(7))
+    assert isinstance(client.receive(), m.Pong)
+    client.send(*client.infer(entry, {"x": toy_samples[:1]}, 2))
+    other = client.receive()
+    assert isinstance(other, m.Result)
+    assert other.request.sequence == 2
+    assert upload.finish(1).attempt == 1
+
+
+@pytest.mark.parametrize("wrong", ["skipped", "repeated", "short", "beyond", "unannounced", "checksum"])
+def test_a_wrong_chunk_is_refused_in_one_sentence_and_harms_nobody_else(
+    client: WireClient, toy_gateway: Gateway, entry: PlacementEntry, toy_samples: Array, wrong: str
+) -> None:
+    other = Upload(client, entry, toy_samples[:24], 2)
+    other.announce()
+    other.send(0)
+    assert other.acknowledged() == 1
+    upload = Upload(client, entry, toy_samples)
+    if wrong == "checksum":
+        upload.infer = msgspec.structs.replace(upload.infer, checksum=upload.infer.checksum ^ 1)
+    if wrong != "unannounced":
+        upload.announce()
+        upload.send(0)
+        assert upload.acknowledged() == 1
+    match wrong:
+        case "skipped":
+            upload.send(2)
+        case "repeated" | "unannounced":
+            upload.send(0)
+        case "short":
+            upload.send(1, upload.pieces[1][:-1])
+        case "beyond":
+            upload.send(1, bytes(CHUNK + 1))
+        case "checksum":
+            for number in range(1, len(upload.pieces)):
+                upload.send(number)
+                assert upload.acknowledged() == number + 1
+    code, reason = refused(client)
+    assert code is m.RejectCode.BAD_REQUEST
+    assert "chunk" in reason or "announced" in reason or "checksum" in reason
+    other.finish(1)
+    again = Upload(client, entry, toy_samples, attempt=2)
+    again.announce()
+    again.finish()
+    assert toy_gateway.stats()["results"] == 2
+
+
+@pytest.mark.parametrize("wrong", ["segment", "tensors", "with parts", "tiny", "nothing follows"])
+def test_what_its_header_can_be_refused_for_is_refused_before_the_payload_is_sent(
+    client: WireClient, entry: PlacementEntry, toy_samples: Array, wrong: str
+) -> None:
+    upload = Upload(client, entry, toy_samples[:8])
+    change: dict[str, Any] = {
+        "segment": {"segment": bytes(32)},
+        "tensors": {"tensors": upload.infer.tensors * 2},
+        "tiny": {"chunk_nbytes": 100},
+        "nothing follows": {"tensors": ()},
+    }.get(wrong, {})
+    infer = msgspec.structs.replace(upload.infer, **change)
+    client.send(infer, tuple(upload.pieces[:1]) if wrong == "with parts" else ())
+    code, _ = refused(client)
+    assert code is (m.RejectCode.UNKNOWN_SEGMENT if wrong == "segment" else m.RejectCode.BAD_REQUEST)
+    upload.send(0)
+    assert refused(client)[0] is m.RejectCode.BAD_REQUEST, "nothing was announced"
+
+
+def test_a_repeated_announcement_is_attached_or_answered_without_a_payload(
+    client: WireClient, toy_gateway: Gateway, entry: PlacementEntry, toy_samples: Array
+) -> None:
+    with toy_gateway.desk.paused():
+        first = Upload(client, entry, toy_samples)
+        first.announce()
+        for number in range(len(first.pieces)):
+            first.send(number)
+            assert first.acknowledged() == number + 1
+        again = Upload(client, entry, toy_samples, attempt=2)
+        again.announce()
+        assert again.acknowledged() == len(again.pieces), "all of it is there"
+    result = client.receive()
+    assert isinstance(result, m.Result)
+    assert result.attempt == 2
+    Upload(client, entry, toy_samples, attempt=3).announce()
+    stored = client.receive()
+    assert isinstance(stored, m.Result)
+    assert stored.attempt == 3
+    assert toy_gateway.stats()["results"] == 1
+
+
+def test_more_than_its_credit_cannot_be_announced_and_cancelling_gives_it_back(
+    toy_bundle: Path, entry: PlacementEntry, toy_samples: Array
+) -> None:
+    settings: dict[str, object] = {"limits.credit_requests": 2}
+    with gateway_of(toy_bundle, settings=settings) as gateway, WireClient(str(gateway.endpoint)) as client:
+        assert client.greet().credit_requests == 2
+        uploads = [Upload(client, entry, toy_samples[:8], sequence) for sequence in (1, 2, 3)]
+        for upload in uploads:
+            upload.announce()
+        assert refused(client)[0] is m.RejectCode.BUSY
+        client.send(m.Cancel(uploads[0].infer.request))
+        assert refused(client)[0] is m.RejectCode.CANCELLED
+        uploads[2].announce()
+        uploads[2].finish()
+
+
+def test_a_gateway_that_ends_tells_those_whose_payload_was_on_its_way(
+    toy_bundle: Path, entry: PlacementEntry, toy_samples: Array
+) -> None:
+    with (
+        gateway_of(toy_bundle, settings={"drain.grace_s": 0.2}) as gateway,
+        WireClient(str(gateway.endpoint)) as client,
+    ):
+        client.greet()
+        upload = Upload(client, entry, toy_samples)
+        upload.announce()
+        upload.send(0)
+        assert upload.acknowledged() == 1
+        ending = threading.Thread(target=gateway.close)
+        ending.start()
+        assert isinstance(client.receive(), m.Drain)
+        assert refused(client)[0] is m.RejectCode.INTERNAL
+        ending.join()
+
+
+def test_chunks_pass_through_a_front_that_is_a_process_of_its_own(
+    toy_bundle: Path, entry: PlacementEntry, toy_samples: Array
+) -> None:
+    settings: dict[str, object] = {"zmq.front": "process"}
+    with gateway_of(toy_bundle, settings=settings) as gateway, WireClient(str(gateway.endpoint)) as client:
+        client.greet()
+        upload = Upload(client, entry, toy_samples)
+        upload.announce()
+        upload.finish()

@@ -114,7 +114,7 @@ class Gateway:
             lambda: [published.version for published in self.catalogue.published()],
             lambda brought: self.frontend.post_all([brought]),
             offer=updates.offer, rate=updates.mib_per_s * MIB, revocations=updates.revocations,
-            told=self.told, crashed=self.crash,
+            server_keys=lambda: self.authority.server_keys(), told=self.told, crashed=self.crash,
         )  # fmt: skip
         self.cache, self._far = self._make_cache()
         self.tracing = _make_tracing(settings)

@@ -16,9 +16,12 @@ from edge_agent.bundles.update import TrialRules
 from edge_agent.bundles.updater import MIB, Policy, Updater
 from edge_agent.config import AgentSettings
 from edge_agent.resolver import Asking, ask_srv, parse
+from edge_agent.trust.server_keys import learn
 from edge_agent.trust.store import TrustStore
 from edge_agent.ways import Ways
+from protocol import messages as m
 from protocol.bundle import Bundle
+from protocol.errors import InputError
 from protocol.signing import Statement, Trust
 from protocol.sockets import parse_endpoint
 
@@ -42,7 +45,9 @@ def updater_of(
         shelf,
         switch=switch,
         smoke=Smoke(timeout_s=updates.try_s, memory_nbytes=updates.try_mib * MIB, providers=settings.device.providers),
-        courier=Courier(ways, bytes_per_s=updates.mib_per_s * MIB, stop=stop) if asks else None,
+        courier=Courier(ways, bytes_per_s=updates.mib_per_s * MIB, stop=stop, keys_told=_keeper(settings, told))
+        if asks
+        else None,
         trusting=_Trusting(trusting),
         policy=policy_of(settings),
         base=base,
@@ -85,6 +90,25 @@ def trust_of(settings: AgentSettings) -> TrustStore:
     """Whom this device believes about bundles."""
     folder = settings.keys.dir or settings.state_dir / "keys"
     return TrustStore(folder, policy=settings.bundle.signatures, threshold=settings.bundle.signers)
+
+
+def _keeper(
+    settings: AgentSettings, told: Callable[[str, str], None]
+) -> Callable[[tuple[m.ServerKey, ...], bytes], None]:
+    """Keeps server.pub up to date; nothing where the settings name the key themselves."""
+    folder = settings.keys.dir
+
+    def keep(keys: tuple[m.ServerKey, ...], by: bytes) -> None:
+        if folder is None or settings.keys.server_key:
+            return
+        try:
+            said = learn(folder, keys, by)
+        except InputError as error:
+            said = f"the gateway tells its keys, and they cannot be kept: {error}"
+        if said:
+            told("server_key", said)
+
+    return keep
 
 
 def addresses_of(settings: AgentSettings, told: Callable[[str, str], None] = lambda event, text: None) -> Addresses:

@@ -213,6 +213,8 @@ class Offers(msgspec.Struct, frozen=True, array_like=True):
     reason: Sentence = ""  # why there are none
     revocations: Digest | None = None  # sha256 of the signed list of bundles that nobody may run
     revocations_nbytes: Count = 0
+    # by what the gateway is known: its key and, while that is replaced, the next
+    server: Annotated[tuple[ServerKey, ...], msgspec.Meta(max_length=2)] = ()
 
 
 class FetchPart(msgspec.Struct, frozen=True, array_like=True):

@@ -65,16 +65,20 @@ class Offering:
         offer: tuple[str, ...],
         rate: float,
         revocations: Path | None = None,
+        server_keys: Callable[[], tuple[m.ServerKey, ...]] = lambda: (),
         told: Callable[[str, str], None],
         crashed: Callable[[BaseException], None],
     ) -> None:
-        """`offer` names models, `*` all of them; `rate` is in bytes a second for all devices together."""
+        """`offer` names models, `*` all of them; `rate` is in bytes a second for all devices together. With every
+        offer `server_keys` are told.
+        """
         self.stats: Counter[str] = Counter()
         self._served = served
         self._answer = answer
         self._offer = offer
         self._revocations = revocations
         self._revoked: OfferedRevocations | None = None
+        self._server_keys = server_keys
         self._told = told
         self._crashed = crashed
         self.pace = Pace(rate=rate, burst_nbytes=BURST_NBYTES, now=time.monotonic())
@@ -126,11 +130,10 @@ class Offering:
         if self._thread.is_alive():
             self._thread.join(timeout=5)
 
-    @staticmethod
-    def _nothing(message: m.AskOffers | m.FetchPart) -> m.Message:
+    def _nothing(self, message: m.AskOffers | m.FetchPart) -> m.Message:
         reason = "this gateway offers no bundles: name models under updates.offer in its settings"
         if isinstance(message, m.AskOffers):
-            return m.Offers((), reason)
+            return m.Offers((), reason, server=self._server_keys())
         return m.NoPart(message.file, message.offset, m.NoPartCode.UNKNOWN, reason)
 
     # ---- the thread -------------------------------------------------------------------------------------------------
@@ -176,7 +179,7 @@ class Offering:
     def _offers(self, model: str) -> m.Offers:
         bundles = [b for d, b in self._bundles.items() if b is not None and (not model or model in self._names[d])]
         revoked = self._revoked
-        told = (revoked.digest, revoked.file.nbytes) if revoked is not None else (None, 0)
+        told = (*((revoked.digest, revoked.file.nbytes) if revoked is not None else (None, 0)), self._server_keys())
         if bundles:
             return m.Offers(tuple(b.offer for b in bundles[:64]), "", *told)
         which = f"no bundle of a model called {model[:100]!r}" if model else "no bundle just now"

@@ -57,11 +57,14 @@ class Courier:
         bytes_per_s: float = UNPACED,
         patience_s: float = PATIENCE_S,
         stop: threading.Event | None = None,
+        keys_told: Callable[[tuple[m.ServerKey, ...], bytes], None] = lambda keys, by: None,
     ) -> None:
+        """`keys_told` hears by what a gateway says it is known, and the key (32 bytes) that it has just proven."""
         self._find = ways if callable(ways) else lambda: ways
         self._ways: tuple[GatewayWays, ...] = ()
         self._patience_s = patience_s
         self._stop = stop or threading.Event()
+        self._keys_told = keys_told
         self._pace = Pace(rate=bytes_per_s, burst_nbytes=2 * wire.PART_NBYTES, now=time.monotonic())
         self.fetched_nbytes = 0
 
@@ -111,6 +114,8 @@ class Courier:
                 while time.monotonic() < give_up_at:
                     message, _ = self._hear(sock)
                     if isinstance(message, m.Offers):
+                        if message.server and (curve := way.current.curve) is not None:
+                            self._keys_told(message.server, curve.server)
                         return message
             way.turn()
         raise NetworkError(f"no gateway answers at {way.current.endpoint}", "start it, or check the address and keys")

@@ -315,13 +315,13 @@ class Updater:
         if self._courier is None:
             return
         trust = self._trusting.trust(received=True)
-        if not trust.keys and not trust.allow_unsigned:
-            self._complain("nobody is asked for updates: no key is known to check them with; `edge-agent keys trust`")
-            return
         try:
             found = self._courier.offers(self._model())
         except IsthmusError as error:
             self._complain(str(error))
+            return
+        if not trust.keys and not trust.allow_unsigned:
+            self._complain("nothing is taken over the air: no key is known to check it with; `edge-agent keys trust`")
             return
         self._take_revocations(found)
         self._offers = {offer.bundle.hex(): offer for offer in found.offers}

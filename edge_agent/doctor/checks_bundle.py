@@ -45,11 +45,11 @@ def hashes(case: Case) -> Verdict:
 
 def signature(case: Case) -> Verdict:
     """What the device's own trust says of it; the daemon asks the same before it serves it."""
-    from edge_agent.trust.store import TrustStore
+    from edge_agent.updating import trust_of
 
     settings = case.settings
-    store = TrustStore(settings.keys.dir or settings.state_dir / "keys", policy=settings.bundle.signatures)
-    statement = store.trust().check(case.bundle().root)
+    store = trust_of(settings)
+    statement = store.trust(kept=settings.bundle.path is None).check(case.bundle().root)
     if statement is not None:
         return ok(f"signed as number {statement.counter} of {statement.model}; {store.describe()}")
     return warn("it is not signed by anybody this device knows", f"`partitioner sign`; {store.describe()}")

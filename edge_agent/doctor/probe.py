@@ -75,7 +75,7 @@ def probe_all(settings: AgentSettings, endpoints: Sequence[str], bundle: Bundle 
 def _probe(probe: GatewayProbe, settings: AgentSettings, model: bytes) -> None:
     step = "resolve"
     try:
-        _resolve(probe)
+        _resolve(probe, settings.gateways.name_servers)
         step = "connect"
         _connect(probe)
         step = "handshake"
@@ -90,12 +90,12 @@ def _probe(probe: GatewayProbe, settings: AgentSettings, model: bytes) -> None:
         probe.problems.setdefault(step, (error.strerror or str(error), "check the address, the network and firewalls"))
 
 
-def _resolve(probe: GatewayProbe) -> None:
+def _resolve(probe: GatewayProbe, servers: Sequence[str]) -> None:
     """Of an SRV record the target that is to be tried first. Raises NetworkError or InputError."""
     source = resolver.parse(probe.endpoint)
     host, port, began = source.host, source.port, time.monotonic()
     if source.is_srv:
-        targets, _ = resolver.ask_srv(source.host)
+        targets, _ = resolver.ask_srv(source.host, servers=[sockets.parse_endpoint(text) for text in servers])
         host, port, probe.targets = targets[0].host, targets[0].port, len(targets)
     probe.literal = resolver.addresses(host, port)[0]
     probe.resolve_s = time.monotonic() - began
@@ -230,7 +230,10 @@ class _Greeting:
 
     def _is_it_ours(self) -> str:
         if self._probe.encrypted:
-            return "is it a gateway's port, and is its key the one in server.pub?"
+            return (
+                "is it a gateway's port? If its key was replaced while this device was off, copy its server.pub into "
+                "the folder of keys, or `edge-agent enroll --replace` with a new token"
+            )
         return "is it a gateway's port? One with keys hangs up on a device without: keys.dir"
 
     # ---- the link ---------------------------------------------------------------------------------------------------

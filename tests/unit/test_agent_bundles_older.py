@@ -179,7 +179,7 @@ def test_a_refused_offer_is_told_once_and_counted(place: Place, tmp_path: Path) 
     device.close()
 
 
-def test_while_no_key_is_known_nobody_is_asked_and_as_soon_as_one_is_they_are(tmp_path: Path) -> None:
+def test_while_no_key_is_known_nothing_is_taken_and_as_soon_as_one_is_it_is(tmp_path: Path) -> None:
     store = TrustStore(tmp_path / "keys")
     bundle = signed(tmp_path / "v1", 1)
     device = Device(tmp_path / "state", SignedGateway(bundle), trusting=_Trusting(store))

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from edge_agent.config import AgentSettings, BundleSettings
 from edge_agent.trust.store import Policy, TrustStore
+from edge_agent.updating import trust_of
 from protocol import signing
 from protocol.bundle import MANIFEST, SIGNATURE, sha256
 from protocol.errors import InputError, UntrustedError
@@ -193,3 +195,18 @@ def test_only_the_last_few_are_excused(store: TrustStore) -> None:
     for number in range(9):
         store.excuse(f"{number:064x}")
     assert store.remembered().excused == tuple(f"{number:064x}" for number in range(5, 9))
+
+
+def test_the_settings_may_want_two_signatures(tmp_path: Path) -> None:
+    settings = AgentSettings(state_dir=tmp_path, bundle=BundleSettings(signers=2))
+    store = trust_of(settings)
+    store.believe((CURRENT.public,))
+    with pytest.raises(InputError, match="2 signatures are wanted and 1 keys are known"):
+        store.trust()
+    store.believe((CURRENT.public, NEXT.public))
+    folder = tmp_path / "bundle"
+    made = signed(folder, 5)
+    with pytest.raises(UntrustedError, match="has 1 signatures of keys that are believed here, and 2 are wanted"):
+        store.trust().check(folder)
+    (folder / SIGNATURE).write_bytes(signing.add_signature((folder / SIGNATURE).read_bytes(), NEXT, name="x"))
+    assert store.trust().check(folder) == made

@@ -173,6 +173,8 @@ class Connection:
             at_once = self._in_vain and self._turns < self._ways.count  # but no more than once round
             if waited > RECREATE_S or (self._ways.count > 1 and (at_once or waited > TURN_S)):
                 return self._why_not()
+            if self._hung_up_on_keys and waited > TURN_S:  # somebody may have brought the right ones
+                return self._why_not()
             if self._has_given_up(now):
                 return str(Change.NO_GATEWAY)
         return None
@@ -187,10 +189,14 @@ class Connection:
     def _in_vain(self) -> bool:
         return self._hang_ups >= HANG_UPS or self._refused
 
+    @property
+    def _hung_up_on_keys(self) -> bool:
+        return self._hang_ups > 0 and self._ways.count > 0 and self._ways.current.curve is not None
+
     def _why_not(self) -> str:
         if self._refused:
             return str(Change.REFUSED)
-        if self._hang_ups and self._ways.count and self._ways.current.curve is not None:
+        if self._hung_up_on_keys:
             return "the gateway hangs up: its key may be another than we know"
         return "no gateway answers"
 

@@ -331,6 +331,7 @@ def _line(index: int, name: str, outcome: Outcome, outputs: Outputs) -> dict[str
         "kind": outcome.kind,
         "degraded": outcome.degraded,
         "latency_ms": round(t.total_s * 1e3, 3),
+        "predicted_ms": None if outcome.predicted_s is None else round(outcome.predicted_s * 1e3, 3),
         "timings_ms": {
             name.removesuffix("_s"): round(getattr(t, name) * 1e3, 3)
             for name in ("edge_s", "encode_s", "network_s", "queue_s", "decode_s", "compute_s")

@@ -88,4 +88,8 @@ def lines(seen: Mapping[str, Any]) -> list[str]:
         said += [f"{what} {bundle[key]}" for key, what in (("state", "it is"), ("coming", "next:")) if bundle[key]]
     if seen["store"] and seen["store"]["trouble"]:
         said.append(f"requests for late answers are refused: {seen['store']['trouble']}")
-    return said + [f"  {p['id']} cannot be used: {p['unavailable']}" for p in seen["placements"] if p["unavailable"]]
+    out: dict[str, list[str]] = {}  # by reason: many placements have the same
+    for placement in seen["placements"]:
+        if placement["unavailable"]:
+            out.setdefault(placement["unavailable"], []).append(placement["id"])
+    return said + [f"  {', '.join(names)} cannot be used: {why}" for why, names in out.items()]

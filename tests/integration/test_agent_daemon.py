@@ -21,12 +21,13 @@ import trustme
 from tritonclient.utils import InferenceServerException
 
 from cloud_gateway.gateway import Gateway
+from edge_agent.cli_ask import lines
 from edge_agent.daemon import Daemon
 from edge_agent.local_client import AsyncLocalClient, LocalClient, unwrap
 from edge_agent.outcomes import Refusal
 from protocol.control.flights import RefusalCode
 from protocol.errors import InputError, NetworkError
-from tests.daemons import compute_hangs, daemon_of
+from tests.daemons import compute_hangs, daemon_of, got
 from tests.waiting import PATIENCE_S, until
 
 Images = npt.NDArray[Any]
@@ -87,6 +88,8 @@ def test_the_device_answers_alone_where_no_gateway_is_there_and_says_so(toy_bund
         standing = daemon.standing()
         assert (standing.gateways[0].ready, standing.serves_alone, standing.ready) == (False, True, True)
         assert "on the device alone" in daemon.in_a_sentence()
+        (out,) = [line for line in lines(json.loads(got(daemon, "/status.json")[1])) if "cannot be used" in line]
+        assert out.startswith("  full-cloud, cut-1"), "one line for one reason"
         with LocalClient(daemon.door.unix_socket or "") as client:
             answer = unwrap(client.infer({"x": np.zeros((1, 3, 16, 16), np.float32)}, deadline_s=20.0))
         assert answer.kind == "edge-only"

@@ -39,6 +39,7 @@ def test_a_daemon_says_where_requests_run_why_and_what_would_flip_it(
         assert status["connected"]
         assert status["gateways"][0]["name"] == str(toy_gateway.endpoint)
         assert any(line.startswith("requests run as ") for line in lines(status))
+        assert not any("cannot be used" in line for line in lines(status))
         assert explained["sentences"][0].startswith("The next request runs as ")
         assert {p["id"] for p in explained["placements"]} == {p["id"] for p in status["placements"]}
         code, metrics = got(daemon, "/metrics")

@@ -15,8 +15,8 @@ an agent on the candidate has started (it then runs on trial), and back.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 from edge_agent.bundles.record import Record, Step, changed
 
@@ -210,6 +210,20 @@ class Update:
             case Answered() | Health() | Tick():
                 return self._on_trial(event, now)
 
+    def restored(self) -> Callable[[], None]:
+        """Goes back to what is now: for whoever could not write down what an event has changed."""
+        record, trial = self.record, self._trial and replace(self._trial)
+
+        def restore() -> None:
+            self.record, self._trial = record, trial
+
+        return restore
+
+    def again(self) -> list[Instruction]:
+        """What the step is about, once more; nothing at rest and on trial."""
+        step, record = self.record.step, self.record
+        return [_ON_THE_WAY[step](record.candidate)] if step in _ON_THE_WAY else []
+
     @property
     def is_resting(self) -> bool:
         return self.record.step in RESTING
@@ -233,8 +247,8 @@ class Update:
     def _started(self, now: float) -> list[Instruction]:
         record = self.record
         match record.step:
-            case Step.IDLE | Step.REVERTED:
-                return []
+            case Step.IDLE | Step.REVERTED:  # we may have been stopped before its number was remembered
+                return [Confirm(record.proven)] if record.proven else []
             case Step.REVERTING:  # what it goes back to is what has just started
                 return self._switched(record.current, now)
             case Step.FETCHING:  # a slow link takes many starts

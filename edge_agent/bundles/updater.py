@@ -8,7 +8,6 @@ The daemon calls `begin` before it serves, which says what to start and falls ba
 
 from __future__ import annotations
 
-import errno
 import queue
 import threading
 import time
@@ -19,17 +18,19 @@ from pathlib import Path
 
 from edge_agent.bundles import update as u
 from edge_agent.bundles.courier import Stopped
+from edge_agent.bundles.disk import trouble_of
 from edge_agent.bundles.picking import Picking
-from edge_agent.bundles.record import Record, Step
+from edge_agent.bundles.record import Record, Step, UpdateView
 from edge_agent.bundles.shelf import Shelf
 from edge_agent.bundles.source import BundleRefusedError, Fetches, fetch_bundle
 from edge_agent.bundles.trusting import Trusting, Trusts
 from edge_agent.bundles.wishes import Wish, take_wish
 from protocol import messages as m
 from protocol.bundle import Bundle
-from protocol.errors import BundleError, InputError, IsthmusError, UntrustedError
+from protocol.errors import BundleError, InputError, IsthmusError, ModelError, UntrustedError
 from protocol.signing import Trust
 
+AGAIN_S = 60.0  # after the disk has refused
 LOOK_S = 1.0  # for wishes of the command line
 MIB = 1024 * 1024
 
@@ -45,19 +46,6 @@ class Policy:
     most_nbytes: int = 4096 * MIB  # the shelf may take so much
     reserve_nbytes: int = 64 * MIB  # and must leave so much of the disk to others
     trial: u.TrialRules = field(default_factory=u.TrialRules)
-
-
-@dataclass(frozen=True, slots=True)
-class UpdateView:
-    """For status, metrics and doctor: how far things are. Times are monotonic seconds."""
-
-    record: Record
-    trial: str  # how the trial goes; empty without one
-    fetched_nbytes: int
-    checked_at: float | None
-    trouble: str  # why the last check came to nothing
-    held: tuple[str, ...]
-    passed_over: int = 0  # offers of bundles that were refused before, for the same reason
 
 
 class Updater:
@@ -98,7 +86,9 @@ class Updater:
         self._revocations: bytes | None = None
         self._checked_at: float | None = None
         self._check_at = 0.0
+        self._again_at = float("inf")  # when to go on where the disk has refused
         self._trouble = ""
+        self._disk = ""  # why the record could not be written down
         self._serving = False
         self._thread = threading.Thread(target=self._main, name="isthmus-updates", daemon=True)
 
@@ -119,7 +109,8 @@ class Updater:
                     raise BundleError(f"bundle {digest[:12]} is damaged: {trouble}", "it is fetched again when offered")
                 serve(self._shelf.folder(digest) if digest else None)
             except IsthmusError as error:
-                if not digest:
+                settings = isinstance(error, InputError) and not isinstance(error, ModelError)
+                if not digest or settings:  # where settings or keys are wrong no bundle is to blame
                     raise
                 on_trial = self._update.record.step is Step.ON_TRIAL and trouble is None
                 self._note(u.Unusable({digest: error.fact}, for_good=on_trial))
@@ -176,7 +167,7 @@ class Updater:
         now = time.monotonic()
         fetched = self._courier.fetched_nbytes if self._courier is not None else 0
         return UpdateView(
-            self._update.record, self._update.trial(now=now), fetched, self._checked_at, self._trouble,
+            self._update.record, self._update.trial(now=now), fetched, self._checked_at, self._disk or self._trouble,
             tuple(self._shelf.held()), self._picking.passed_over,
         )  # fmt: skip
 
@@ -186,7 +177,12 @@ class Updater:
         try:
             self.handle(u.Started())
             while not self._stop.is_set():
-                self._turn()
+                try:
+                    self._turn()
+                except IsthmusError as error:  # keys that cannot be read just now, and the like
+                    self._complain(str(error))
+                except OSError as error:
+                    self._complain(trouble_of(error))
         except Stopped:
             pass
         except BaseException as error:  # the top of the thread
@@ -205,22 +201,44 @@ class Updater:
             self.handle(event)
         if (wish := take_wish(self._shelf)) is not None:
             self._grant(wish)
+        if time.monotonic() >= self._again_at:
+            self.resume()
         if self._courier is not None and self.policy.automatic and time.monotonic() >= self._check_at:
             self.check()
 
     def handle(self, event: u.Event) -> None:
         """One event and everything that follows from it. On the thread, or before it starts."""
-        todo = self._note(event)
+        self._do(self._note(event))
+
+    def resume(self) -> None:
+        """Go on where the disk has refused."""
+        self._again_at = float("inf")
+        self._do(self._update.again())
+
+    def _do(self, todo: list[u.Instruction]) -> None:
         while todo and not self._stop.is_set():
             following = self._carry_out(todo.pop(0))
             if following is not None:
                 todo += self._note(following)
 
     def _note(self, event: u.Event) -> list[u.Instruction]:
-        before = self._update.record
+        restore, before = self._update.restored(), self._update.record
         instructions = self._update.handle(event, now=time.monotonic())
-        if self._update.record != before:
+        if self._update.record == before:
+            return instructions
+        try:
             self._shelf.save(self._update.record)
+        except OSError as error:
+            # Going on to what is not written down would leave the next start in the dark; only going back may be.
+            if (trouble := f"an update cannot go on: {trouble_of(error)}") != self._disk:  # once
+                self._told("update", trouble)
+            self._disk = trouble
+            if self._update.record.step not in (Step.REVERTING, Step.REVERTED):
+                restore()
+                self._again_at = time.monotonic() + AGAIN_S
+                return []
+        else:
+            self._disk = ""
         return instructions
 
     def _carry_out(self, instruction: u.Instruction) -> u.Event | None:
@@ -252,7 +270,7 @@ class Updater:
         except IsthmusError as error:
             return u.Failed(str(error), for_good=False)
         except OSError as error:
-            return u.Failed(_disk_trouble(error), for_good=False)
+            return u.Failed(trouble_of(error), for_good=False)
         return None
 
     # ---- the steps --------------------------------------------------------------------------------------------------
@@ -310,8 +328,8 @@ class Updater:
 
     def check(self) -> None:
         """Ask for offers and revocations, and take the newest bundle that is not known to be bad. On the thread."""
-        now = time.monotonic()
-        self._checked_at, self._check_at = now, now + self.policy.check_every_s
+        self._checked_at = time.monotonic()
+        self._check_at = self._checked_at + self.policy.check_every_s
         if self._courier is None:
             return
         trust = self._trusting.trust(received=True)
@@ -341,8 +359,7 @@ class Updater:
         if found.revocations_nbytes > MIB:
             self._complain(f"a list of revocations of {found.revocations_nbytes} bytes is not taken")
             return
-        sha = found.revocations.hex()
-        part = self._shelf.part(sha)
+        part = self._shelf.part(sha := found.revocations.hex())
         try:
             self._courier.fetch(sha, found.revocations_nbytes, part, self._shelf.disk)
             self._trusting.take_revocations(part.read_bytes())
@@ -356,9 +373,8 @@ class Updater:
 
     def _refuse_revoked(self) -> None:
         revocations = self._trusting.trust(received=True).revocations
-        known = {*self._update.record.wanted}
-        revoked = {d: f"it was revoked: {why}" for d, why in (revocations.bundles if revocations else {}).items()}
-        if named := {digest: why for digest, why in revoked.items() if digest in known}:
+        revoked = revocations.bundles if revocations else {}
+        if named := {d: f"it was revoked: {revoked[d]}" for d in self._update.record.wanted if d in revoked}:
             self.handle(u.Unusable(named, for_good=True))
 
     def _grant(self, wish: Wish) -> None:
@@ -375,9 +391,3 @@ class Updater:
                 self.check()
             case "prune":
                 self._shelf.prune(self._update.record.wanted)
-
-
-def _disk_trouble(error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk is full ({error.strerror}); free some, what came is kept and goes on"
-    return f"the disk refuses ({error.strerror or error})"

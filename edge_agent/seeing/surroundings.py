@@ -14,7 +14,7 @@ from edge_agent.store.tickets import State
 from protocol.bundle import Bundle
 
 if TYPE_CHECKING:  # a daemon without a store needs no sqlite, and one without updates no courier
-    from edge_agent.bundles.updater import UpdateView
+    from edge_agent.bundles.record import UpdateView
     from edge_agent.store.journal import Journal
 
 

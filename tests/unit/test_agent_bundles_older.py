@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from msgspec.structs import replace
@@ -16,6 +17,7 @@ from edge_agent.updating import _Trusting
 from protocol import messages as m
 from protocol import signing
 from protocol.bundle import SIGNATURE, Bundle, sha256
+from protocol.errors import UntrustedError
 from protocol.signers import SigningKey
 from protocol.signing import Revocations, Statement
 from tests.bundles import bundle_in
@@ -190,4 +192,34 @@ def test_while_no_key_is_known_nothing_is_taken_and_as_soon_as_one_is_it_is(tmp_
     store.believe((KEY.public,))
     device.update()
     assert device.serves == bundle.digest
+    device.close()
+
+
+def test_of_what_is_not_believed_no_byte_is_parsed(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stranger = bundle_in(tmp_path / "stranger", {**FILES, "edge.onnx": b"whose?"})
+    gateway = FolderGateway(stranger.root)
+    device = Device(place.state, gateway, trusting=_Trusting(place.store))
+    device.start()
+    parsed = []
+
+    def poisoned(data: bytes, *more: object, name: str, **others: object) -> NoReturn:
+        parsed.append(name)
+        raise AssertionError(f"{name} is parsed")
+
+    offer = gateway.offers()
+    monkeypatch.setattr(gateway, "offers", lambda model="": offer)
+    monkeypatch.setattr("protocol.bundle.decode_document", poisoned)
+    device.updater._update.handle(u.Offered(stranger.digest), now=0.0)
+    device.updater._offers = {stranger.digest: offer.offers[0]}
+    with pytest.raises(UntrustedError, match="is not signed"):
+        device.updater._fetch(stranger.digest)
+    assert parsed == []
+    (stranger.root / SIGNATURE).write_bytes((place.bundles[7].root / SIGNATURE).read_bytes())
+    with pytest.raises(UntrustedError, match="is not the one that was signed"):
+        Bundle.open(stranger.root, place.store.trust(received=True))
+    assert parsed == []
+    with pytest.raises(AssertionError, match=r"manifest\.json is parsed"):
+        Bundle.open(place.bundles[7].root, place.store.trust(received=True))
     device.close()

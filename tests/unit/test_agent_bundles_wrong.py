@@ -24,6 +24,7 @@ from protocol.errors import EngineError, InputError, NetworkError, WireError
 from protocol.signing import Revocations, Trust
 from tests.bundles import bundle_in
 from tests.updating import Device, FolderGateway, Unsigned, folder_in_memory
+from tests.waiting import until
 
 OLD = {"full.onnx": b"full model", "edge.onnx": b"old edge"}
 NEW = {"full.onnx": b"full model", "edge.onnx": b"a new edge", "cut-1/head.onnx": b"a new cut"}
@@ -224,6 +225,41 @@ def test_a_device_with_nothing_left_to_run_says_so(state: Path) -> None:
 
     with pytest.raises(EngineError, match="in the settings either"):
         device.updater.begin(nobody)
+    device.close()
+
+
+def test_keys_or_settings_that_are_wrong_at_a_start_cost_no_bundle(state: Path) -> None:
+    before = Shelf(state).load()
+    device = Device(state, None)
+
+    def refused(folder: Path | None) -> None:
+        raise InputError("bundle.pub cannot be read", "mend it")
+
+    with pytest.raises(InputError, match="mend it"):
+        device.updater.begin(refused)
+    device.close()
+    assert Shelf(state).load() == before
+
+
+def test_keys_that_cannot_be_read_while_it_serves_end_nothing(state: Path, new: Bundle) -> None:
+    class Typo(Unsigned):
+        broken = True
+
+        def trust(self, *, received: bool = False, kept: bool = False) -> Trust:
+            if received and self.broken:
+                raise InputError("bundle.pub holds no public key", "give the file NAME.pub")
+            return super().trust()
+
+    trusting = Typo()
+    trusting.broken = False
+    device = Device(state, FolderGateway(new.root), trusting=trusting)
+    device.start()
+    trusting.broken = True
+    device.updater.start()
+    until(lambda: any("holds no public key" in text for text in device.told), "nobody was told")
+    trusting.broken = False
+    device.updater.check_now()
+    until(lambda: device.serves == new.digest, "it did not go on")
     device.close()
 
 

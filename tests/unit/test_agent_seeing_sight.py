@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.bundles.record import Record, Step
-from edge_agent.bundles.updater import UpdateView
+from edge_agent.bundles.record import Record, Step, UpdateView
 from edge_agent.device.board import look as look_at_board
 from edge_agent.seeing.sight import BOARD_EVERY_S, Sight, in_use, why
 from edge_agent.seeing.standing import BoardStanding

@@ -19,16 +19,18 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks.faults.account import Ask, End
 from benchmarks.faults.load import Load
-from benchmarks.faults.model import numbers_in, question
+from benchmarks.faults.model import WIDTHS, numbers_in, question
 from benchmarks.faults.tun import enter_namespace
 from edge_agent.agent import Agent, AgentConfig
 from edge_agent.store.forwarder import Forwarder
 from edge_agent.store.journal import Journal
 from edge_agent.store.pacing import Pace
 from edge_agent.store.tickets import State, StoreError, Wish
-from protocol.tensors import check_inputs
+from protocol.tensors import Tensors, check_inputs
 
 FIND_S = 60.0
 PUT_EVERY_S = 0.1
@@ -52,8 +54,8 @@ def tell(event: Ask | End) -> None:
 class Storing:
     """Puts a request into the store now and then, and takes what is answered."""
 
-    def __init__(self, agent: Agent, folder: Path, first: int) -> None:
-        self._agent, self._next = agent, first
+    def __init__(self, agent: Agent, folder: Path, first: int, rows: int) -> None:
+        self._agent, self._next, self._rows = agent, first, rows
         self.journal = Journal(folder)
         self._enough = threading.Event()
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._put, self._take)]
@@ -82,10 +84,16 @@ class Storing:
             if self.journal.totals().held > MOST_HELD:
                 continue
             try:
-                say("put", self.journal.put(Wish(question(self._next))), self._next)
+                say("put", self.journal.put(Wish(self._question())), self._next)
             except StoreError:
                 say("refused")
             self._next += 1
+
+    def _question(self) -> Tensors:
+        """The rows behind the first bear no number: they only take room."""
+        x = np.zeros((self._rows, WIDTHS[0]), np.float32)
+        x[:1] = question(self._next)["x"]
+        return {"x": x}
 
     def _take(self) -> None:
         while True:
@@ -110,6 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--placements", required=True)
     parser.add_argument("--store", type=Path)
     parser.add_argument("--first-stored", type=int, default=1 << 23)
+    parser.add_argument("--stored-rows", type=int, default=1)
     parser.add_argument("--namespace", type=int)
     asked = parser.parse_args(argv)
     if asked.namespace is not None:
@@ -124,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             agent, tell, lambda since, until: say("stood", since, until),
             per_s=asked.per_s, deadline_s=asked.deadline_s, first=asked.first,
         )  # fmt: skip
-        storing = None if asked.store is None else Storing(agent, asked.store, asked.first_stored)
+        storing = None if asked.store is None else Storing(agent, asked.store, asked.first_stored, asked.stored_rows)
         if storing is not None:
             storing.run(stack)
         load.start()

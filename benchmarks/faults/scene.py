@@ -15,7 +15,7 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +27,8 @@ from benchmarks.faults.device import DeviceProcess, Stored
 from benchmarks.faults.executions import Executions
 from benchmarks.faults.gateway_process import GatewayProcess
 from benchmarks.faults.load import Load
+from benchmarks.faults.small_disk import SmallDisk
+from benchmarks.faults.tun import GATEWAY, TunLink
 from benchmarks.faults.wall_clock import WallClock
 from benchmarks.link import LinkEmulator
 from edge_agent.agent import Agent, AgentConfig
@@ -44,7 +46,7 @@ class Setting:
     """What a scenario is played in."""
 
     gateways: int = 1
-    per_s: float = 40.0
+    per_s: float = 20.0
     deadline_s: float = 1.0
     uplink_mbit_per_s: float = 20.0
     rtt_ms: float = 2.0
@@ -54,7 +56,10 @@ class Setting:
     keyed: bool = False  # agent and gateway prove who they are
     apart: bool = False  # the agent is a process of its own
     store: bool = False  # and so has a store, into which requests are put besides
+    stored_rows: int = 1  # each 4 KiB
     clocks: bool = False  # both live by a wall clock that can be put
+    disk_mib: int = 0  # the store has a disk of its own, so small
+    loss: float | None = None  # agent and gateway are apart, on two machines with a network that loses this share
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +104,10 @@ class Verdict:
         return [f"{count} {what}" for what, count in counts.items() if count] + ([self.crashed] if self.crashed else [])
 
 
+class UnplayableError(Exception):
+    """This machine cannot play a scenario; the sentence says why."""
+
+
 class Scene:
     """Not set up before it is entered; afterwards `verdict` counts."""
 
@@ -115,8 +124,7 @@ class Scene:
         self._never = threading.Event()
         self._counters: Mapping[str, int] = {}
         folder.mkdir(parents=True, exist_ok=True)
-        self.clock = WallClock(folder) if setting.clocks else None
-        self._environment = {} if self.clock is None else self.clock.environment
+        self._environment: Mapping[str, str] = {}
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
@@ -141,17 +149,31 @@ class Scene:
 
     def _set_up(self, stack: contextlib.ExitStack) -> None:
         setting = self.setting
+        try:
+            if setting.loss is not None:
+                self.network = stack.enter_context(TunLink(loss=setting.loss, rtt_ms=setting.rtt_ms))
+            if setting.disk_mib:
+                self.disk = stack.enter_context(SmallDisk(self._folder / "disk", mib=setting.disk_mib))
+            if setting.clocks:
+                self.clock = WallClock(self._folder)
+                self._environment = self.clock.environment
+        except OSError as error:
+            raise UnplayableError(str(error)) from error
         for number in range(setting.gateways):
             gateway = GatewayProcess(
                 self._bundle, self._folder, f"gateway{number}", port=free_port(self.chance),
                 busy_s=setting.busy_s, keys=None if self.keys is None else self.keys.gateway.path,
                 environment=self._environment,
+                host="127.0.0.1" if setting.loss is None else GATEWAY,
+                namespace=None if setting.loss is None else self.network.gateway,
             )  # fmt: skip
             stack.callback(gateway.close)
             gateway.start()
             self.gateways.append(gateway)
         for gateway in self.gateways:
             gateway.wait_ready()
+            if setting.loss is not None:
+                continue
             link = LinkEmulator(
                 ("127.0.0.1", gateway.port),
                 uplink_mbit_per_s=setting.uplink_mbit_per_s,
@@ -163,7 +185,7 @@ class Scene:
             self._start_device(stack)
         else:
             self._start_agent(stack)
-        self._require(lambda: self.account.answers("gateway") >= 5, "nothing is answered by a gateway")
+        self.require(lambda: self.account.answers("gateway") >= 5, "nothing is answered by a gateway")
 
     def _start_agent(self, stack: contextlib.ExitStack) -> None:
         setting = self.setting
@@ -183,13 +205,17 @@ class Scene:
 
     def _start_device(self, stack: contextlib.ExitStack) -> None:
         setting = self.setting
-        command = [str(self._bundle), "--gateway", self.links[0].endpoint, "--per-s", str(setting.per_s)]
+        lossy = setting.loss is not None
+        endpoint = f"tcp://{GATEWAY}:{self.gateways[0].port}" if lossy else self.links[0].endpoint
+        command = [str(self._bundle), "--gateway", endpoint, "--per-s", str(setting.per_s)]
         command += ["--deadline-s", str(setting.deadline_s), "--slowdown", str(SLOWDOWN)]
         command += ["--placements", ",".join(PLACEMENTS)]
-        command += ["--store", str(self._folder / "store")] if setting.store else []
+        store = (self.disk.folder if setting.disk_mib else self._folder) / "store"
+        command += ["--store", str(store), "--stored-rows", str(setting.stored_rows)] if setting.store else []
         self._device = DeviceProcess(
-            command, self.account, log=self._folder / "log-device", environment=self._environment
-        )
+            command, self.account, log=self._folder / "log-device", environment=self._environment,
+            namespace=self.network.device if lossy else None,
+        )  # fmt: skip
         stack.callback(self._device.close)
         self._device.start()
 
@@ -206,7 +232,7 @@ class Scene:
     def healed(self) -> None:
         """Nothing is broken any more; returns when a gateway has answered who asked after this."""
         healed = time.monotonic()
-        self._require(lambda: self.account.back_s(healed) is not None, "no gateway answers although all is mended")
+        self.require(lambda: self.account.back_s(healed) is not None, "no gateway answers although all is mended")
         self._back_s = self.account.back_s(healed)
 
     def verdict(self, name: str) -> Verdict:
@@ -247,7 +273,8 @@ class Scene:
             return self._device.crashed
         return "" if self.agent.fatal is None else f"the agent crashed: {self.agent.fatal}"
 
-    def _require(self, true: Any, else_: str) -> None:
+    def require(self, true: Callable[[], bool], else_: str) -> None:
+        """Return as soon as it is so. Raises TimeoutError."""
         if not self.account.wait(true, PATIENCE_S):
             raise TimeoutError(f"{else_}, for {PATIENCE_S:g} s")
 

@@ -1,4 +1,4 @@
-"""Suite `faults`: everything that can go wrong on the way, while 40 requests a second are asked, and what came of them.
+"""Suite `faults`: everything that can go wrong on the way, while 20 requests a second are asked, and what came of them.
 
 Law: what is promised is a count that must be zero. Times depend on the machine and are shown beside it; two of them
 are targets. `--set scenarios=blackhole,rst_storm` plays some, `--set seconds=30` lets each fault last longer,
@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.faults.model import numbered_bundle
-from benchmarks.faults.scenarios import SCENARIOS, UnplayableError
-from benchmarks.faults.scene import Verdict
+from benchmarks.faults.scenarios import SCENARIOS
+from benchmarks.faults.scene import UnplayableError, Verdict
 from benchmarks.peers.suite import listed
 from benchmarks.results import PIPED_COLUMNS, Options, Result
 

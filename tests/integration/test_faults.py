@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.faults.model import numbered_bundle
-from benchmarks.faults.scenarios import SCENARIOS, UnplayableError
+from benchmarks.faults.scenarios import SCENARIOS
+from benchmarks.faults.scene import UnplayableError
 
 SECONDS = 1.0
 PATIENCE_S = 20.0  # how late an answer may be on a machine that is busy with other things

@@ -252,11 +252,7 @@ class Daemon:
 
     def _serve_first(self, folder: Path | None) -> None:
         if folder is None and self.settings.bundle.path is None:
-            self._awaits = awaited(self.settings)
-            self._updates.policy = dataclasses.replace(
-                self._updates.policy, check_every_s=min(ASK_EVERY_S, self._policy.check_every_s)
-            )
-            self._log.warning("no_bundle", waits_for=self._awaits)
+            self._await(awaited(self.settings))
             return
         self.stage.swap(self._tenant_on(folder))
         self._folder = folder
@@ -267,7 +263,9 @@ class Daemon:
 
     def _let_serve(self, folder: Path | None) -> None:
         if folder is None and self.settings.bundle.path is None:
-            self.stage.swap(None, patience_s=_LAST_REQUEST_S)
+            self.stage.swap(None, patience_s=_LAST_REQUEST_S)  # all was revoked, or the first one was no good
+            self._await("the next one")
+            self._notifier.status(self.in_a_sentence())
             return
         self._notifier.reloading("another bundle is being started")
         try:
@@ -277,6 +275,13 @@ class Daemon:
             self._log.info("switched", start_ms=took.start_s * 1e3, swap_us=took.swap_s * 1e6)
         finally:
             self._notifier.ready(self.in_a_sentence())
+
+    def _await(self, what: str) -> None:
+        """Nobody serves: ask for bundles often."""
+        self._awaits = what
+        often = min(ASK_EVERY_S, self._policy.check_every_s)
+        self._updates.policy = dataclasses.replace(self._policy, check_every_s=often)
+        self._log.warning("no_bundle", waits_for=what)
 
     def _wait_for_a_gateway(self) -> None:
         """Raises NetworkError if neither a gateway nor the device can answer anything."""
@@ -302,6 +307,8 @@ class Daemon:
         with self._switching:
             before = self.settings
             addresses = addresses_of(settings, self._told)
+            if self.stage.agent is None and settings.bundle.path is None:
+                self._awaits = awaited(settings)
             self.settings = settings
             try:
                 if self.stage.agent is not None:
@@ -318,10 +325,9 @@ class Daemon:
         self.vitals.retune(every_s=health.every_s, timeout_s=health.timeout_s)
         self._logs.level, self._logs.repeat_interval_s = logs.level, logs.repeat_interval_s
         self._grace_s = settings.drain.grace_s
-        waits = self._updates.policy != self._policy  # for the first bundle, which is asked for more often
-        self._policy = policy_of(settings)
-        if not waits:
-            self._updates.policy = self._policy
+        self._policy = self._updates.policy = policy_of(settings)
+        if self.stage.agent is None:
+            self._await(self._awaits)
 
     def reloaded(self, outcome: str, what: str) -> None:
         """The settings were read again: `what` became of that."""

@@ -50,6 +50,9 @@ def test_a_device_without_a_bundle_is_live_and_not_ready_and_serves_the_first_th
                 unwrap(client.infer({"x": toy_samples[:1]}, deadline_s=20.0))
         assert got(daemon, "/v2/health/ready")[0] == 200
         assert "STATUS=serves model" in "\n".join(manager.heard())
+        daemon._switch(None)  # as when it is revoked
+        assert (got(daemon, "/v2/health/live")[0], got(daemon, "/v2/health/ready")[0]) == (200, 503)
+        assert "STATUS=no bundle serves on this device: it waits for the next one" in "\n".join(manager.heard())
     manager.close()
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from protocol import messages as m
@@ -34,28 +34,18 @@ class Upload:
     sent: int = 0  # pieces handed to the socket
     there: int = 0  # pieces acknowledged
     last_at: float = 0.0  # when something of it was sent last
-    _sizes: list[int] = field(default_factory=list)
+    nbytes: int = 0  # of the whole payload
+    left_nbytes: int = 0  # not known to have arrived
+    rest_nbytes: int = 0  # not sent yet
 
     @classmethod
     def of(cls, seq: int, infer: m.Infer, payload: Sequence[Buffer], *, now: float) -> Upload:
         pieces = wire.split(payload, infer.chunk_nbytes)
-        upload = cls(seq, infer.attempt, infer.priority, infer.request, pieces, infer.chunk_nbytes, last_at=now)
-        upload._sizes = [memoryview(piece).nbytes for piece in pieces]
-        return upload
-
-    @property
-    def nbytes(self) -> int:
-        return sum(self._sizes)
-
-    @property
-    def left_nbytes(self) -> int:
-        """What is not known to have arrived."""
-        return sum(self._sizes[self.there :])
-
-    @property
-    def rest_nbytes(self) -> int:
-        """What was not sent yet."""
-        return sum(self._sizes[self.sent :])
+        nbytes = sum(header.nbytes for header in infer.tensors)
+        return cls(
+            seq, infer.attempt, infer.priority, infer.request, pieces, infer.chunk_nbytes,
+            last_at=now, nbytes=nbytes, left_nbytes=nbytes, rest_nbytes=nbytes,
+        )  # fmt: skip
 
 
 class Piece(NamedTuple):
@@ -113,8 +103,9 @@ class Uploads:
 
     def sent(self, upload: Upload, *, position: int, now: float) -> None:
         """Its next piece was handed to the socket."""
-        nbytes = upload._sizes[upload.sent]
+        nbytes = memoryview(upload.pieces[upload.sent]).nbytes
         upload.sent += 1
+        upload.rest_nbytes -= nbytes
         upload.last_at = now
         self._out.append(Piece(upload, nbytes, position, now))
         self._out_nbytes += nbytes
@@ -130,6 +121,7 @@ class Uploads:
             newest = self._landed(upload)
         if chunks >= len(upload.pieces):  # all, or as many as ever will be: the gateway has it from an earlier attempt
             upload.sent = upload.there = len(upload.pieces)
+            upload.left_nbytes = upload.rest_nbytes = 0
             del self._under_way[request]
         if newest is None:
             return Acknowledged(upload, 0, 0.0)
@@ -165,4 +157,5 @@ class Uploads:
         piece = self._out[at]
         del self._out[at]
         self._out_nbytes -= piece.nbytes
+        upload.left_nbytes -= piece.nbytes
         return piece

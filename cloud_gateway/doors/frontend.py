@@ -209,7 +209,7 @@ class Frontend:
     def _finished(self, now: float) -> bool:
         if self._end_by is None:
             return False
-        held = len(self._replies.dedup) + len(self._intake) > 0
+        held = len(self._replies.dedup) > 0
         if held and now < self._end_by:
             self._settle_by = now + SETTLE_S
             return False
@@ -236,6 +236,8 @@ class Frontend:
                 self._settle_by = time.monotonic() + SETTLE_S
                 for route in self._peers.greeted():
                     self._replies.send(route, m.Drain("shutting down"))
+                # Once it is whole it would be refused: meanwhile another gateway could have done it.
+                self._intake.refuse_all(m.RejectCode.DRAINING, "the gateway is shutting down", now=time.monotonic())
 
     def _listen_anew(self) -> None:
         if self._relayed:
@@ -251,7 +253,7 @@ class Frontend:
         """The last act: whoever still waits is told, and can read it, so that no request vanishes."""
         waiting = self._desk.withdraw(lambda item: item.door is self)
         settle_s = SETTLE_S if len(self._replies.dedup) + len(self._intake) else 0.0
-        self._intake.refuse_all(reason, now=time.monotonic())
+        self._intake.refuse_all(m.RejectCode.INTERNAL, reason, now=time.monotonic())
         self._replies.refuse_all(waiting, self._catalogue.segments, reason[:900])
         time.sleep(settle_s)
 
@@ -358,6 +360,9 @@ class Frontend:
         if isinstance(message, m.Infer):
             self._ledger.offered(None)
             self._replies.reject(route, message, m.RejectCode.FORBIDDEN, refusal, now=now)
+        elif isinstance(message, m.Chunk):
+            reject = m.Reject(message.request, message.attempt, m.RejectCode.FORBIDDEN, refusal, 0, 0)
+            self._replies.send(route, reject)
 
     def _require_own(self, peer: Peer, request: m.RequestId) -> None:
         """Nobody may fetch or cancel another's request: its id begins with a boot id that the peer greeted with."""

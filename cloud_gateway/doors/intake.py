@@ -69,11 +69,13 @@ class Intake:
     def infer(self, route: bytes, peer: Peer, infer: m.Infer, parts: list[Buffer], *, now: float) -> None:
         tenant = peer.tenant_of(infer.request.boot)
         if self._is_known(route, tenant, infer):
+            peer.settled.append((infer.request, infer.attempt))
             return
         if self._assembling.drop(tenant, infer.request) is not None:
             self._stats["uploads_anew"] += 1
         if infer.chunk_nbytes:
-            self._announce(route, tenant, infer, parts, now=now)
+            if not self._announce(route, tenant, infer, parts, now=now):
+                peer.settled.append((infer.request, infer.attempt))
         else:
             self._admit(route, tenant, infer, parts, now=now)
 
@@ -83,8 +85,11 @@ class Intake:
             raise WireError(f"a chunk of {len(parts)} parts", "send one part with each")
         tenant = peer.tenant_of(chunk.request.boot)
         assembly = self._assembling.find(tenant, route, chunk)
-        if assembly is None:  # it was given up here, or was never announced: whoever has moved on will not mind
-            self._stats["chunks_unknown"] += 1
+        if assembly is None:
+            self._stats["chunks_not_wanted"] += 1
+            if (chunk.request, chunk.attempt) in peer.settled:
+                return  # they were on their way already when that was said
+            peer.settled.append((chunk.request, chunk.attempt))
             reason = f"attempt {chunk.attempt} of request {chunk.request} is not announced here; begin it anew"
             self._replies.send(route, m.Reject(chunk.request, chunk.attempt, m.RejectCode.BAD_REQUEST, reason, 0, 0))
             return
@@ -92,7 +97,8 @@ class Intake:
         try:
             whole = self._assembling.take(assembly, chunk, parts[0], now=now)
         except WireError as error:
-            self._refuse(assembly.route, assembly.infer, m.RejectCode.BAD_REQUEST, str(error), now=now)
+            peer.settled.append((chunk.request, chunk.attempt))
+            self._give_up(assembly, m.RejectCode.BAD_REQUEST, str(error), now=now)
             return
         self._replies.send(route, m.Credit(chunk.request, chunk.attempt, len(assembly.parts)))
         if whole:
@@ -106,6 +112,7 @@ class Intake:
         tenant = peer.tenant_of(request.boot)
         if (assembly := self._assembling.drop(tenant, request)) is not None:
             self._stats["cancelled"] += 1
+            peer.settled.append((request, assembly.infer.attempt))
             self._give_up(assembly, m.RejectCode.CANCELLED, "cancelled by the agent", now=now)
 
         def is_meant(item: Item) -> bool:
@@ -126,10 +133,10 @@ class Intake:
             reason = f"{now - assembly.heard_at:.1f} s without a chunk: no time is left for the work"
             self._give_up(assembly, m.RejectCode.DEADLINE, reason, now=now)
 
-    def refuse_all(self, reason: str, *, now: float) -> None:
-        """The last act."""
+    def refuse_all(self, code: m.RejectCode, reason: str, *, now: float) -> None:
+        """Nothing that is on its way in will be done any more."""
         for assembly in self._assembling.drop_all():
-            self._give_up(assembly, m.RejectCode.INTERNAL, reason, now=now)
+            self._give_up(assembly, code, reason, now=now)
 
     # ---- the way in -------------------------------------------------------------------------------------------------
 
@@ -148,21 +155,27 @@ class Intake:
             return True
         return False
 
-    def _announce(self, route: bytes, tenant: str, infer: m.Infer, parts: list[Buffer], *, now: float) -> None:
+    def _announce(self, route: bytes, tenant: str, infer: m.Infer, parts: list[Buffer], *, now: float) -> bool:
+        """Whether its chunks may come; otherwise it was refused."""
         fit = self._fit(route, infer, now=now)
         if fit is None:
-            return
+            return False
         try:
             if parts:
                 raise WireError(f"{len(parts)} parts come with an Infer that announces chunks", "send one or the other")
-            verdict = self._assembling.announce(tenant, route, infer, self._desk.limits, now=now)
+            if self._desk.is_draining:
+                verdict: Verdict | None = Verdict(m.RejectCode.DRAINING, "the gateway is shutting down", 1.0)
+            else:
+                verdict = self._assembling.announce(tenant, route, infer, self._desk.limits, now=now)
         except WireError as error:
             self._refuse(route, infer, m.RejectCode.BAD_REQUEST, str(error), scope=fit.segment.scope, now=now)
-            return
-        if verdict is not None:
-            self._refuse(
-                route, infer, verdict.code, verdict.reason, verdict.retry_after_s, scope=fit.segment.scope, now=now
-            )
+            return False
+        if verdict is None:
+            return True
+        self._refuse(
+            route, infer, verdict.code, verdict.reason, verdict.retry_after_s, scope=fit.segment.scope, now=now
+        )
+        return False
 
     def _admit(self, route: bytes, tenant: str, infer: m.Infer, parts: list[Buffer], *, now: float) -> None:
         """It is whole."""

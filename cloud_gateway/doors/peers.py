@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from dataclasses import dataclass
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
 
+from protocol import messages as m
 from protocol.control.session import Event, Role, Session, State
 
 SILENT_PEER_S = 30.0
@@ -12,6 +13,7 @@ SILENT_PEER_S = 30.0
 TWIN_S = 60.0
 TWIN_ALIVE_S = 10.0  # agents ping every second
 MOST_PEERS = 10_000
+SETTLED = 64  # more than anybody announces in one round trip
 
 
 @dataclass(slots=True)
@@ -19,6 +21,8 @@ class Peer:
     session: Session
     heard_at: float
     boots: tuple[bytes, ...] = ()  # from its Hello: the ids of its requests begin with one of them
+    # Requests (and attempts) that need no chunks (any more), of which some may still come: known, refused, given up.
+    settled: deque[tuple[m.RequestId, int]] = field(default_factory=lambda: deque(maxlen=SETTLED))
     tenant: str = ""  # whose credit its requests use; "" where that is whose boot id they begin with
 
     def tenant_of(self, boot: bytes) -> str:

@@ -224,18 +224,20 @@ def test_what_its_header_can_be_refused_for_is_refused_before_the_payload_is_sen
     client: WireClient, entry: PlacementEntry, toy_samples: Array, wrong: str
 ) -> None:
     upload = Upload(client, entry, toy_samples[:8])
-    change: dict[str, Any] = {
+    changes: dict[str, dict[str, Any]] = {
         "segment": {"segment": bytes(32)},
         "tensors": {"tensors": upload.infer.tensors * 2},
         "tiny": {"chunk_nbytes": 100},
         "nothing follows": {"tensors": ()},
-    }.get(wrong, {})
+    }
+    change = changes.get(wrong, {})
     infer = msgspec.structs.replace(upload.infer, **change)
     client.send(infer, tuple(upload.pieces[:1]) if wrong == "with parts" else ())
     code, _ = refused(client)
     assert code is (m.RejectCode.UNKNOWN_SEGMENT if wrong == "segment" else m.RejectCode.BAD_REQUEST)
-    upload.send(0)
-    assert refused(client)[0] is m.RejectCode.BAD_REQUEST, "nothing was announced"
+    upload.send(0)  # on its way already
+    client.send(m.Ping(1))
+    assert isinstance(client.receive(), m.Pong), "it is said once"
 
 
 def test_a_repeated_announcement_is_attached_or_answered_without_a_payload(
@@ -249,6 +251,8 @@ def test_a_repeated_announcement_is_attached_or_answered_without_a_payload(
             assert first.acknowledged() == number + 1
         again = Upload(client, entry, toy_samples, attempt=2)
         again.announce()
+        again.send(0)  # before it can know
+        again.send(1)
         assert again.acknowledged() == len(again.pieces), "all of it is there"
     result = client.receive()
     assert isinstance(result, m.Result)
@@ -276,22 +280,25 @@ def test_more_than_its_credit_cannot_be_announced_and_cancelling_gives_it_back(
         uploads[2].finish()
 
 
-def test_a_gateway_that_ends_tells_those_whose_payload_was_on_its_way(
+def test_a_gateway_that_ends_tells_at_once_those_whose_payload_is_on_its_way(
     toy_bundle: Path, entry: PlacementEntry, toy_samples: Array
 ) -> None:
-    with (
-        gateway_of(toy_bundle, settings={"drain.grace_s": 0.2}) as gateway,
-        WireClient(str(gateway.endpoint)) as client,
-    ):
+    with gateway_of(toy_bundle) as gateway, WireClient(str(gateway.endpoint)) as client:
         client.greet()
         upload = Upload(client, entry, toy_samples)
         upload.announce()
         upload.send(0)
         assert upload.acknowledged() == 1
-        ending = threading.Thread(target=gateway.close)
-        ending.start()
-        assert isinstance(client.receive(), m.Drain)
-        assert refused(client)[0] is m.RejectCode.INTERNAL
+        with gateway.desk.paused():
+            client.send(*client.infer(entry, {"x": toy_samples[:1]}, 2))  # what is held keeps it here
+            until(lambda: gateway.stats()["requests"] == 2, "the request is held")
+            ending = threading.Thread(target=gateway.close)
+            ending.start()
+            assert isinstance(client.receive(), m.Drain)
+            assert refused(client)[0] is m.RejectCode.DRAINING
+            Upload(client, entry, toy_samples, 3).announce()
+            assert refused(client)[0] is m.RejectCode.DRAINING
+        assert isinstance(client.receive(), m.Result)
         ending.join()
 
 

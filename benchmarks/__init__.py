@@ -32,6 +32,9 @@ SUITES: dict[str, Suite] = {
         "run",
         "what the agent adds over calling head and socket directly, and its local API (~1 min)",
     ),
+    "chunks": Suite(
+        "benchmarks.chunks", "run", "what waits behind a large payload on a slow link, in chunks or not (~6 min)"
+    ),
     "solver": Suite("benchmarks.solver", "run", "time of the exact plan table, 500 to 100,000 units (~2 min)"),
     "policies": Suite("benchmarks.policies", "run", "the scheduler beside other servers' rules, simulated (~1 min)"),
     "merging": Suite(

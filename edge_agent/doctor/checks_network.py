@@ -125,7 +125,8 @@ def bandwidth(case: Case) -> Verdict:
         if probe.up_bytes_per_s is None:
             return ok(f"{probe.endpoint}: faster than a probe can measure")
         mbit = probe.up_bytes_per_s / _MBIT
-        fact = f"{probe.endpoint}: about {mbit:.3g} Mbit/s up"
+        shown = f"{mbit:.0f}" if mbit >= 100 else f"{mbit:.3g}"
+        fact = f"{probe.endpoint}: about {shown} Mbit/s up"
         return ok(fact) if bundle is None else _planned(bundle, mbit, fact)
 
     return _each(case, judge)

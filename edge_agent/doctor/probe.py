@@ -86,6 +86,8 @@ def _probe(probe: GatewayProbe, settings: AgentSettings, model: bytes) -> None:
         _greet(probe, ways, settings.gateways.name, model)
     except IsthmusError as error:
         probe.problems.setdefault(step, (error.fact, error.remedy))
+    except ConnectionRefusedError as error:
+        probe.problems.setdefault(step, (error.strerror or str(error), "start the gateway there, or check the port"))
     except OSError as error:
         probe.problems.setdefault(step, (error.strerror or str(error), "check the address, the network and firewalls"))
 

@@ -113,6 +113,7 @@ def test_a_port_where_nobody_listens_is_told_from_one_that_speaks_http(tmp_path:
         port = reserved.getsockname()[1]
     nobody = examined(tmp_path, "network", gateways__endpoints=[f"tcp://127.0.0.1:{port}"])
     assert failures(nobody) == ["network.connect"]
+    assert nobody["network.connect"].remedy == "start the gateway there, or check the port"
     assert "network.connect" in nobody["network.welcome"].fact
     with web_server() as url:
         findings = examined(tmp_path, "network", gateways__endpoints=[url])

@@ -21,6 +21,7 @@ from edge_agent.doctor import (
 from edge_agent.doctor.case import Case
 from edge_agent.doctor.verdicts import Status, UnmetError, Verdict
 from protocol import keys
+from protocol.errors import InputError
 from tests import boards
 
 UNIT = f"etc/systemd/system/{checks_service.UNIT}"
@@ -348,3 +349,19 @@ def test_an_update_that_was_taken_back_is_told(tmp_path: Path) -> None:
     back = records.Record(current=good, proven=good, step=records.Step.REVERTED, said="it was slow").with_bad(bad, "")
     assert of(back).status is Status.WARN
     assert "it was slow; not taken again: bbbbbbbbbbbb" in of(back).fact
+
+
+def test_a_device_without_a_bundle_waits_for_its_first_where_a_gateway_may_offer_one(tmp_path: Path) -> None:
+    assert checks_bundle.opens(case(tmp_path, gateways__endpoints=["tcp://127.0.0.1:7447"])).status is Status.WARN
+    with pytest.raises(InputError, match="no bundle is named"):
+        checks_bundle.opens(case(tmp_path))
+    with pytest.raises(InputError, match="no bundle is named"):
+        checks_bundle.opens(case(tmp_path, gateways__endpoints=["tcp://127.0.0.1:7447"], updates__enabled=False))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "planned_s", "verdict"),
+    [(0.0301, 0.02, True), (0.029, 0.02, False), (0.0004, 0.0001, False), (0.0007, 0.0001, True)],
+)
+def test_a_head_is_slow_by_its_share_and_by_what_can_be_felt(seconds: float, planned_s: float, verdict: bool) -> None:
+    assert checks_bundle.is_slower(seconds, planned_s) is verdict

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -311,3 +312,32 @@ def test_chunks_pass_through_a_front_that_is_a_process_of_its_own(
         upload = Upload(client, entry, toy_samples)
         upload.announce()
         upload.finish()
+
+
+def test_any_chunks_from_anybody_cost_the_gateway_no_valid_request(
+    client: WireClient, toy_gateway: Gateway, entry: PlacementEntry, toy_samples: Array
+) -> None:
+    chance = random.Random(5)
+    uploads = [Upload(client, entry, toy_samples, sequence) for sequence in range(10, 14)]
+    for _ in range(400):
+        upload = chance.choice(uploads)
+        match chance.randrange(4):
+            case 0:
+                upload.infer = msgspec.structs.replace(upload.infer, attempt=upload.infer.attempt + chance.randrange(2))
+                upload.announce()
+            case 1:
+                upload.client.send(m.Cancel(upload.infer.request))
+            case 2:
+                upload.send(chance.randrange(8), bytes(chance.choice([0, 1, CHUNK - 1, CHUNK, CHUNK + 1])))
+            case _:
+                frames = wire.pack(m.Chunk(upload.infer.request, chance.randrange(3), chance.randrange(9), 10**6))
+                client.send_frames([*frames, *[b"x"] * chance.choice([0, 2, 7])])
+    valid = Upload(client, entry, toy_samples, 99)
+    valid.announce()
+    for number in range(len(valid.pieces)):
+        valid.send(number)
+    answer = client.receive()
+    while not isinstance(answer, m.Result):
+        answer = client.receive()
+    assert answer.request.sequence == 99
+    assert toy_gateway.stats()["results"] == 1, "nothing is executed that is not what was announced"

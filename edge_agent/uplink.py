@@ -262,6 +262,7 @@ class Uplink:
     def _receive(self, link: GatewayLink, frames: list[memoryview], now: float) -> None:
         message = wire.unpack_header(frames[0])
         link.connection.heard_at = now
+        self._ladder.fleet.of(link.name).heard(now=now)
         match message:
             case m.Welcome():
                 self._welcomed(link, message, now)

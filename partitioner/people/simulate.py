@@ -293,6 +293,7 @@ class Replay:
     def _land(self, seq: int, attempt: int, residence_s: float, queue_s: float, down_nbytes: float) -> None:
         """An answer is there: what it says about the link. Earlier attempts are not answered any more."""
         self._heard_s = self._now
+        self.ladder.fleet.current.heard(now=self._now)
         for key in [k for k in self._out if k[0] == seq and k[1] < attempt]:
             del self._out[key]
         trip = self._out.pop((seq, attempt), None)

@@ -16,6 +16,8 @@ from protocol.messages import PlacementKind
 LONGEST_DEVICE_WAIT_S = 3.0  # trying a head again costs one local failure and no round trip
 SHORTEST_CAP_S = 1.0  # so long what a gateway granted less than its credit holds at least
 SERVICE_LEARNING = 0.2
+NO_ANSWER = "the gateway does not answer"
+SILENT = "nothing comes from the gateway"  # holds until something does: a ping is a cheaper trial than a request
 # Beyond the bandwidth-delay product: what the loop and the other side's threads may take to react.
 WINDOW_SLACK_S = 0.01
 
@@ -57,6 +59,7 @@ class Remote:
         self.breaker = Breaker()
         self.link: LinkState | None = None  # as last measured
         self.link_reason: str | None = "no gateway has answered yet"
+        self._heard_at: float | None = None
         self.broken: dict[str, str] = {}  # not at this gateway; forgotten with the next Welcome
         self.held: frozenset[bytes] = frozenset()
         self.service_s = 0.0  # what a request's compute there usually takes
@@ -78,6 +81,26 @@ class Remote:
         """The same life says anew what it holds and grants."""
         self.held = held
         self.credit_requests, self.credit_nbytes = credit_requests, credit_nbytes
+
+    def heard(self, *, now: float) -> None:
+        """Anything came from it, be it the answer to a ping."""
+        self._heard_at = now
+        if self.link_reason == SILENT:
+            self.link_reason = None
+
+    def timed_out(self, sent_at: float, *, replaced: bool, now: float) -> bool:
+        """An attempt that was sent at `sent_at` was not answered in time. Whether nothing else has come either, so that
+        what is sent after it would end the same way: then nothing is, until something comes. Else it counts as a
+        failure. That is for devices on which something else can take over (`replaced`), and who tell what they hear.
+        """
+        if replaced and self._heard_at is not None and self._heard_at < sent_at:
+            self.breaker.released()
+            if self.link_reason is None:
+                self.link_reason = SILENT
+                return True
+        else:
+            self.breaker.failed(NO_ANSWER, now=now)
+        return False
 
     def granted(self, in_flight: int, more: int, wait_s: float, *, now: float) -> None:
         """It takes only `more` requests beyond the `in_flight` that it has of us; holds while it lets us wait."""

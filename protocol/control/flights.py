@@ -98,6 +98,7 @@ class Flight:
     phase: Phase = Phase.PREPARING
     attempt: int = 0
     not_before: float = 0.0
+    sent_at: float = 0.0  # the current attempt
     attempt_until: float = float("inf")
     until: float = float("inf")  # when the answer to the current attempt must be back
     chunk_nbytes: int = 0  # the current attempt goes in chunks of this size; 0: in one message

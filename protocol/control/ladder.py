@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from protocol.control.availability import Device
+from protocol.control.availability import NO_ANSWER, SILENT, Device
 from protocol.control.demand import DemandMeter
 from protocol.control.explanation import Explanation
 from protocol.control.fleet import Chance, Fleet
@@ -327,17 +327,19 @@ class Ladder:
         return out + self._outbox.send_ready(now=now)
 
     def _time_out(self, flight: Flight, *, now: float) -> list[Instruction]:
-        self._ways.of(flight).breaker.failed("the gateway does not answer", now=now)
-        flight.left.add(flight.gateway)
+        remote = self._ways.of(flight)
+        silent = remote.timed_out(flight.sent_at, replaced=self._local is not None, now=now)
+        flight.left.add(remote.name)
+        out = self._all_step_down(remote.name, (Phase.READY,), SILENT, now=now) if silent else []
         if flight.hedge:
             flight.attempt_until = flight.deadline  # edge-only is at work already; the answer may still be first
-            return []
+            return out
         another = self._ways.another(flight, now=now)
-        return self._steps.step_down(flight, "the gateway did not answer in time", another=another, now=now)
+        return out + self._steps.step_down(flight, "the gateway did not answer in time", another=another, now=now)
 
     def _expire(self, flight: Flight, *, now: float) -> list[Instruction]:
         if flight.phase is Phase.SENT:
-            self._ways.of(flight).breaker.failed("the gateway does not answer", now=now)
+            self._ways.of(flight).breaker.failed(NO_ANSWER, now=now)
         return [*self._steps.leave(flight), self._late(flight)]
 
     def _late(self, flight: Flight) -> Finish:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from protocol.control.availability import NO_ANSWER, SILENT
 from protocol.control.flights import CancelRemote, Finish, Instruction, Phase, Prepare, RefusalCode, Row, Send
 from protocol.control.ladder import MOST_PENDING, Ladder
 from protocol.control.planner import Candidate, Planner
@@ -484,6 +485,63 @@ def test_a_gateway_that_keeps_silent_is_avoided_for_a_while() -> None:
     s.tick(0.5)
     assert s.submit(3) == [Prepare(3, "edge")]
     assert s.ladder.unavailable(now=s.now)["cloud"] == "the gateway does not answer"
+
+
+def test_where_nothing_has_come_since_one_attempt_is_enough_until_something_comes() -> None:
+    s = scene("cut", "cloud", "edge")
+    remote = s.ladder.fleet.current
+    remote.heard(now=s.now)
+    s.now += 0.1
+    s.send(1)
+    assert Prepare(1, "edge") in s.wake()
+    assert s.submit(2) == [Prepare(2, "edge")]
+    assert s.ladder.unavailable(now=s.now)["cut"] == SILENT
+    s.tick(30.0)
+    assert s.submit(3) == [Prepare(3, "edge")], "time alone changes nothing"
+    remote.heard(now=s.now)
+    assert s.submit(4) == [Prepare(4, "cut")], "no request had to be the trial"
+
+
+def test_what_waits_for_a_gateway_that_fell_silent_is_done_on_the_device_at_once() -> None:
+    s = scene("cut", "edge")
+    s.link_up(requests=1)
+    s.ladder.fleet.current.heard(now=s.now)
+    s.now += 0.1
+    s.send(1, budget_s=5.0)
+    s.submit(2, budget_s=5.0)
+    assert s.prepared(2) == [], "there is credit for one"
+    out = s.wake()
+    assert Prepare(1, "edge") in out
+    assert Prepare(2, "edge") in out
+
+
+def test_an_attempt_that_times_out_while_others_are_heard_counts_for_the_breaker_alone() -> None:
+    s = scene("cut", "cloud", "edge")
+    for seq in range(3):
+        s.send(seq)
+        s.now += 0.01
+        s.ladder.fleet.current.heard(now=s.now)
+        s.wake()
+        assert s.ladder.fleet.current.link_reason is None
+    assert s.submit(3) == [Prepare(3, "edge")]
+    assert s.ladder.unavailable(now=s.now)["cut"] == NO_ANSWER
+
+
+def test_what_is_heard_of_a_lost_gateway_does_not_bring_it_back() -> None:
+    s = scene("cut", "edge")
+    s.lose_link("the cable is cut")
+    s.ladder.fleet.current.heard(now=s.now)
+    assert s.submit(1) == [Prepare(1, "edge")]
+
+
+def test_without_edge_only_a_silent_gateway_is_asked_again_all_the_same() -> None:
+    s = scene("cut", "cloud")
+    s.ladder.fleet.current.heard(now=s.now)
+    s.now += 0.1
+    s.send(1, budget_s=5.0)
+    (again,) = s.wake()
+    assert isinstance(again, Send)
+    assert s.ladder.fleet.current.link_reason is None
 
 
 def test_a_result_after_stepping_down_still_ends_the_request_once() -> None:

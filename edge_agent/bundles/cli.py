@@ -86,13 +86,14 @@ def install(
         store.excuse(bundle.digest)
     shelf = _shelf(settings)
     shelf.make()
-    with _writable(shelf):
+    with _writable(shelf), shelf.bringing():
         if shelf.load().current == bundle.digest:
             _tell(json, {"bundle": bundle.digest, "done": True}, f"bundle {bundle.digest[:12]} runs already")
             return
         if not shelf.folder(bundle.digest).exists():
             shelf.adopt(bundle, whole=False)
-    _do(settings, shelf, Wish("install", bundle.digest), Offered(bundle.digest, again=True, by_hand=True), json=json)
+        wish, event = Wish("install", bundle.digest), Offered(bundle.digest, again=True, by_hand=True)
+        _do(settings, shelf, wish, event, json=json)
 
 
 @app.command()

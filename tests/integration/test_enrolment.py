@@ -297,7 +297,7 @@ def test_a_front_that_is_a_process_hands_on_what_shows_a_token_and_nothing_else(
             with WireClient(place.endpoint, curve=curve) as client:
                 if client.socket.poll(1000, zmq.POLLOUT):
                     client.send(m.Ping(1))
-                    assert client.silent(1.5)
+                    assert client.silent(0.3)
             return _more(stats, "front_guests_refused", 0)
 
         until(is_refused, "the front has let it pass")

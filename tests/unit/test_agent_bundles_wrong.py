@@ -430,3 +430,17 @@ def test_the_record_of_a_later_version_is_named_as_such(state: Path) -> None:
     (state / "current.json").write_bytes(data)
     with pytest.raises(Exception, match="schema version 9"):
         Shelf(state).load()
+
+
+def test_what_a_command_is_bringing_is_not_pruned_by_the_daemon_beside_it(state: Path, new: Bundle) -> None:
+    shelf = Shelf(state)
+    wanted = shelf.load().wanted
+    with shelf.bringing():
+        folder = shelf.adopt(new, whole=True)
+        assert Shelf(state).prune(wanted) == []
+        assert folder.exists()
+        make_wish(shelf, Wish("install", new.digest))
+    assert Shelf(state).prune(wanted) == []
+    assert folder.exists(), "its wish waits"
+    assert take_wish(shelf) == Wish("install", new.digest)
+    assert Shelf(state).prune(wanted) == [new.digest]

@@ -263,6 +263,13 @@ OURS: tuple[Family[Scene], ...] = (
     Family("isthmus_agent_stored_oldest_seconds", _G, "How long the oldest waits.", (), r.store(lambda s: s.oldest_s)),
     Family("isthmus_agent_bundle_info", _G, "The bundle that serves: 1.", (*MODEL, "digest"), r.bundle),
     Family(
+        "isthmus_agent_refused_offers_total",
+        _C,
+        "Offers of bundles that were refused before, for the same reason.",
+        (),
+        r.agent(lambda s: s.standing.bundle.refused_offers),
+    ),
+    Family(
         "isthmus_agent_events_total",
         _C,
         "What no answer has: switches, sockets made anew.",

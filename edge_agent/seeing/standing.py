@@ -47,6 +47,7 @@ class BundleStanding:
     state: str = ""  # where it is in its life: trial, confirmed, ... ; empty where it was named by hand
     signed_by: str = ""  # empty where it is not signed
     coming: str = ""  # in words: what is fetched or tried now
+    refused_offers: int = 0  # of bundles that were refused before, and still for the same reason
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,12 +55,14 @@ def bundle_standing(bundle: Bundle | None, updates: UpdateView) -> BundleStandin
     """What the bundle says of itself, whether it is proven, and what comes next; None where none serves yet."""
     record = updates.record
     coming = record.said if record.step is Step.REVERTED else updates.trouble
+    if record.step is Step.IDLE and updates.passed_over:
+        coming = coming or record.said
     if record.step is Step.ON_TRIAL:
         coming = updates.trial
     elif record.step not in (Step.IDLE, Step.REVERTED):
         fetched = f", {updates.fetched_nbytes / 1e6:.1f} MB fetched" if record.step is Step.FETCHING else ""
         coming = f"{record.step} {record.candidate[:12]}{fetched}"
     if bundle is None:
-        return BundleStanding(coming=coming)
+        return BundleStanding(coming=coming, refused_offers=updates.passed_over)
     state = "on trial" if record.step is Step.ON_TRIAL else "proven" if bundle.digest == record.proven else ""
-    return replace(sight.bundle_standing(bundle), state=state, coming=coming)
+    return replace(sight.bundle_standing(bundle), state=state, coming=coming, refused_offers=updates.passed_over)

@@ -194,6 +194,13 @@ def test_a_bundle_that_has_run_well_is_proven(bundle: Bundle) -> None:
     assert (told.state, told.coming) == ("proven", "no gateway offers anything")
 
 
+def test_an_offer_that_is_refused_again_and_again_is_counted_and_its_reason_stays_in_sight(bundle: Bundle) -> None:
+    record = Record(proven=bundle.digest, said="bundle 0123 was not taken: it is not signed")
+    told = bundle_standing(bundle, UpdateView(record, "", 0, None, "", (), passed_over=3))
+    assert (told.refused_offers, told.coming) == (3, record.said)
+    assert bundle_standing(bundle, UpdateView(record, "", 0, None, "", ())).coming == ""
+
+
 def explained(view: AgentView, **unavailable: str) -> AgentView:
     """The same with the planner's own reasons: a cut that is best at 20 Mbit/s."""
     costs = {

@@ -95,11 +95,9 @@ class Planner:
             return known[2]
         x, y = 1 / state.uplink_bytes_per_s, 1 / state.downlink_bytes_per_s
         travel_s = state.rtt_s + state.queue_s
-        predicted = {
-            id_: line.local_s + line.remote_s + travel_s + line.up_nbytes * x + line.down_nbytes * y
-            if line.crosses
-            else line.local_s
-            for id_, line in self.learned.all(gateway).items()
+        predicted = {  # unpacked: half the time of looking eight fields up by name
+            id_: local_s + remote_s + travel_s + up_nbytes * x + down_nbytes * y if crosses else local_s
+            for id_, (_, local_s, remote_s, up_nbytes, down_nbytes, crosses, _, _) in self.learned.all(gateway).items()
         }
         if known is None and len(self._predicted) >= MOST_GATEWAYS:
             self._predicted.clear()
@@ -222,7 +220,7 @@ class Planner:
         """A usable placement that was once in use, whose work was not done for long, and that may be better than it is
         thought to be. A sibling that does the same work keeps it fresh, so that many codecs cost no more than one."""
         before = self._decisions - STALE_AFTER
-        if all(at >= before for at in self._tried_at.values()):
+        if min(self._tried_at.values(), default=before) >= before:
             return None
         bound = WORTH_A_TRY * seen.score(seen.best(seen.predicted))
         worth = [

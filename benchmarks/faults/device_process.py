@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks.faults.account import Ask, End
 from benchmarks.faults.load import Load
-from benchmarks.faults.model import WIDTHS, numbers_in, question
+from benchmarks.faults.numbering import WIDTHS, numbers_in, question
 from benchmarks.faults.tun import enter_namespace
 from edge_agent.agent import Agent, AgentConfig
 from edge_agent.store.forwarder import Forwarder

@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.faults.model import numbers_in
+from benchmarks.faults.numbering import numbers_in
 from protocol.engines.base import ActivationScope, Engine
 from protocol.tensors import Array, Tensors, TensorSpec
 

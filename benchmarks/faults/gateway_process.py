@@ -27,6 +27,7 @@ from protocol.engines.base import Engine
 
 ROOT = Path(__file__).parents[2]
 READY_S = 60.0  # a busy machine is no failure
+WARM_UP_S = 0.1  # of each lane: the engines are small
 
 
 class GatewayProcess:
@@ -109,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags = from_flags(
         bundles=[asked.bundle], bind=asked.bind, http="off", keys=asked.keys, insecure=asked.namespace is not None
     )
-    settings = load_settings(env={}, overrides=flags).settings
+    settings = load_settings(env={}, overrides=flags | {"models.warm_up_s": WARM_UP_S}).settings
 
     def told(event: str, text: str) -> None:
         print(f"{event}: {text}", file=sys.stderr, flush=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from benchmarks.faults.account import Ask, End
-from benchmarks.faults.model import numbers_in, question
+from benchmarks.faults.numbering import numbers_in, question
 from edge_agent.agent import Agent
 from edge_agent.outcomes import Outcome, Refusal
 from protocol.errors import IsthmusError

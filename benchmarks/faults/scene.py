@@ -161,7 +161,7 @@ class Scene:
             raise UnplayableError(str(error)) from error
         for number in range(setting.gateways):
             gateway = GatewayProcess(
-                self._bundle, self._folder, f"gateway{number}", port=free_port(self.chance),
+                self._bundle, self._folder, f"gateway{number}", port=free_port(),
                 busy_s=setting.busy_s, keys=None if self.keys is None else self.keys.gateway.path,
                 environment=self._environment,
                 host="127.0.0.1" if setting.loss is None else GATEWAY,
@@ -279,10 +279,10 @@ class Scene:
             raise TimeoutError(f"{else_}, for {PATIENCE_S:g} s")
 
 
-def free_port(chance: random.Random) -> int:
-    """A port of loopback that nobody listens on."""
+def free_port() -> int:
+    """A port of loopback that nobody listens on; another one for everybody who asks at the same time, or nearly so."""
     while True:
-        port = chance.choice(PORTS)
+        port = random.choice(PORTS)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port

@@ -106,6 +106,7 @@ class Welcome(msgspec.Struct, frozen=True, array_like=True):
     segments: tuple[Digest, ...]
     models: tuple[Digest, ...]
     chunk_nbytes: Count = 0  # the largest Chunk that is taken; 0: none are
+    shared_key: bool = False  # another device was heard lately that speaks with the same key
 
 
 class NeedHello(msgspec.Struct, frozen=True, array_like=True):

@@ -322,7 +322,7 @@ class Frontend:
                 self._peers.greet(route, peer, (boot, *also), self._authority.tenant(user_id), now=now)
                 self.stats["hellos"] += 1
                 self._intake.greeted(route, peer)
-                self._replies.send(route, self._welcome())
+                self._replies.send(route, self._welcome(peer.tenant, now))
                 if self._draining:
                     self._replies.send(route, m.Drain("shutting down"))
             case m.Infer():
@@ -369,7 +369,7 @@ class Frontend:
         if request.boot not in peer.boots:
             raise WireError(f"request {request} is not this peer's", "greet with the boot id that your requests bear")
 
-    def _welcome(self) -> m.Welcome:
+    def _welcome(self, tenant: str, now: float) -> m.Welcome:
         limits = self._desk.limits
         return m.Welcome(
             epoch=self.epoch,
@@ -379,6 +379,7 @@ class Frontend:
             segments=tuple(self._catalogue.segments),
             models=tuple(self._catalogue.models),
             chunk_nbytes=wire.PART_NBYTES,
+            shared_key=self._peers.shares_key(tenant, now=now),
         )
 
 

@@ -70,6 +70,9 @@ def welcome(case: Case) -> Verdict:
             return _problem(probe, "welcome")
         seen = probe.welcome
         credit = f"{seen.credit_requests} requests and {seen.credit_nbytes / 1e6:.1f} MB at once"
+        if seen.shared_key:
+            remedy = "remove the copied agent.key from one of them, and `edge-agent enroll` it anew"
+            return warn(f"{probe.endpoint} hears another device that speaks with this device's key", remedy)
         if not seen.credit_requests:
             return warn(f"{probe.endpoint} ({seen.software}) grants no credit", "see the gateway's limits")
         return ok(f"{probe.endpoint} runs {seen.software} and grants {credit}")

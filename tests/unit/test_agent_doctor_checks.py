@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from edge_agent.doctor import (
@@ -18,9 +19,11 @@ from edge_agent.doctor import (
     checks_service,
     checks_storage,
 )
-from edge_agent.doctor.case import Case
+from edge_agent.doctor.case import Case, Once
+from edge_agent.doctor.probe import GatewayProbe
 from edge_agent.doctor.verdicts import Status, UnmetError, Verdict
 from protocol import keys
+from protocol import messages as m
 from protocol.errors import InputError
 from tests import boards
 
@@ -365,3 +368,12 @@ def test_a_device_without_a_bundle_waits_for_its_first_where_a_gateway_may_offer
 )
 def test_a_head_is_slow_by_its_share_and_by_what_can_be_felt(seconds: float, planned_s: float, verdict: bool) -> None:
     assert checks_bundle.is_slower(seconds, planned_s) is verdict
+
+
+def test_a_device_whose_key_another_one_uses_is_told_so(tmp_path: Path) -> None:
+    seen = m.Welcome(bytes(8), "isthmus", 32, 1_000_000, (), ())
+    for shared, wanted in ((False, Status.OK), (True, Status.WARN)):
+        asked = case(tmp_path, gateways__endpoints=["tcp://127.0.0.1:7447"])
+        probe = GatewayProbe("tcp://127.0.0.1:7447", welcome=msgspec.structs.replace(seen, shared_key=shared))
+        asked.probes = Once(lambda probe=probe: (probe,), "")
+        assert checks_network.welcome(asked).status is wanted

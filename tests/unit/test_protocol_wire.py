@@ -248,7 +248,7 @@ def test_fields_appended_by_a_later_minor_version_are_skipped(message: m.Message
 @pytest.mark.parametrize(
     ("message", "optional"),
     [
-        (m.Welcome(b"epoch---", "older", 1, 1, (), ()), 1),
+        (m.Welcome(b"epoch---", "older", 1, 1, (), ()), 2),
         (m.NeedHello(b"epoch---"), 1),
         (m.Infer(REQUEST, bytes(32), 0, 1, 4, (), 0), 5),
         (m.Reject(REQUEST, 1, m.RejectCode.BUSY, "full", 2, 3), 2),

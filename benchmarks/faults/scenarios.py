@@ -16,7 +16,7 @@ from benchmarks.link import Side
 KILL_EVERY_S = 1.0
 RESET_EVERY_S = 0.05
 REMOTE = Setting(agent={"placements": ("full-cloud", "cut-1")})
-SLOW = replace(REMOTE, busy_s=0.05)
+SLOW = replace(REMOTE, busy_s=0.05, per_s=40.0)
 DAY_S = 86_400
 APART = Setting(apart=True)
 STORE = replace(APART, store=True)

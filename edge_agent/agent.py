@@ -296,7 +296,7 @@ class Agent:
         if finish.code is not None or prepared is None:
             code = finish.code or RefusalCode.NO_PLACEMENT
             slack_s = max(pending.deadline - now, 0.0)
-            return Refusal(request, code, finish.reason, slack_s, finish.degraded)
+            return Refusal(request, code, finish.reason, slack_s, finish.degraded, finish.causes)
         entry = self._entries[finish.placement]
         timings = StageTimings(edge_s=prepared.edge_s, encode_s=prepared.encode_s, total_s=now - pending.submitted)
         outputs = dict(prepared.outputs)
@@ -344,6 +344,7 @@ class Agent:
             attempts=ending.finish.attempts,
             batch_size=remote.result.timings.batch_size if remote else 1,
             degraded=ending.finish.degraded,
+            causes=ending.finish.causes,
             gateway=ending.finish.gateway,
             hedged=ending.finish.hedged,
             predicted_s=ending.finish.predicted_s,

@@ -323,6 +323,7 @@ def _line(index: int, name: str, outcome: Outcome, outputs: Outputs) -> dict[str
             "reason": outcome.reason,
             "slack_ms": round(outcome.slack_s * 1e3, 3),
             "degraded": outcome.degraded,
+            "causes": outcome.causes,
         }
     t = outcome.timings
     return head | {
@@ -330,6 +331,7 @@ def _line(index: int, name: str, outcome: Outcome, outputs: Outputs) -> dict[str
         "placement": outcome.placement,
         "kind": outcome.kind,
         "degraded": outcome.degraded,
+        "causes": outcome.causes,
         "latency_ms": round(t.total_s * 1e3, 3),
         "predicted_ms": None if outcome.predicted_s is None else round(outcome.predicted_s * 1e3, 3),
         "timings_ms": {

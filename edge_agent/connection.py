@@ -16,6 +16,7 @@ import zmq
 from edge_agent.ways import Ways
 from protocol import messages as m
 from protocol import sockets, wire
+from protocol.control.causes import Cause, Why
 from protocol.control.pulse import SILENCE_S
 from protocol.control.session import Event, Role, Session, State
 from protocol.errors import InvariantViolation
@@ -162,21 +163,21 @@ class Connection:
             self._since = now
         return after
 
-    def overdue(self, *, now: float, patience_s: float = SILENCE_S) -> str | None:
+    def overdue(self, *, now: float, patience_s: float = SILENCE_S) -> Why | None:
         """Why the socket should be made anew now, if it should."""
         waited = now - self._since
         if self.state in (State.READY, State.DRAINING) and now - self.heard_at > patience_s:
-            return "the gateway has fallen silent"
+            return Why(Cause.SILENCE, "the gateway has fallen silent")
         if self.state is State.GREETING and waited > WELCOME_S:
-            return "the gateway did not welcome us"
+            return Why.lost("the gateway did not welcome us")
         if self.state is State.DISCONNECTED and self._socket is not None:
             at_once = self._in_vain and self._turns < self._ways.count  # but no more than once round
             if waited > RECREATE_S or (self._ways.count > 1 and (at_once or waited > TURN_S)):
-                return self._why_not()
+                return Why.lost(self._why_not())
             if self._hung_up_on_keys and waited > TURN_S:  # somebody may have brought the right ones
-                return self._why_not()
+                return Why.lost(self._why_not())
             if self._has_given_up(now):
-                return str(Change.NO_GATEWAY)
+                return Why.lost(str(Change.NO_GATEWAY))
         return None
 
     def _has_given_up(self, now: float) -> bool:

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from edge_agent.connection import Connection, Shared
 from edge_agent.errands import Outstanding
 from edge_agent.upload import Upload, Uploads
 from edge_agent.ways import Ways
 from protocol import messages as m
+from protocol.control.causes import Why
 from protocol.control.link import LinkEstimator
 from protocol.control.pulse import Pulse, patience_s
 from protocol.control.session import Event, State
-from protocol.errors import WireError
 from protocol.latency import LinkState
 from protocol.sockets import Endpoint
 from protocol.wire import Buffer
 
 STANDBY_PROBE_IVL_S = 5.0  # a gateway that is not in use is probed so seldom: its bytes are taken from the one that is
 LEAVING_S = 30.0  # a gateway that is no longer named may answer what it holds for so long
-# Messages of one gateway before the others, those who ask and the timers have their turn: some 2 ms. A gateway that
-# never stops talking would else keep the device from answering by itself.
-MOST_AT_ONCE = 64
-GREET_IVL_S = 0.25  # between two greetings for which a gateway asks
 
 
 class GatewayLink:
@@ -39,7 +34,6 @@ class GatewayLink:
         self.epoch = b""
         self.measured = False  # on this connection
         self.leaves_at: float | None = None  # it is no longer named
-        self._greeted_at = -math.inf
         self._ways = ways
         self._pings = 0
         self._probe_at = 0.0
@@ -76,13 +70,6 @@ class GatewayLink:
 
     def begin_leaving(self, *, now: float) -> None:
         self.leaves_at = now + LEAVING_S
-
-    def received(self) -> Iterator[list[memoryview]]:
-        """What waits, message by message, but no more than is fair."""
-        for _ in range(MOST_AT_ONCE):
-            if (frames := self.connection.receive()) is None:
-                return
-            yield frames
 
     def send(self, message: m.Message, payload: Sequence[Buffer] = ()) -> int:
         """Bytes handed to the socket; 0 when there is no connection that would take them."""
@@ -186,16 +173,11 @@ class GatewayLink:
 
     def greet(self, hello: m.Hello, *, now: float) -> None:
         """Whatever was in flight on an earlier connection is not answered on this one."""
-        self.connection.heard_at = self._greeted_at = now
+        self.connection.heard_at = now
         self.out.clear()
         self.uploads.clear()
         self.measured = False
         self.send(hello)
-
-    def require_patience(self, *, now: float) -> None:
-        """Raises WireError if the gateway has only just been greeted: one that asks and asks would keep us busy."""
-        if now - self._greeted_at < GREET_IVL_S:
-            raise WireError("it wants to be greeted again and again", "see docs/wire.md")
 
     def lost(self, *, now: float) -> bool:
         """Whether there was anything to lose."""
@@ -208,6 +190,6 @@ class GatewayLink:
         self.estimator.lost()
         return was_there
 
-    def overdue(self, *, now: float) -> str | None:
+    def overdue(self, *, now: float) -> Why | None:
         """Why the socket should be made anew now, if it should."""
         return self.connection.overdue(now=now, patience_s=patience_s(self.ahead_nbytes, self.estimator.estimate(now)))

@@ -26,6 +26,7 @@ from edge_agent.view import AgentView
 from edge_agent.ways import Ways
 from protocol import messages as m
 from protocol import wire
+from protocol.control.causes import Cause, Why
 from protocol.control.flights import CancelRemote, Finish, Instruction, Prepare, Send
 from protocol.control.ladder import Ladder
 from protocol.control.pulse import wake_at
@@ -249,13 +250,13 @@ class Uplink:
     # ---- what comes in ----------------------------------------------------------------------------------------------
 
     def _drain_socket(self, link: GatewayLink) -> None:
-        for frames in link.received():
+        while (frames := link.connection.receive()) is not None:
             now = time.monotonic()
             try:
                 self._receive(link, frames, now)
             except wire.VersionError as error:
                 self.stats["wire_errors"] += 1
-                self._lose_link(link, f"the gateway speaks another version ({error.fact})", now)
+                self._lose_link(link, Why.lost(f"the gateway speaks another version ({error.fact})"), now)
             except WireError:
                 self.stats["wire_errors"] += 1
 
@@ -276,17 +277,16 @@ class Uplink:
             case m.Credit():
                 self._carry_out(self._sending.credited(link, message, now=now))
             case m.NeedHello():
-                link.require_patience(now=now)
                 link.connection.handle(Event.NEED_HELLO, now=now)
-                self._enter_greeting(link, "the gateway does not know us (it was restarted)", now)
+                self._enter_greeting(link, Why.lost("the gateway does not know us (it was restarted)"), now)
             case m.Drain(reason):
                 link.connection.handle(Event.DRAIN, now=now)
-                why = f"the gateway is draining: {reason}"
+                why = Why(Cause.GATEWAY_DRAINING, f"the gateway is draining: {reason}")
                 self._carry_out(self._ladder.draining(why, gateway=link.name, now=now))
             case m.VersionMismatch(oldest, newest):
                 link.connection.handle(Event.VERSION_MISMATCH, now=now)
                 self._note_readiness()
-                why = f"the gateway speaks versions {oldest}..{newest}, this agent {wire.VERSION}"
+                why = Why.lost(f"the gateway speaks versions {oldest}..{newest}, this agent {wire.VERSION}")
                 self._carry_out(self._ladder.link_lost(why, gateway=link.name, now=now))
             case _:
                 raise WireError(f"{type(message).__name__} is not for an agent", "see docs/wire.md")
@@ -354,7 +354,7 @@ class Uplink:
             credit=reject.credit, gateway=link.name, now=now,
         ))  # fmt: skip
         if reject.code is m.RejectCode.FORBIDDEN:  # as long as this connection stands, no newer key of ours is tried
-            self._lose_link(link, str(Change.REFUSED), now)
+            self._lose_link(link, Why.lost(str(Change.REFUSED)), now)
             link.connection.forbidden(now=now)
 
     def _head_outputs(self, seq: int, attempt: int) -> set[str]:
@@ -373,22 +373,22 @@ class Uplink:
         match change:
             case Change.HANDSHAKE:
                 link.connection.handle(Event.HANDSHAKE, now=now)
-                self._enter_greeting(link, str(change), now)
+                self._enter_greeting(link, Why.lost(str(change)), now)
             case Change.LOST | Change.NO_GATEWAY:
-                self._lose_link(link, str(change), now)
+                self._lose_link(link, Why.lost(str(change)), now)
             case Change.HUNG_UP:
                 self.stats["handshakes_failed"] += 1
             case Change.REFUSED:
                 self.stats["keys_refused"] += 1
-                self._lose_link(link, str(change), now)
+                self._lose_link(link, Why.lost(str(change)), now)
 
-    def _enter_greeting(self, link: GatewayLink, why: str, now: float) -> None:
+    def _enter_greeting(self, link: GatewayLink, why: Why, now: float) -> None:
         """Whatever was in flight on the old connection will not be answered there: send it again once welcomed."""
         self._carry_out(self._ladder.link_lost(why, gateway=link.name, now=now))
         link.greet(self._hello, now=now)
         self._note_readiness()
 
-    def _lose_link(self, link: GatewayLink, why: str, now: float) -> None:
+    def _lose_link(self, link: GatewayLink, why: Why, now: float) -> None:
         if link.lost(now=now):
             self.stats["links_lost"] += 1
         self._note_readiness()

@@ -159,7 +159,6 @@ PURE_ROOMS = (
     "edge_agent/outcomes.py",
     "edge_agent/upload.py",
     "edge_agent/view.py",
-    "edge_agent/seeing/causes.py",
     "edge_agent/seeing/chronicle.py",
     "edge_agent/seeing/figures.py",
     "edge_agent/seeing/standing.py",

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from edge_agent.outcomes import Answer, Outcome
-from edge_agent.seeing.causes import causes
 from edge_agent.seeing.figures import Figures, Moment, Row, Scope, Stages, together
 from protocol.messages import PlacementKind
 from protocol.seeing.sums import OTHER, count
@@ -77,7 +76,6 @@ class Ledger:
     def _answered(self, answer: Answer, budget_s: float, predicted_s: float | None, now: float) -> None:
         t = answer.timings
         stages = Stages(t.edge_s, t.encode_s, t.network_s, t.queue_s, t.decode_s, t.compute_s)
-        why = causes(answer.degraded)
         with self._lock:
             self._now = now
             model, version = self._bundles.get(answer.bundle) or self._nowhere[:2]
@@ -87,7 +85,7 @@ class Ledger:
                 t.total_s,
                 budget_s,
                 predicted_s,
-                why,
+                answer.causes,
                 answer.attempts,
                 answer.hedged,
                 answer.kind != PlacementKind.EDGE_ONLY,

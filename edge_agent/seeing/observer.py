@@ -132,5 +132,6 @@ def answered(answer: Answer) -> Line:
             "compute_ms": round(t.compute_s * 1e3, 3),
             "attempts": answer.attempts,
             "degraded": "; ".join(answer.degraded),
+            "cause": ", ".join(answer.causes),
         },
     )

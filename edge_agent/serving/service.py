@@ -233,7 +233,7 @@ def _priority(request: InferRequest) -> int:
 
 
 def provenance(answer: Answer) -> dict[str, Parameter]:
-    """Where an answer was made, as parameters: `degraded` is there only if it was not made where the plan wanted."""
+    """Where an answer was made, as parameters: `degraded` and `causes` only if it was not where the plan wanted it."""
     found: dict[str, Parameter] = {
         "placement": answer.placement,
         "kind": answer.kind,
@@ -255,6 +255,7 @@ def provenance(answer: Answer) -> dict[str, Parameter]:
         found["hedged"] = True
     if answer.degraded:
         found["degraded"] = "; ".join(answer.degraded)
+        found["causes"] = ",".join(answer.causes)
     return found
 
 

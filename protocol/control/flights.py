@@ -6,6 +6,7 @@ import enum
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from protocol.control.causes import Cause, Why, causes, sentences
 from protocol.errors import InvariantViolation
 from protocol.messages import PlacementKind
 
@@ -63,6 +64,7 @@ class Finish:
     """The request is over: answered with the placement's result, or refused when `code` is set.
 
     `gateway` did the remote share of the answer; "" for one made on the device. `hedged`: both were at work.
+    `degraded` are sentences, `causes` the causes of these, each once.
     """
 
     seq: int
@@ -73,6 +75,7 @@ class Finish:
     reason: str = ""
     gateway: str = ""
     hedged: bool = False
+    causes: tuple[Cause, ...] = ()
     predicted_s: float | None = field(default=None, compare=False)  # what was planned; None after a detour
 
 
@@ -113,37 +116,38 @@ class Flight:
     encoded_anew: bool = False  # since the gateway had forgotten the frame before
     local_hopeless: bool = False  # edge-only had to start but could not
     predicted_s: float | None = None  # of the placement that was chosen first, until a step fails
-    degraded: list[str] = field(default_factory=list)
-    avoided: dict[str, str] = field(default_factory=dict)  # placements, wherever
-    avoided_at: dict[str, dict[str, str]] = field(default_factory=dict)  # placements, by gateway
+    degraded: list[Why] = field(default_factory=list)
+    avoided: dict[str, Why] = field(default_factory=dict)  # placements, wherever
+    avoided_at: dict[str, dict[str, Why]] = field(default_factory=dict)  # placements, by gateway
     left: set[str] = field(default_factory=set)  # gateways that were not in time: others are tried first
 
-    def avoid(self, placements: Iterable[str], why: str, *, at: str) -> None:
+    def avoid(self, placements: Iterable[str], why: Why, *, at: str) -> None:
         """Not these again for this request at the gateway `at`."""
         self.avoided_at.setdefault(at, {}).update(dict.fromkeys(placements, why))
 
-    def avoided_with(self, gateway: str) -> dict[str, str]:
+    def avoided_with(self, gateway: str) -> dict[str, Why]:
         """What this request shall not be done as, with that gateway, and why."""
         return self.avoided | self.avoided_at.get(gateway, {})
 
-    def note(self, why: str) -> None:
+    def note(self, why: Why) -> None:
         """Reasons hold figures that differ each time: one of a kind is enough."""
-        kind = why.split(":")[0]
-        if all(noted.split(":")[0] != kind for noted in self.degraded):
+        kind = why.sentence.split(":")[0]
+        if all(noted.sentence.split(":")[0] != kind for noted in self.degraded):
             self.degraded.append(why)
 
     def finish(self, gateway: str) -> Finish:
         """Answered, with the remote share done by `gateway`; "" for none."""
-        degraded = tuple(self.degraded)
         return Finish(
-            self.seq, self.placement, self.attempt, degraded,
-            gateway=gateway, hedged=self.hedged, predicted_s=self.predicted_s,
+            self.seq, self.placement, self.attempt, sentences(self.degraded), gateway=gateway, hedged=self.hedged,
+            causes=causes(self.degraded), predicted_s=self.predicted_s,
         )  # fmt: skip
 
     def refusal(self, code: RefusalCode, reason: str) -> Finish:
         """Not answered."""
-        degraded = tuple(self.degraded)
-        return Finish(self.seq, self.placement, self.attempt, degraded, code, reason, hedged=self.hedged)
+        return Finish(
+            self.seq, self.placement, self.attempt, sentences(self.degraded), code, reason, hedged=self.hedged,
+            causes=causes(self.degraded),
+        )  # fmt: skip
 
     def validate(self) -> None:
         """Raise InvariantViolation if it is in a state that cannot be."""

@@ -30,6 +30,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from protocol.control.availability import NO_ANSWER, SILENT, Device
+from protocol.control.causes import Cause, Why
 from protocol.control.demand import DemandMeter
 from protocol.control.explanation import Explanation
 from protocol.control.fleet import Chance, Fleet
@@ -45,7 +46,8 @@ from protocol.messages import PlacementKind, RejectCode
 
 LONGEST_PAUSE_S = 30.0  # whatever a gateway asks for
 MOST_PENDING = 256
-CODEC_REFUSED = f"gateway {RejectCode.BAD_REQUEST}:"
+NO_TIME_LEFT = Why(Cause.NO_TIME, "no time left to wait for the gateway")
+NOT_IN_TIME = Why(Cause.SILENCE, "the gateway did not answer in time")
 ONLY = ("",)  # the name of the gateway where there is but one
 
 
@@ -119,17 +121,18 @@ class Ladder:
         if flight is None:
             return []
         failed = self._local if flight.hedge and self._local else flight.placement
+        why, told = Why(Cause.DEVICE, reason), Why(Cause.DEVICE, f"{failed}: {reason}")
         if sound:
             self.device.breakers[failed].released()
         else:
-            self.device.breakers[failed].failed(reason, now=now)
-        flight.avoided |= dict.fromkeys({failed, *self.device.sharing(failed, head=True)}, reason)
+            self.device.breakers[failed].failed(why, now=now)
+        flight.avoided |= dict.fromkeys({failed, *self.device.sharing(failed, head=True)}, why)
         if flight.hedge:
             flight.hedge, flight.local_hopeless = 0, True
-            flight.note(f"{failed}: {reason}")
+            flight.note(told)
             return []  # the attempt beside it goes on
         prefer = self._ways.best_full_cloud(flight, now=now) if self._rows[failed].kind is PlacementKind.CUT else None
-        return self._steps.step_down(flight, f"{failed}: {reason}", prefer=prefer, now=now)
+        return self._steps.step_down(flight, told, prefer=prefer, now=now)
 
     def _preparing(self, seq: int, generation: int) -> Flight | None:
         """The request, if it still waits for this preparation."""
@@ -152,7 +155,8 @@ class Ladder:
         remote.served(compute_s)
         # What one codec of the same work was refused for and another was not is that gateway's want of the codec.
         same = self.device.sharing(flight.placement)
-        remote.broken |= {i: why for i, why in flight.avoided.items() if i in same and CODEC_REFUSED in why}
+        refused = ((i, why) for i, why in flight.avoided.items() if why.cause is Cause.GATEWAY_BAD_REQUEST)
+        remote.broken |= {i: why for i, why in refused if i in same}
         self.planner.observe_tail(flight.placement, compute_s, gateway)
         if now >= flight.deadline:
             return [*cancel, self._late(flight), *self._outbox.send_ready(now=now)]
@@ -177,7 +181,7 @@ class Ladder:
         flight = self.flights.get(seq)
         if flight is None or flight.phase is not Phase.SENT or attempt != flight.attempt or gateway != flight.gateway:
             return []
-        why = f"gateway {code}: {reason}"
+        why = Why.refused(code, reason)
         remote, placement = self._ways.of(flight), flight.placement
         prefer = None
         again = code in (RejectCode.BUSY, RejectCode.DRAINING, RejectCode.DEADLINE)
@@ -214,7 +218,7 @@ class Ladder:
         backed = bool(flight.hedge) or another is not None or self._margins.local_can_follow(flight)
         if code is RejectCode.DEADLINE and flight.refusals > 1 and not backed:
             # Asking again would upload everything again, and the gateway has said twice that it cannot be in time.
-            return [self._refuse(flight, RefusalCode.DEADLINE, why), *self._outbox.send_ready(now=now)]
+            return [self._refuse(flight, RefusalCode.DEADLINE, why.sentence), *self._outbox.send_ready(now=now)]
         flight.not_before = now + pause_s
         down = self._steps.step_down(flight, why, prefer=prefer, again=again, another=another, now=now)
         return down + self._outbox.send_ready(now=now)
@@ -245,7 +249,7 @@ class Ladder:
 
     def disable(self, id_: str, reason: str) -> None:
         """This placement's head could not be loaded: it is never used."""
-        self.device.disabled[id_] = reason
+        self.device.disabled[id_] = Why(Cause.DEVICE, reason)
 
     def close(self) -> list[Instruction]:
         return [self._refuse(f, RefusalCode.CLOSED, "the agent was shut down") for f in list(self.flights.values())]
@@ -259,7 +263,7 @@ class Ladder:
 
     def gateway_gone(self, name: str, reason: str, *, now: float) -> list[Instruction]:
         """It is to be used no more, nor waited for."""
-        out = self.link_lost(reason, gateway=name, now=now)
+        out = self.link_lost(Why.lost(reason), gateway=name, now=now)
         self.fleet.remove(name)
         return out
 
@@ -287,17 +291,17 @@ class Ladder:
             remote.refreshed(held, credit_requests, credit_nbytes)
         return self._outbox.send_ready(now=now)
 
-    def link_lost(self, reason: str, *, gateway: str = "", now: float) -> list[Instruction]:
+    def link_lost(self, why: Why, *, gateway: str = "", now: float) -> list[Instruction]:
         """The gateway is gone or no longer takes requests. What was in flight goes elsewhere, or waits."""
-        self.fleet.of(gateway).link_reason = reason
-        return self._all_step_down(gateway, (Phase.SENT, Phase.READY), reason, now=now)
+        self.fleet.of(gateway).link_reason = why
+        return self._all_step_down(gateway, (Phase.SENT, Phase.READY), why, now=now)
 
-    def draining(self, reason: str, *, gateway: str = "", now: float) -> list[Instruction]:
+    def draining(self, why: Why, *, gateway: str = "", now: float) -> list[Instruction]:
         """The gateway takes nothing new; what it holds it still answers."""
-        self.fleet.of(gateway).link_reason = reason
-        return self._all_step_down(gateway, (Phase.READY,), reason, now=now)
+        self.fleet.of(gateway).link_reason = why
+        return self._all_step_down(gateway, (Phase.READY,), why, now=now)
 
-    def _all_step_down(self, gateway: str, phases: tuple[Phase, ...], why: str, *, now: float) -> list[Instruction]:
+    def _all_step_down(self, gateway: str, phases: tuple[Phase, ...], why: Why, *, now: float) -> list[Instruction]:
         out: list[Instruction] = []
         for flight in [f for f in self.flights.values() if f.gateway == gateway and f.phase in phases]:
             out += self._steps.step_down(flight, why, another=self._ways.another(flight, now=now), now=now)
@@ -322,7 +326,7 @@ class Ladder:
             if flight.phase is Phase.SENT and now >= flight.attempt_until:
                 out += self._time_out(flight, now=now)
             elif flight.phase is Phase.READY and now >= self._ways.too_late_at(flight):
-                out += self._steps.step_down(flight, "no time left to wait for the gateway", now=now)
+                out += self._steps.step_down(flight, NO_TIME_LEFT, now=now)
                 flight.local_hopeless = flight.phase is Phase.READY
         return out + self._outbox.send_ready(now=now)
 
@@ -335,7 +339,7 @@ class Ladder:
             flight.attempt_until = flight.deadline  # edge-only is at work already; the answer may still be first
             return out
         another = self._ways.another(flight, now=now)
-        return out + self._steps.step_down(flight, "the gateway did not answer in time", another=another, now=now)
+        return out + self._steps.step_down(flight, NOT_IN_TIME, another=another, now=now)
 
     def _expire(self, flight: Flight, *, now: float) -> list[Instruction]:
         if flight.phase is Phase.SENT:
@@ -365,16 +369,14 @@ class Ladder:
 
     def unavailable(self, *, now: float, gateway: str | None = None) -> dict[str, str]:
         """For every placement that cannot be used now, with this gateway or the one in use, why."""
-        return self._ways.reasons(self.fleet.current if gateway is None else self.fleet.of(gateway), now=now)
+        remote = self.fleet.current if gateway is None else self.fleet.of(gateway)
+        return {id_: why.sentence for id_, why in self._ways.reasons(remote, now=now).items()}
 
     def explain(self, *, now: float) -> Explanation:
         """Why requests are placed as they are now, and what would change that. Changes nothing."""
         remote = self.fleet.current
         return self.planner.explain(
-            remote.link,
-            self._ways.reasons(remote, now=now),
-            demand=self._steps.demand_now(None, now=now),
-            gateway=remote.name,
+            remote.link, self.unavailable(now=now), demand=self._steps.demand_now(None, now=now), gateway=remote.name
         )
 
     def validate(self) -> None:

@@ -52,11 +52,11 @@ _LEARNED_NOISE = math.sqrt(LEARNING_RATE / (2 - LEARNING_RATE))  # of a factor, 
 
 
 class Decision(NamedTuple):
-    """The chosen placement. `because_of` holds, when a better one could not be used, that one's id and why."""
+    """The chosen placement. `instead_of` is the better one, where that could not be used."""
 
     id: str
     predicted_s: float
-    because_of: tuple[str, str] | None = None
+    instead_of: str | None = None
 
 
 class Planner:
@@ -111,7 +111,7 @@ class Planner:
     def decide(
         self,
         link: LinkState | None,
-        unavailable: Mapping[str, str],
+        unavailable: Collection[str],
         *,
         demand: Demand = NO_DEMAND,
         budget_s: float | None = None,
@@ -142,7 +142,7 @@ class Planner:
         if not usable:
             return None
         if wanted in unavailable:
-            return self._choose(seen.best(usable), seen, (wanted, unavailable[wanted]))
+            return self._choose(seen.best(usable), seen, instead_of=wanted)
         if wanted != self.current:
             self.switches += self.current is not None
             self.current, self._switched_at = wanted, now if now is not None else -math.inf
@@ -208,13 +208,13 @@ class Planner:
             needed = max(needed, DWELL_GAIN * score)
         return needed
 
-    def _choose(self, id_: str, seen: _Weighing, because_of: tuple[str, str] | None = None) -> Decision:
+    def _choose(self, id_: str, seen: _Weighing, *, instead_of: str | None = None) -> Decision:
         self._used[id_] = None
         for work in self._works[id_]:
             if self._decisions - self._tried_at.get(work, 0) >= RETRY_AFTER:
                 self.learned.doubt(work)
             self._tried_at[work] = self._decisions
-        return Decision(id_, seen.expected_s(id_), because_of)
+        return Decision(id_, seen.expected_s(id_), instead_of)
 
     def _stale(self, seen: _Weighing, usable: Sequence[str]) -> str | None:
         """A usable placement that was once in use, whose work was not done for long, and that may be better than it is

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from protocol.control.availability import Remote
+from protocol.control.causes import Why, sentences
 from protocol.control.demand import Demand, DemandMeter
 from protocol.control.fleet import Fleet
 from protocol.control.flights import CancelRemote, Flight, Instruction, Phase, Prepare, RefusalCode
@@ -52,9 +53,8 @@ class Steps:
             return self._wait_or_refuse(flight, unavailable, now=now)
         if self._expects_gateway and remote.link is None and remote.link_reason is not None:
             flight.note(remote.link_reason)  # without a link the plan is a guess, but this much is known
-        elif decision.because_of is not None:
-            wanted, why = decision.because_of
-            flight.note(why if wanted in why else f"{wanted}: {why}")
+        elif (wanted := decision.instead_of) is not None:
+            flight.note(unavailable[wanted].about(wanted))
         flight.predicted_s = decision.predicted_s if flight.generation == 0 else None
         return self.prepare(flight, decision.id, remote, now=now)
 
@@ -84,7 +84,7 @@ class Steps:
     def step_down(
         self,
         flight: Flight,
-        why: str,
+        why: Why,
         *,
         prefer: tuple[str, Remote] | None = None,
         again: bool = True,
@@ -121,7 +121,7 @@ class Steps:
             return []
         return (cancel if again else []) + self.place(flight, now=now)
 
-    def _wait_or_refuse(self, flight: Flight, unavailable: Mapping[str, str], *, now: float) -> list[Instruction]:
+    def _wait_or_refuse(self, flight: Flight, unavailable: Mapping[str, Why], *, now: float) -> list[Instruction]:
         """No placement can be used now. If only link or gateway need a moment the request waits, else it is refused."""
         waiting = self._ways.worth_waiting_for(flight, now=now)
         if waiting is not None:
@@ -129,7 +129,7 @@ class Steps:
             for why in reasons:
                 flight.note(why)
             return self.prepare(flight, placement, remote, now=now)
-        reason = "; ".join(dict.fromkeys(unavailable.values())) or "the bundle has no placement"
+        reason = "; ".join(sentences(unavailable.values())) or "the bundle has no placement"
         del self._flights[flight.seq]
         return [flight.refusal(RefusalCode.NO_PLACEMENT, reason)]
 

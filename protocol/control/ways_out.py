@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from protocol.control.availability import Device, Remote
+from protocol.control.causes import Why
 from protocol.control.fleet import Fleet
 from protocol.control.flights import Flight, Phase
 from protocol.control.margins import Margins
@@ -41,7 +42,7 @@ class WaysOut:
             return flight.deadline, self.too_late_at(flight), flight.not_before or flight.deadline
         return (flight.deadline,)
 
-    def reasons(self, remote: Remote, *, now: float) -> dict[str, str]:
+    def reasons(self, remote: Remote, *, now: float) -> dict[str, Why]:
         """For every placement that cannot be used now with this gateway, why."""
         found = {}
         for row in self._rows.values():
@@ -80,13 +81,13 @@ class WaysOut:
             for remote in self._fleet.remotes.values()
         )
 
-    def worth_waiting_for(self, flight: Flight, *, now: float) -> tuple[str, Remote, tuple[str, ...]] | None:
+    def worth_waiting_for(self, flight: Flight, *, now: float) -> tuple[str, Remote, tuple[Why, ...]] | None:
         """The placement that only waits for link or gateway, where, and what is in its way."""
         current = self._fleet.current
         for remote in (current, *(r for r in self._fleet.remotes.values() if r is not current)):
             avoided = flight.avoided_with(remote.name)
             waiting = {
-                row.id: remote.reason(row, now=now) or ""
+                row.id: remote.reason(row, now=now)
                 for row in remote.rows.values()
                 if row.id not in avoided
                 and self._device.reason(row, now=now) is None
@@ -95,5 +96,5 @@ class WaysOut:
             if waiting:
                 predicted = self._planner.predict(remote.link, remote.name)
                 best = min(waiting, key=lambda id_: predicted[id_])
-                return best, remote, tuple(dict.fromkeys(waiting.values()))
+                return best, remote, tuple(dict.fromkeys(why for why in waiting.values() if why is not None))
         return None

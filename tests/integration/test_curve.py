@@ -249,7 +249,7 @@ class Knocker:
                 if change is wanted:
                     return
             if (why := self._connection.overdue(now=time.monotonic())) is not None:
-                self.recreated.append(why)
+                self.recreated.append(why.sentence)
                 self._connection.recreate(now=time.monotonic())
         raise TimeoutError(f"no {wanted} within {PATIENCE_S} s; seen {self.seen}")
 

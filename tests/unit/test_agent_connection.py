@@ -10,6 +10,7 @@ import zmq
 from edge_agent.connection import GIVEN_UP_S, WELCOME_S, Change, Connection, Shared
 from edge_agent.ways import Ways
 from protocol import sockets
+from protocol.control.causes import Cause, Why
 from protocol.control.pulse import SILENCE_S
 from protocol.control.session import Event
 from protocol.mailbox import Mailbox
@@ -21,11 +22,11 @@ def test_a_gateway_is_silent_only_when_it_has_had_time_to_hear_us() -> None:
     connection = Connection(Ways(()), shared)
     try:
         connection.handle(Event.HANDSHAKE, now=0.0)
-        assert connection.overdue(now=WELCOME_S + 0.1) == "the gateway did not welcome us"
+        assert connection.overdue(now=WELCOME_S + 0.1) == Why(Cause.LINK, "the gateway did not welcome us")
         connection.handle(Event.WELCOME, now=1.0)
         connection.heard_at = 1.0
         assert connection.overdue(now=1.0 + SILENCE_S - 0.1) is None
-        assert connection.overdue(now=1.0 + SILENCE_S + 0.1) == "the gateway has fallen silent"
+        assert connection.overdue(now=1.0 + SILENCE_S + 0.1) == Why(Cause.SILENCE, "the gateway has fallen silent")
         # Pings queue behind an upload: on a slow link nothing can come back before it is through.
         assert connection.overdue(now=1.0 + SILENCE_S + 0.1, patience_s=SILENCE_S + 6.3) is None
     finally:
@@ -85,7 +86,7 @@ def test_a_socket_that_has_given_up_after_garbage_is_made_anew_at_once(garbage: 
                     break
             assert Change.LOST in seen
             assert connection.overdue(now=1.0) is None  # libzmq may be about to say that it tries again
-            assert connection.overdue(now=1.1 + GIVEN_UP_S) == str(Change.NO_GATEWAY)
+            assert connection.overdue(now=1.1 + GIVEN_UP_S) == Why(Cause.LINK, str(Change.NO_GATEWAY))
             connection.recreate(now=2.2)
             assert connection.overdue(now=2.2 + GIVEN_UP_S) is None
             with server.accept()[0]:  # it knocks again

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from protocol.control.availability import NO_ANSWER, SILENT
+from protocol.control.causes import Cause, Why
 from protocol.control.flights import CancelRemote, Finish, Instruction, Phase, Prepare, RefusalCode, Row, Send
 from protocol.control.ladder import MOST_PENDING, Ladder
 from protocol.control.planner import Candidate, Planner
@@ -90,10 +91,10 @@ class Scene:
         return self.note(self.ladder.cancelled(seq, now=self.now))
 
     def lose_link(self, reason: str = "the link is lost") -> list[Instruction]:
-        return self.note(self.ladder.link_lost(reason, now=self.now))
+        return self.note(self.ladder.link_lost(Why(Cause.LINK, reason), now=self.now))
 
     def drain(self) -> list[Instruction]:
-        return self.note(self.ladder.draining("the gateway drains", now=self.now))
+        return self.note(self.ladder.draining(Why(Cause.GATEWAY_DRAINING, "the gateway drains"), now=self.now))
 
     def tick(self, after_s: float = 0.0) -> list[Instruction]:
         self.now += after_s
@@ -171,7 +172,7 @@ def test_a_failed_head_goes_full_cloud() -> None:
     s.submit(1)
     assert s.head_fails(1) == [Prepare(1, "cloud")]
     s.prepared(1, nbytes=40_000)
-    assert s.answer(1) == [Finish(1, "cloud", 1, ("cut: the head broke",))]
+    assert s.answer(1) == [Finish(1, "cloud", 1, ("cut: the head broke",), causes=(Cause.DEVICE,))]
 
 
 def test_a_failed_head_goes_edge_only_when_there_is_no_full_cloud() -> None:
@@ -459,7 +460,7 @@ def test_an_attempt_that_times_out_is_cancelled_and_done_on_the_device() -> None
     assert s.wake() == [CancelRemote(1), Prepare(1, "edge")]
     assert s.now < 101.0 - RESERVE_S
     finish = finish_of(s.prepared(1, nbytes=0))
-    assert finish == Finish(1, "edge", 1, ("the gateway did not answer in time",))
+    assert finish == Finish(1, "edge", 1, ("the gateway did not answer in time",), causes=(Cause.SILENCE,))
 
 
 def test_an_attempt_leaves_enough_time_for_edge_only() -> None:
@@ -495,7 +496,7 @@ def test_where_nothing_has_come_since_one_attempt_is_enough_until_something_come
     s.send(1)
     assert Prepare(1, "edge") in s.wake()
     assert s.submit(2) == [Prepare(2, "edge")]
-    assert s.ladder.unavailable(now=s.now)["cut"] == SILENT
+    assert s.ladder.unavailable(now=s.now)["cut"] == SILENT.sentence
     s.tick(30.0)
     assert s.submit(3) == [Prepare(3, "edge")], "time alone changes nothing"
     remote.heard(now=s.now)
@@ -524,7 +525,7 @@ def test_an_attempt_that_times_out_while_others_are_heard_counts_for_the_breaker
         s.wake()
         assert s.ladder.fleet.current.link_reason is None
     assert s.submit(3) == [Prepare(3, "edge")]
-    assert s.ladder.unavailable(now=s.now)["cut"] == NO_ANSWER
+    assert s.ladder.unavailable(now=s.now)["cut"] == NO_ANSWER.sentence
 
 
 def test_what_is_heard_of_a_lost_gateway_does_not_bring_it_back() -> None:

@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 
 from protocol.control.availability import Device
+from protocol.control.causes import Cause, Why
 from protocol.control.fleet import WORTH_LEAVING, Fleet, Load
 from protocol.control.flights import CancelRemote, Finish, Instruction, Phase, Prepare, RefusalCode, Row, Send
 from protocol.control.ladder import Ladder
@@ -31,6 +32,7 @@ COSTS = {
     "edge": PlacementCost(edge_s=0.100),
 }
 NOW = 100.0
+CUT_OFF = Why(Cause.LINK, "the cable is cut")
 
 
 class Scene:
@@ -172,7 +174,7 @@ def test_a_gateway_of_a_higher_rank_is_used_only_without_the_others() -> None:
     s.ladder.gateway_found("b", rank=10)
     s.ladder.link_measured(LinkState(1e6, 0.001), gateway="b")
     assert s.send(1).gateway == "a"
-    s.ladder.link_lost("the cable is cut", gateway="a", now=s.now)
+    s.ladder.link_lost(CUT_OFF, gateway="a", now=s.now)
     assert s.ladder.flights[1].gateway == "b"
     assert s.submit(2) == [Prepare(2, "cut", "b")]
 
@@ -289,7 +291,8 @@ def test_an_answer_of_the_gateway_that_was_left_is_as_good_and_the_other_one_is_
     s.send(budget_s=5.0)
     s.wake()
     out = s.answer("a", attempt=1)
-    assert out == [CancelRemote(1, "b"), Finish(1, "cut", 2, ("the gateway did not answer in time",), gateway="a")]
+    late = Finish(1, "cut", 2, ("the gateway did not answer in time",), gateway="a", causes=(Cause.SILENCE,))
+    assert out == [CancelRemote(1, "b"), late]
     assert s.answer("b", attempt=2) == []
 
 
@@ -341,14 +344,14 @@ def test_a_lost_link_sends_what_was_in_flight_and_what_waited_to_the_other_gatew
     s.submit(2, budget_s=5.0)
     assert s.prepared(2) == []
     s.up("b")
-    assert sent_to(s.note(s.ladder.link_lost("the cable is cut", gateway="a", now=s.now))) != []
+    assert sent_to(s.note(s.ladder.link_lost(CUT_OFF, gateway="a", now=s.now))) != []
     assert {f.gateway for f in s.ladder.flights.values()} == {"b"}
 
 
 def test_a_request_that_was_being_prepared_when_its_gateway_vanished_goes_to_the_other_one() -> None:
     s = Scene("cut", "edge")
     s.submit()
-    s.ladder.link_lost("the cable is cut", gateway="a", now=s.now)
+    s.ladder.link_lost(CUT_OFF, gateway="a", now=s.now)
     assert sent_to(s.prepared()) == [("cut", "b", 1)]
 
 
@@ -356,7 +359,7 @@ def test_without_edge_only_a_request_waits_for_whichever_gateway_comes_back_firs
     s = Scene("cut")
     s.send(budget_s=10.0)
     for name in ("a", "b"):
-        s.ladder.link_lost("the cable is cut", gateway=name, now=s.now)
+        s.ladder.link_lost(CUT_OFF, gateway=name, now=s.now)
     assert s.ladder.flights[1].phase is Phase.READY
     s.now += 1.0
     assert sent_to(s.up("b")) == [("cut", "b", 3)] or sent_to(s.ladder.tick(now=s.now)) == []
@@ -366,7 +369,7 @@ def test_a_gateway_that_can_do_it_another_way_is_better_than_waiting() -> None:
     s = Scene("cut", "cloud")
     s.up("b", "cloud")
     s.send(budget_s=5.0)
-    out = s.note(s.ladder.link_lost("the cable is cut", gateway="a", now=s.now))
+    out = s.note(s.ladder.link_lost(CUT_OFF, gateway="a", now=s.now))
     assert Prepare(1, "cloud", "b") in out
 
 
@@ -499,7 +502,7 @@ def test_when_the_attempt_beside_a_hedge_fails_the_hedge_is_the_request(end: str
     if end == "rejected":
         out = s.reject(RejectCode.BUSY)
     elif end == "lost":
-        out = s.note(s.ladder.link_lost("the cable is cut", gateway="a", now=s.now))
+        out = s.note(s.ladder.link_lost(CUT_OFF, gateway="a", now=s.now))
     else:
         s.now = s.ladder.flights[1].attempt_until
         out = s.note(s.ladder.tick(now=s.now))

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from protocol.control.causes import Cause, Why
 from protocol.control.flights import CancelRemote, Finish, Instruction, Phase, Prepare, Row, Send
 from protocol.control.ladder import Ladder
 from protocol.control.planner import Candidate, Planner
@@ -137,8 +138,9 @@ class LadderMachine(RuleBasedStateMachine):
                     self.sent_at = self.now
                 case CancelRemote(_, gateway):
                     assert gateway in caller.gateways.values(), "only what was sent there is cancelled"
-                case Finish(seq, placement, attempts, _, code, reason, gateway):
+                case Finish(seq, placement, attempts, degraded, code, reason, gateway, causes=causes):
                     caller.ended += 1
+                    assert bool(degraded) == bool(causes), "every sentence has a cause"
                     assert attempts == len(caller.attempts)
                     assert (code is None) == (seq == answers), "answered if and only if there is an answer"
                     assert code is None or reason, "a refusal has a reason"
@@ -280,7 +282,7 @@ class LadderMachine(RuleBasedStateMachine):
     def loses_link(self, pick: int) -> None:
         name = self.picked(pick)
         self.gateways[name].up = False
-        out = self.ladder.link_lost("the link is lost", gateway=name, now=self.now)
+        out = self.ladder.link_lost(Why(Cause.LINK, "the link is lost"), gateway=name, now=self.now)
         self.carry_out(out)
         assert not self.ladder.in_flight(name)
 
@@ -304,7 +306,9 @@ class LadderMachine(RuleBasedStateMachine):
     def gateway_drains(self, pick: int) -> None:
         name = self.picked(pick)
         self.gateways[name].up = False
-        self.carry_out(self.ladder.draining("the gateway drains", gateway=name, now=self.now))
+        self.carry_out(
+            self.ladder.draining(Why(Cause.GATEWAY_DRAINING, "the gateway drains"), gateway=name, now=self.now)
+        )
 
     @precondition(lambda self: self.wire)
     @rule()

@@ -37,7 +37,7 @@ def test_the_placement_with_the_least_predicted_latency_is_chosen(mbit_per_s: fl
     decision = Planner(ALL).decide(link(mbit_per_s), {})
     assert decision is not None
     predicted = {c.id: latency_s(c.cost, link(mbit_per_s)) for c in ALL}
-    assert (decision.id, decision.because_of) == (best, None)
+    assert (decision.id, decision.instead_of) == (best, None)
     assert best == min(predicted, key=lambda id_: predicted[id_])
     assert decision.predicted_s == pytest.approx(predicted[best])
 
@@ -80,18 +80,18 @@ def test_a_step_across_a_breakpoint_is_followed_at_once() -> None:
     assert [chosen(planner, rate) for rate in (10, 0.5, 10, 500)] == ["cut-1", "edge-only", "cut-1", "full-cloud"]
 
 
-def test_what_is_unavailable_is_passed_over_and_the_reason_reported() -> None:
+def test_what_is_unavailable_is_passed_over_and_said() -> None:
     decision = Planner(ALL).decide(link(10), {"cut-1": "its head failed", "full-cloud": "not held"})
     assert decision is not None
     assert decision.id == "edge-only"
-    assert decision.because_of == ("cut-1", "its head failed")
+    assert decision.instead_of == "cut-1"
     assert decision.predicted_s == pytest.approx(0.1)
 
 
 def test_something_else_being_unavailable_is_no_degradation() -> None:
     decision = Planner(ALL).decide(link(10), {"full-cloud": "not held"})
     assert decision is not None
-    assert (decision.id, decision.because_of) == ("cut-1", None)
+    assert (decision.id, decision.instead_of) == ("cut-1", None)
 
 
 def test_a_detour_does_not_become_the_current_placement() -> None:

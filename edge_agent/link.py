@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 
 from edge_agent.connection import Connection, Shared
 from edge_agent.errands import Outstanding
@@ -13,12 +14,17 @@ from protocol.control.causes import Why
 from protocol.control.link import LinkEstimator
 from protocol.control.pulse import Pulse, patience_s
 from protocol.control.session import Event, State
+from protocol.errors import WireError
 from protocol.latency import LinkState
 from protocol.sockets import Endpoint
 from protocol.wire import Buffer
 
 STANDBY_PROBE_IVL_S = 5.0  # a gateway that is not in use is probed so seldom: its bytes are taken from the one that is
 LEAVING_S = 30.0  # a gateway that is no longer named may answer what it holds for so long
+# Messages of one gateway before the others, those who ask and the timers have their turn: some 2 ms. A gateway that
+# never stops talking would else keep the device from answering by itself.
+MOST_AT_ONCE = 64
+GREET_IVL_S = 0.25  # between two greetings for which a gateway asks
 
 
 class GatewayLink:
@@ -34,6 +40,7 @@ class GatewayLink:
         self.epoch = b""
         self.measured = False  # on this connection
         self.leaves_at: float | None = None  # it is no longer named
+        self._greeted_at = -math.inf
         self._ways = ways
         self._pings = 0
         self._probe_at = 0.0
@@ -70,6 +77,13 @@ class GatewayLink:
 
     def begin_leaving(self, *, now: float) -> None:
         self.leaves_at = now + LEAVING_S
+
+    def received(self) -> Iterator[list[memoryview]]:
+        """What waits, message by message, but no more than is fair."""
+        for _ in range(MOST_AT_ONCE):
+            if (frames := self.connection.receive()) is None:
+                return
+            yield frames
 
     def send(self, message: m.Message, payload: Sequence[Buffer] = ()) -> int:
         """Bytes handed to the socket; 0 when there is no connection that would take them."""
@@ -173,11 +187,16 @@ class GatewayLink:
 
     def greet(self, hello: m.Hello, *, now: float) -> None:
         """Whatever was in flight on an earlier connection is not answered on this one."""
-        self.connection.heard_at = now
+        self.connection.heard_at = self._greeted_at = now
         self.out.clear()
         self.uploads.clear()
         self.measured = False
         self.send(hello)
+
+    def require_patience(self, *, now: float) -> None:
+        """Raises WireError if the gateway has only just been greeted: one that asks and asks would keep us busy."""
+        if now - self._greeted_at < GREET_IVL_S:
+            raise WireError("it wants to be greeted again and again", "see docs/wire.md")
 
     def lost(self, *, now: float) -> bool:
         """Whether there was anything to lose."""

@@ -250,7 +250,7 @@ class Uplink:
     # ---- what comes in ----------------------------------------------------------------------------------------------
 
     def _drain_socket(self, link: GatewayLink) -> None:
-        while (frames := link.connection.receive()) is not None:
+        for frames in link.received():
             now = time.monotonic()
             try:
                 self._receive(link, frames, now)
@@ -277,6 +277,7 @@ class Uplink:
             case m.Credit():
                 self._carry_out(self._sending.credited(link, message, now=now))
             case m.NeedHello():
+                link.require_patience(now=now)
                 link.connection.handle(Event.NEED_HELLO, now=now)
                 self._enter_greeting(link, Why.lost("the gateway does not know us (it was restarted)"), now)
             case m.Drain(reason):

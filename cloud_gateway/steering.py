@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from cloud_gateway.gateway import Gateway
 
 
-class Steering:
+class Steering(Watch[GatewaySettings]):
     """`start` watches the files; `now` reads them again at once and may be called from a signal."""
 
     def __init__(
         self, gateway: Gateway, read: Callable[[], Loaded[GatewaySettings]], *, watched: Sequence[Path]
     ) -> None:
         self._gateway = gateway
-        self.reloader = Reloader(read, started=gateway.settings)
-        subscribe = self.reloader.subscribe
+        reloader = Reloader(read, started=gateway.settings)
+        subscribe = reloader.subscribe
         subscribe("limits", self._limits)
         subscribe("drain", self._drain)
         subscribe("models", self._models)
@@ -31,18 +31,9 @@ class Steering:
         subscribe("access", self._access)
         subscribe("logs", self._logs)
         subscribe("updates", self._updates)
-        self._watch = Watch(self.reloader, watched, told=self._told, crashed=gateway.crash)
+        super().__init__(reloader, watched, told=self._tell, crashed=gateway.crash)
 
-    def start(self) -> None:
-        self._watch.start()
-
-    def now(self) -> None:
-        self._watch.now()
-
-    def stop(self) -> None:
-        self._watch.stop()
-
-    def _told(self, reload: Reload) -> None:
+    def _tell(self, reload: Reload) -> None:
         gateway = self._gateway
         gateway.ledger.counted(f"reload_{reload.outcome}")
         say = gateway.log.warning if reload.outcome in ("refused", "partly") else gateway.log.info

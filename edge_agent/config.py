@@ -8,14 +8,15 @@ under `state_dir`; the rest of the file system may be read-only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 from protocol.control.objectives import Objective
 from protocol.errors import InputError
 from protocol.oip.service import is_local
-from protocol.settings import Loaded, Section, load, setting
+from protocol.settings import Section, setting
+from protocol.settings_sources import Layers
 
 PREFIX = "ISTHMUS_AGENT"
 STATE_DIR = Path("/var/lib/isthmus")
@@ -261,36 +262,9 @@ class AgentSettings(Section, frozen=True):
             yield "health.timeout_s", fact, "a hang would be noticed late: ask less often or wait less long"
 
 
-class Sources(NamedTuple):
-    """Where settings are read from, besides the environment and the command line."""
-
-    file: Path | None
-    secrets_dir: Path | None
-
-    @property
-    def paths(self) -> list[Path]:
-        """What to watch."""
-        return [path for path in self if path is not None]
-
-
-def sources(*, file: Path | None, env: Mapping[str, str], secrets_dir: Path | None) -> Sources:
-    """`ISTHMUS_AGENT_CONFIG` and `ISTHMUS_AGENT_SECRETS_DIR` name what the arguments do not."""
-    named, folder = env.get(f"{PREFIX}_CONFIG"), env.get(f"{PREFIX}_SECRETS_DIR")
-    return Sources(file or (Path(named) if named else None), secrets_dir or (Path(folder) if folder else None))
-
-
-def load_settings(
-    *,
-    file: Path | None = None,
-    env: Mapping[str, str],
-    secrets_dir: Path | None = None,
-    overrides: Mapping[str, object] | None = None,
-) -> Loaded[AgentSettings]:
-    """The daemon's settings, from `sources`. Raises InputError with everything that is wrong, and where."""
-    found = sources(file=file, env=env, secrets_dir=secrets_dir)
-    return load(
-        AgentSettings, prefix=PREFIX, file=found.file, env=env, secrets_dir=found.secrets_dir, overrides=overrides
-    )
+_LAYERS = Layers(AgentSettings, PREFIX)
+sources = _LAYERS.sources
+load_settings = _LAYERS.load
 
 
 def from_flags(

@@ -21,26 +21,17 @@ if TYPE_CHECKING:
 ANEW = ("gateways", "planner", "device", "bundle.placements")  # what an agent is made of
 
 
-class Steering:
+class Steering(Watch[AgentSettings]):
     """`start` watches the files; `now` reads them again at once and may be called from a signal."""
 
     def __init__(self, daemon: Daemon, read: Callable[[], Loaded[AgentSettings]], *, watched: Sequence[Path]) -> None:
         self._daemon = daemon
-        self.reloader: Reloader[AgentSettings] = Reloader(read, started=daemon.settings)
+        reloader = Reloader(read, started=daemon.settings)
         for part in ANEW:
-            self.reloader.subscribe(part, daemon.serve_with)
+            reloader.subscribe(part, daemon.serve_with)
         for part in ("requests", "logs", "drain", "health", "updates"):
-            self.reloader.subscribe(part, daemon.retune)
-        self._watch = Watch(self.reloader, watched, told=self._told, crashed=daemon.crash)
+            reloader.subscribe(part, daemon.retune)
+        super().__init__(reloader, watched, told=self._tell, crashed=daemon.crash)
 
-    def start(self) -> None:
-        self._watch.start()
-
-    def now(self) -> None:
-        self._watch.now()
-
-    def stop(self) -> None:
-        self._watch.stop()
-
-    def _told(self, reload: Reload) -> None:
+    def _tell(self, reload: Reload) -> None:
         self._daemon.reloaded(reload.outcome, str(reload))

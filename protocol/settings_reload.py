@@ -158,7 +158,7 @@ class Watch(Generic[S]):
         crashed: Callable[[BaseException], None],
         look_ivl_s: float = LOOK_IVL_S,
     ) -> None:
-        self._reloader = reloader
+        self.reloader = reloader
         self._paths = tuple(paths)
         self._told = told
         self._crashed = crashed
@@ -192,7 +192,7 @@ class Watch(Generic[S]):
                 if asked:
                     self._settled = Settled(seen)
                 if asked or self._settled.look(seen):
-                    self._told(self._reloader.reload())
+                    self._told(self.reloader.reload())
         except BaseException as error:
             self._crashed(error)
 

@@ -12,10 +12,16 @@ from protocol.settings import Section, setting
 from protocol.settings_sources import Layers, Sources
 
 
+class Water(Section, frozen=True):
+    """What is boiled."""
+
+    litres: Annotated[int, setting("How much.", ge=1)] = 1
+
+
 class Kettle(Section, frozen=True):
     """A daemon that boils water."""
 
-    litres: Annotated[int, setting("How much.", ge=1)] = 1
+    water: Annotated[Water, setting("What is boiled.")] = Water()
 
 
 LAYERS = Layers(Kettle, "KETTLE")
@@ -24,14 +30,14 @@ LAYERS = Layers(Kettle, "KETTLE")
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "kettle.toml"
-    path.write_text("litres = 2\n")
+    path.write_text("water.litres = 2\n")
     return path
 
 
 def test_a_variable_names_the_file_where_nobody_else_does(file: Path) -> None:
     env = {"KETTLE_CONFIG": str(file)}
-    assert LAYERS.load(env=env).settings.litres == 2
-    assert LAYERS.load(env={}).settings.litres == 1
+    assert LAYERS.load(env=env).settings.water.litres == 2
+    assert LAYERS.load(env={}).settings.water.litres == 1
     with pytest.raises(InputError, match=r"other\.toml"):
         LAYERS.load(file=file.with_name("other.toml"), env=env)
 
@@ -47,6 +53,8 @@ def test_what_is_watched_is_what_was_read(file: Path, tmp_path: Path) -> None:
 def test_secrets_and_overrides_go_over_the_file(file: Path, tmp_path: Path) -> None:
     secrets = tmp_path / "secrets"
     secrets.mkdir()
-    (secrets / "litres").write_text("3")
-    assert LAYERS.load(file=file, env={}, secrets_dir=secrets).settings.litres == 3
-    assert LAYERS.load(file=file, env={}, secrets_dir=secrets, overrides={"litres": "4"}).settings.litres == 4
+    (secrets / "water.litres").write_text("3")
+    assert LAYERS.load(file=file, env={}, secrets_dir=secrets).settings.water.litres == 3
+    assert (
+        LAYERS.load(file=file, env={}, secrets_dir=secrets, overrides={"water.litres": "4"}).settings.water.litres == 4
+    )

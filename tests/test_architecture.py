@@ -135,6 +135,7 @@ PURE_ROOMS = (
     "protocol/oip/codec.py",
     "protocol/oip/encodings.py",
     "protocol/oip/openapi.py",
+    "protocol/oip/origins.py",
     "protocol/oip/routes.py",
     "protocol/oip/service.py",
     "protocol/oip/tensors.py",

@@ -15,13 +15,14 @@ from typing import Annotated, Literal
 from protocol.control.objectives import Objective
 from protocol.errors import InputError
 from protocol.oip.service import is_local
-from protocol.settings import Section, setting
+from protocol.settings import Section, by_default, setting
 from protocol.settings_sources import Layers
 
 PREFIX = "ISTHMUS_AGENT"
 STATE_DIR = Path("/var/lib/isthmus")
 
 _GATEWAY = r"^(tcp://([^:/\s]+|\[[0-9a-fA-F:.]+\]):\d{1,5}|srv://[^:/\s]+)$"
+HIGHEST_PORT = 65535
 _HOST_PORT = r"^([^:/\s]+|\[[0-9a-fA-F:.]+\]):\d{1,5}$"
 
 GatewayUrl = Annotated[str, setting("", pattern=_GATEWAY)]
@@ -222,7 +223,7 @@ class DrainSettings(Section, frozen=True):
 class AgentSettings(Section, frozen=True):
     """All of it."""
 
-    state_dir: Annotated[Path, setting("All that the daemon writes lies under this folder.")] = STATE_DIR
+    state_dir: Annotated[Path, setting("All that the daemon writes lies under this folder.")] = by_default(STATE_DIR)
     bundle: Annotated[BundleSettings, setting("What is served.")] = BundleSettings()
     gateways: Annotated[GatewaysSettings, setting("Who finishes what the device begins.")] = GatewaysSettings()
     keys: Annotated[KeysSettings, setting("Who this device is, and whom it believes.")] = KeysSettings()
@@ -245,6 +246,9 @@ class AgentSettings(Section, frozen=True):
         elif http.client_ca is not None and http.tls_certificate is None:
             fact = "http.client_ca is set but http has no certificate of its own"
             yield "http.client_ca", fact, "set http.tls_certificate and http.tls_key"
+        for door, bind in (("http", http.bind), ("grpc", self.grpc.bind)):
+            if bind != "off" and int(bind.rpartition(":")[2]) > HIGHEST_PORT:
+                yield f"{door}.bind", f"{door}.bind {bind} names no port", f"take one of 0 to {HIGHEST_PORT}"
         is_open = http.bind != "off" and not _is_here(http.bind)
         if is_open and not http.insecure and http.client_ca is None:
             fact = f"http.bind {http.bind} would let any machine use this device"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from edge_agent.config import PREFIX, AgentSettings, from_flags, load_settings, sources
 from protocol.errors import InputError
-from protocol.settings import documented
+from protocol.settings import documented, schema
 from protocol.settings_cli import as_markdown, as_toml
 from protocol.settings_layers import flat
 from protocol.sockets import parse_endpoint
@@ -49,6 +50,16 @@ def test_every_example_in_the_documentation_is_accepted(tmp_path: Path) -> None:
         file = tmp_path / f"{number}.toml"
         file.write_text(example)
         load_settings(file=file, env={})
+
+
+def test_the_schema_is_json_and_knows_the_state_directory() -> None:
+    fields = json.loads(json.dumps(schema(AgentSettings)))["$defs"]["AgentSettings"]["properties"]
+    assert fields["state_dir"]["default"] == "/var/lib/isthmus"
+
+
+def test_a_port_that_cannot_be_is_named_by_its_key() -> None:
+    assert "http.bind 127.0.0.1:99999 names no port" in refusal(http__bind="127.0.0.1:99999")
+    assert "grpc.bind 127.0.0.1:65536 names no port" in refusal(grpc__bind="127.0.0.1:65536")
 
 
 def test_every_field_is_documented_by_one_plain_sentence() -> None:

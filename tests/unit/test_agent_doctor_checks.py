@@ -183,6 +183,8 @@ def test_a_variable_with_one_underscore_too_few_is_found(tmp_path: Path) -> None
     assert of("isthmus_agent__device__threads") is Status.WARN
     assert of("ISTHMUS_AGENT__DEVICE__THREADS") is Status.OK
     assert of("ISTHMUS_AGENT_CONFIG") is Status.OK
+    assert of("ISTHMUS_AGENT_SOCKET") is Status.OK  # what commands that ask a daemon read
+    assert of("ISTHMUS_AGENT_TOKEN") is Status.OK
     assert of("PATH") is Status.OK
 
 

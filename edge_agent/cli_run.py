@@ -5,14 +5,9 @@ SIGHUP reads the settings again; what may change is applied, a wrong file change
 
 from __future__ import annotations
 
-import gc
-import logging
 import os
-import signal
 import sys
-import threading
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -20,14 +15,10 @@ import typer
 from edge_agent.config import AgentSettings, from_flags, load_settings, sources
 from protocol.settings import Loaded, parse_set
 from protocol.terminal import print_json
+from protocol.until_told import run_until_told, tell_stopped
 
 if TYPE_CHECKING:
     from edge_agent.daemon import Daemon
-    from protocol.seeing.logs import Logs
-
-# Who logs by Python's own way.
-LIBRARIES = ("isthmus", "uvicorn", "asyncio", "grpc")
-_LOOK_S = 0.2
 
 
 def run(
@@ -85,60 +76,34 @@ def run(
     from edge_agent.steering import Steering
     from protocol.seeing.logs import Logs
 
-    wanted = threading.Event()
-    starting = threading.Event()
-
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        is_first = not wanted.is_set()
-        wanted.set()
-        if is_first and starting.is_set():  # nobody is served yet: nobody has to be waited for
-            raise _EndedEarly
-
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # there is nothing yet that could be changed
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
     logs = Logs(
         level=settings.logs.level, style=settings.logs.format, repeat_interval_s=settings.logs.repeat_interval_s
     )
-    _bridge(logs)
-    try:
+
+    def make() -> tuple[Daemon, Steering]:
         daemon = Daemon(settings, notifier=Notifier(os.environ), logs=logs)
         watched = sources(file=config, env=os.environ, secrets_dir=secrets_dir).paths
-        steering = Steering(daemon, read, watched=watched)
-        signal.signal(signal.SIGHUP, lambda _signal, _frame: steering.now())
-        starting.set()
-        try:
-            daemon.start()
-            starting.clear()
-        except _EndedEarly:
-            daemon.close()
-            print("ended before it was ready", file=sys.stderr)
-            return
-        steering.start()
-        gc.collect()
-        gc.freeze()  # what is there now stays: later collections need not look at it again
-        told = _tell_doors(daemon, json=json)
-        while not wanted.wait(_LOOK_S) and daemon.fatal is None:
-            if not told and daemon.stage.agent is not None:  # its first bundle has come
-                told = _tell_doors(daemon, json=json)
-        steering.stop()
-        daemon.close()
-        _tell_stopped(daemon, json=json)
-    finally:
-        logs.close()
-    if daemon.fatal is not None:
-        raise SystemExit(1)
+        return daemon, Steering(daemon, read, watched=watched)
+
+    told = _Told(json=json)
+    run_until_told(make, logs=logs, ready=told.ready, stopped=told.stopped)
 
 
-class _EndedEarly(BaseException):
-    """Asked to end while the bundle is still being loaded."""
+class _Told:
+    """What is said on the way; of a daemon that waits for its first bundle, once that it waits and once who serves."""
 
+    def __init__(self, *, json: bool) -> None:
+        self._json = json
+        self._waits = False
 
-def _bridge(logs: Logs) -> None:
-    for name in LIBRARIES:
-        logger = logging.getLogger(name)
-        logger.addHandler(logs.bridge())
-        logger.propagate = False
+    def ready(self, daemon: Daemon) -> bool:
+        if self._waits and daemon.stage.agent is None:
+            return False
+        self._waits = not _tell_doors(daemon, json=self._json)
+        return not self._waits
+
+    def stopped(self, daemon: Daemon) -> None:
+        tell_stopped(daemon.counts(), name="counts", json=self._json)
 
 
 def _tell_doors(daemon: Daemon, *, json: bool) -> bool:
@@ -170,13 +135,3 @@ def _tell_doors(daemon: Daemon, *, json: bool) -> bool:
         print(f"no gateway answers at {named} yet; answering on the device until one does", file=sys.stderr)
     print(f"ready {gateway}", flush=True)
     return True
-
-
-def _tell_stopped(daemon: Daemon, *, json: bool) -> None:
-    counts = daemon.counts()
-    if json:
-        print_json({"event": "stopped", "counts": counts})
-    else:
-        print(
-            "stopped: " + (", ".join(f"{k} {v}" for k, v in sorted(counts.items())) or "no requests"), file=sys.stderr
-        )

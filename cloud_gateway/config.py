@@ -1,6 +1,6 @@
 """Everything that a gateway can be told, as typed sections; each field says what it means and what it may be.
 
-A field marked `reloadable` is applied while the gateway serves (`protocol/settings_reload.py`); the rest needs a restart.
+A field marked `reloadable` is applied while it serves (`protocol/settings_reload.py`); the rest needs a restart.
 How files, the environment, secrets and the command line become these values stands in `protocol/settings.py`;
 docs/configuration.md lists all fields, and a test compares it with this file.
 """

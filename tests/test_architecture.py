@@ -145,6 +145,7 @@ PURE_ROOMS = (
     "protocol/seeing/exposition.py",
     "protocol/seeing/flood.py",
     "protocol/seeing/health.py",
+    "protocol/seeing/snapshots.py",
     "protocol/seeing/sums.py",
     "protocol/seeing/windows.py",
     "protocol/settings_fields.py",

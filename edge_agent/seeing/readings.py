@@ -24,18 +24,18 @@ def each(read: Callable[[Figures, str], Iterable[Series]]) -> Callable[[Scene], 
     """The series of every scope."""
 
     def series(scene: Scene) -> Iterator[Series]:
-        for figures, scope in scene.scoped:
+        for figures, scope in scene.snapshot.labelled:
             yield from read(figures, scope)
 
     return series
 
 
 def one(read: Callable[[Figures], Value]) -> Callable[[Scene], Iterator[Series]]:
-    return lambda scene: (Series("", scope, read(figures)) for figures, scope in scene.scoped)
+    return lambda scene: (Series("", scope, read(figures)) for figures, scope in scene.snapshot.labelled)
 
 
 def total(read: Callable[[Counters], Value]) -> Callable[[Scene], Iterator[Series]]:
-    return lambda scene: (Series("", scope, read(figures.counters)) for figures, scope in scene.scoped)
+    return lambda scene: (Series("", scope, read(figures.counters)) for figures, scope in scene.snapshot.labelled)
 
 
 def model(read: Callable[[Counters], float]) -> Callable[[Scene], Iterator[Series]]:

@@ -29,6 +29,7 @@ from protocol.pace import Pace
 
 PATIENCE_S = 8.0  # of silence, on one connection
 MOST_SILENT = 4  # connections in a row on which nothing came
+STALL_S = 300.0  # of whatever else than the file, however much: others are asked then, and commands are heard
 POLL_MS = 200
 UNPACED = 1e12
 
@@ -56,13 +57,14 @@ class Courier:
         *,
         bytes_per_s: float = UNPACED,
         patience_s: float = PATIENCE_S,
+        stall_s: float = STALL_S,
         stop: threading.Event | None = None,
         keys_told: Callable[[tuple[m.ServerKey, ...], bytes], None] = lambda keys, by: None,
     ) -> None:
         """`keys_told` hears by what a gateway says it is known, and the key (32 bytes) that it has just proven."""
         self._find = ways if callable(ways) else lambda: ways
         self._ways: tuple[GatewayWays, ...] = ()
-        self._patience_s = patience_s
+        self._patience_s, self._stall_s = patience_s, stall_s
         self._stop = stop or threading.Event()
         self._keys_told = keys_told
         self._pace = Pace(rate=bytes_per_s, burst_nbytes=2 * wire.PART_NBYTES, now=time.monotonic())
@@ -147,7 +149,7 @@ class Courier:
 
     def _stream(self, sock: sockets.Socket, download: Download) -> Iterator[bytes]:
         """What comes on one connection, in order, until the file is whole or the connection silent."""
-        heard_at = time.monotonic()
+        heard_at = grown_at = time.monotonic()
         may_ask_at = 0.0
         while not download.is_done:
             now = time.monotonic()
@@ -160,12 +162,15 @@ class Courier:
                 heard_at = now
                 for data in download.came(message, parts):
                     self.fetched_nbytes += len(data)
+                    grown_at = now
                     yield data
             elif isinstance(message, m.NoPart):
                 heard_at = now
                 download.refused(message, now=now)
             elif now - max(heard_at, may_ask_at, download.wake_at()) > self._patience_s:
                 return
+            if now - max(grown_at, may_ask_at) > self._stall_s:
+                raise NetworkError(f"nothing of the file has come for {self._stall_s:g} s", "ask again later")
 
     def _say(self, sock: sockets.Socket, message: m.Message) -> None:
         give_up_at = time.monotonic() + self._patience_s

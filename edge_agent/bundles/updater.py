@@ -266,6 +266,7 @@ class Updater:
         except UntrustedError as error:
             if (offer := self._offers.get(self._update.record.candidate)) is not None:
                 self._picking.refused(offer, self._trusting.trust(received=True))
+                self._shelf.disk.remove(self._shelf.incoming(offer.bundle.hex()))  # else a liar fills the disk
             return u.Failed(str(error), for_good=False)
         except IsthmusError as error:
             return u.Failed(str(error), for_good=False)

@@ -301,7 +301,12 @@ _NO_QUERY: dict[str, str] = {}
 
 def _query(scope: Message) -> dict[str, str]:
     text: bytes = scope["query_string"]
-    return dict(urllib.parse.parse_qsl(text.decode("latin-1"), max_num_fields=32)) if text else _NO_QUERY
+    if not text:
+        return _NO_QUERY
+    try:
+        return dict(urllib.parse.parse_qsl(text.decode("latin-1"), max_num_fields=32))
+    except ValueError:
+        raise OipError(Refusal.BAD_REQUEST, "the query has more than 32 fields") from None
 
 
 def _refusal(error: OipError) -> Answer:

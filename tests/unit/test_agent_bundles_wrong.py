@@ -16,9 +16,11 @@ from edge_agent.bundles.record import Step
 from edge_agent.bundles.shelf import Shelf
 from edge_agent.bundles.smoke import Smoke, _verdict
 from edge_agent.bundles.switch import Stage
+from edge_agent.bundles.trusting import Trusting
 from edge_agent.bundles.updater import Policy
 from edge_agent.bundles.wishes import Wish, make_wish, take_wish
 from protocol import messages as m
+from protocol import signers
 from protocol.bundle import MANIFEST, Bundle
 from protocol.errors import EngineError, InputError, NetworkError, WireError
 from protocol.signing import Revocations, Trust
@@ -136,7 +138,7 @@ def test_nothing_is_fetched_for_which_the_disk_has_no_room(state: Path, new: Bun
     device.start()
     device.updater.check()
     assert_old_serves(device, "must stay free")
-    assert gateway.fetched_nbytes == (new.root / MANIFEST).stat().st_size
+    assert gateway.fetched_nbytes == 0
 
 
 @pytest.mark.parametrize("field", ["manifest_nbytes", "signature_nbytes"])
@@ -153,6 +155,40 @@ def test_an_offer_of_a_monstrous_manifest_is_refused_before_a_byte_is_fetched(
     device.start()
     device.updater.check()
     assert_old_serves(device, "are offered; no bundle has such")
+    assert gateway.fetched_nbytes == 0
+    honest = Device(state, FolderGateway(new.root))
+    honest.start()
+    honest.update()
+    assert honest.serves == new.digest, "a gateway's lie is not held against the bundle"
+    honest.close()
+
+
+def test_a_gateway_that_offers_ever_new_bundles_that_nobody_signed_does_not_fill_the_disk(
+    state: Path, tmp_path: Path
+) -> None:
+    class Signed(Trusting):
+        def trust(self, *, received: bool = False, kept: bool = False) -> Trust:
+            return Trust(keys=(signers.make_key("release").public,), allow_unsigned=not received)
+
+    before = Shelf(state).nbytes()
+    device = Device(state, None, trusting=Signed())
+    device.start()
+    for number in range(5):
+        device.updater._courier = FolderGateway(
+            bundle_in(tmp_path / str(number), {**NEW, "edge.onnx": b"%d" % number}).root
+        )
+        device.updater.check()
+        assert "is not signed" in device.told[-1]
+    assert Shelf(state).nbytes() <= before + 1000
+    device.close()
+
+
+def test_even_manifests_are_fetched_only_where_bundles_may_take_so_much(state: Path, new: Bundle) -> None:
+    gateway = FolderGateway(new.root)
+    device = Device(state, gateway, policy=Policy(model="toy", most_nbytes=Shelf(state).nbytes(), reserve_nbytes=0))
+    device.start()
+    device.updater.check()
+    assert_old_serves(device, "that bundles may take on this device")
     assert gateway.fetched_nbytes == 0
 
 

@@ -192,6 +192,11 @@ def _reaction(noise: float) -> Result:
             pieces = [(0.5, mbit * float(off[i])) for i, mbit in enumerate([before] * 30 + [after] * 30)]
             counts += _after_step(costs, steps("step", pieces), steps("plain", [(15.0, before), (15.0, after)]))
     name = f"reaction, link off by up to {noise:.0%}" if noise else "reaction"
+    return reaction_result(name, counts)
+
+
+def reaction_result(name: str, counts: Sequence[float], note: str = "") -> Result:
+    """Requests until the best placement answers, after each of several changes."""
     return Result(
         name,
         "requests",
@@ -201,6 +206,7 @@ def _reaction(noise: float) -> Result:
         len(counts),
         target=f"all <= {REACTION_REQUESTS}",
         ok=max(counts) <= REACTION_REQUESTS,
+        note=note,
     )
 
 
@@ -266,16 +272,7 @@ def _throttling() -> Result:
         if before is not None:
             counts.append(float(next((i for i, id_ in enumerate(chosen) if id_ != before), len(chosen))))
         before = chosen[-1]
-    return Result(
-        "throttling",
-        "requests",
-        statistics.median(counts),
-        min(counts),
-        max(counts),
-        len(counts),
-        target=f"all <= {REACTION_REQUESTS}",
-        ok=max(counts) <= REACTION_REQUESTS,
-    )
+    return reaction_result("throttling", counts)
 
 
 def _times(options: Options) -> Iterable[Result]:

@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from benchmarks.deciding import reaction_result
 from benchmarks.deciding_model import SLOWDOWN, frames, make_bundle
 from benchmarks.deciding_stage import DEADLINE_S, FREE, Stage
 from benchmarks.results import Options, Result
@@ -41,7 +42,6 @@ STEADY_MBIT = (100.0, 5.0, 0.2)
 NOISE_MBIT = (20.0, 5.0)  # the first is near a breakpoint
 NOISE = 0.2
 WARM_UP_S = 4.0
-REACTION_REQUESTS = 10
 FLAPS_PER_100 = 2
 
 
@@ -123,17 +123,7 @@ def _steps(director: _Director, stretch: float) -> Iterable[Result]:
     counts = director.reactions(played, played.outcomes[FREE])
     simulated = [float("inf") if r.requests is None else float(r.requests) for r in played.simulated.reactions]
     for where, found in (("live", counts), ("simulated", simulated)):
-        yield Result(
-            f"reaction, {where}",
-            "requests",
-            statistics.median(found),
-            min(found),
-            max(found),
-            len(found),
-            target=f"all <= {REACTION_REQUESTS}",
-            ok=max(found) <= REACTION_REQUESTS,
-            note=", ".join(f"{count:g}" for count in found),
-        )
+        yield reaction_result(f"reaction, {where}", found, note=", ".join(f"{count:g}" for count in found))
 
 
 def _noise(director: _Director, stretch: float) -> Iterable[Result]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from protocol.settings import Secret, Section, setting
-from protocol.settings_sources import Layers
+from protocol.settings_sources import Layers, LogsSettings
 
 PREFIX = "ISTHMUS_GATEWAY"
 
@@ -199,18 +199,6 @@ class AccessSettings(Section, frozen=True):
     failed_attempts_per_minute: Annotated[
         int, setting("Wrong credentials that one address may show.", ge=1, le=100_000, reloadable=True)
     ] = 10
-
-
-class LogsSettings(Section, frozen=True):
-    """What is logged."""
-
-    level: Annotated[
-        Literal["debug", "info", "warning", "error"], setting("Least level that is logged.", reloadable=True)
-    ] = "info"
-    format: Annotated[Literal["console", "json"], setting("Lines for people, or one JSON object a line.")] = "console"
-    repeat_interval_s: Annotated[
-        float, setting("A repeated event is logged once in this time, with its count.", ge=0, le=3600, reloadable=True)
-    ] = 10.0
 
 
 class MetricsSettings(Section, frozen=True):

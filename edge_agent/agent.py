@@ -43,7 +43,7 @@ from protocol.control.ladder import Ladder
 from protocol.control.objectives import LATENCY, Objective
 from protocol.control.planner import Candidate, Planner
 from protocol.control.session import State
-from protocol.errors import BundleError, InputError, IsthmusError
+from protocol.errors import BundleError, InputError, IsthmusError, NetworkError
 from protocol.messages import MAX_TEXT_LENGTH, PlacementKind
 from protocol.signing import Trust
 from protocol.sockets import Endpoint, parse_endpoint
@@ -349,6 +349,15 @@ class Agent:
             hedged=ending.finish.hedged,
             predicted_s=ending.finish.predicted_s,
         )
+
+
+def nobody_answers(gateways: object) -> NetworkError:
+    """Neither one of the `gateways`, as they were named, nor the device by itself can answer anything."""
+    where = f"no gateway answers at {gateways}" if gateways else "no gateway was named"
+    return NetworkError(
+        f"{where} and none of the placements that may be used runs on the device alone",
+        "start the gateway, or allow edge-only",
+    )
 
 
 def _end(future: Future[Outcome], outcome: Outcome) -> None:

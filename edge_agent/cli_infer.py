@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
-from protocol.errors import InputError, NetworkError
+from protocol.errors import InputError
 from protocol.profile import elsewhere
 from protocol.terminal import print_json
 
@@ -286,11 +286,9 @@ def _announce(agent: Agent, wait_s: float, *, json: bool | None) -> None:
     ready = agent.wait_ready(wait_s)
     if not ready:
         if not agent.serves_alone:
-            where = f"no gateway answers at {gateway}" if gateway else "no gateway was named"
-            raise NetworkError(
-                f"{where} and none of the placements that may be used runs on the device alone",
-                "start the gateway, or allow edge-only",
-            )
+            from edge_agent.agent import nobody_answers  # the engine library is slow to import
+
+            raise nobody_answers(gateway)
         if gateway:
             print(f"no gateway answers at {gateway} yet; answering on the device until one does", file=sys.stderr)
     from protocol import sensors  # the engine library is slow to import

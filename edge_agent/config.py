@@ -16,7 +16,7 @@ from protocol.control.objectives import Objective
 from protocol.errors import InputError
 from protocol.oip.service import is_local
 from protocol.settings import Section, by_default, setting
-from protocol.settings_sources import Layers
+from protocol.settings_sources import Layers, LogsSettings
 
 PREFIX = "ISTHMUS_AGENT"
 STATE_DIR = Path("/var/lib/isthmus")
@@ -163,18 +163,6 @@ class HealthSettings(Section, frozen=True):
         float, setting("Ask this often, or three times in WatchdogSec.", ge=0.1, le=3600, reloadable=True)
     ] = 10.0
     timeout_s: Annotated[float, setting("No answer by then is a bad one.", ge=0.1, le=3600, reloadable=True)] = 5.0
-
-
-class LogsSettings(Section, frozen=True):
-    """What is logged."""
-
-    level: Annotated[
-        Literal["debug", "info", "warning", "error"], setting("Least level that is logged.", reloadable=True)
-    ] = "info"
-    format: Annotated[Literal["console", "json"], setting("Lines for people, or one JSON object a line.")] = "console"
-    repeat_interval_s: Annotated[
-        float, setting("A repeated event is logged once in this time, with its count.", ge=0, le=3600, reloadable=True)
-    ] = 10.0
 
 
 class StoreSettings(Section, frozen=True):

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from edge_agent.agent import Agent
+from edge_agent.agent import Agent, nobody_answers
 from edge_agent.bundles.shelf import Shelf
 from edge_agent.bundles.switch import Stage
 from edge_agent.config import AgentSettings
@@ -38,7 +38,7 @@ from edge_agent.updating import addresses_of, policy_of, trust_of, updater_of
 from edge_agent.vitals import Vitals
 from protocol.bundle import Bundle
 from protocol.control.flights import RefusalCode
-from protocol.errors import InputError, NetworkError
+from protocol.errors import InputError
 from protocol.seeing.logs import Logs
 
 _LAST_REQUEST_S = 60.0
@@ -292,11 +292,7 @@ class Daemon:
             self._log.info("gateway_found", gateway=agent.gateway)
             return
         if not agent.serves_alone:
-            where = f"no gateway answers at {named}" if named else "no gateway was named"
-            raise NetworkError(
-                f"{where} and none of the placements that may be used runs on the device alone",
-                "start the gateway, or allow edge-only",
-            )
+            raise nobody_answers(named)
         if named:
             self._log.warning("no_gateway", gateway=named, reason="answering on the device until one does")
 

@@ -1,18 +1,32 @@
-"""Where one daemon's settings come from: its type, the prefix of its variables, and the files that these may name.
+"""What the settings of both daemons have in common: where they come from, and how each says what it logs.
 
-LAYERS = Layers(GatewaySettings, "ISTHMUS_GATEWAY")
-LAYERS.load(env=os.environ).settings             # from ISTHMUS_GATEWAY_CONFIG, if no file is given
+    LAYERS = Layers(GatewaySettings, "ISTHMUS_GATEWAY")     # its type, and the prefix of its variables
+    LAYERS.load(env=os.environ).settings                    # from ISTHMUS_GATEWAY_CONFIG, if no file is given
+
+What is read, and what goes over what, stands in `settings.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
+from typing import Annotated, Generic, Literal, NamedTuple, TypeVar
 
-from protocol.settings import Loaded, Section, load
+from protocol.settings import Loaded, Section, load, setting
 
 T = TypeVar("T", bound=Section)
+
+
+class LogsSettings(Section, frozen=True):
+    """What is logged."""
+
+    level: Annotated[
+        Literal["debug", "info", "warning", "error"], setting("Least level that is logged.", reloadable=True)
+    ] = "info"
+    format: Annotated[Literal["console", "json"], setting("Lines for people, or one JSON object a line.")] = "console"
+    repeat_interval_s: Annotated[
+        float, setting("A repeated event is logged once in this time, with its count.", ge=0, le=3600, reloadable=True)
+    ] = 10.0
 
 
 class Sources(NamedTuple):

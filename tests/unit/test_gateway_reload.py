@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from cloud_gateway.config import GatewaySettings, LimitsSettings, LogsSettings, load_settings
+from cloud_gateway.config import GatewaySettings, LimitsSettings, load_settings
 from protocol.errors import InputError
 from protocol.settings_reload import Reload, Reloader, Settled, Watch, fingerprint
+from protocol.settings_sources import LogsSettings
 
 Say = Callable[[str], None]
 

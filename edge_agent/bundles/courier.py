@@ -169,7 +169,7 @@ class Courier:
                 download.refused(message, now=now)
             elif now - max(heard_at, may_ask_at, download.wake_at()) > self._patience_s:
                 return
-            if now - max(grown_at, may_ask_at) > self._stall_s:
+            if now - grown_at > self._stall_s:
                 raise NetworkError(f"nothing of the file has come for {self._stall_s:g} s", "ask again later")
 
     def _say(self, sock: sockets.Socket, message: m.Message) -> None:

@@ -21,6 +21,7 @@ import typer
 from protocol.errors import InputError
 from protocol.profile import elsewhere
 from protocol.terminal import print_json
+from protocol.until_told import tell_stopped
 
 if TYPE_CHECKING:
     from edge_agent.agent import Agent
@@ -84,8 +85,7 @@ def infer(
     json: Annotated[bool, typer.Option("--json", help="Every line of stdout is JSON, the ready line too.")] = False,
 ) -> None:
     """Answer SOURCE, one JSON line a sample. One image or .npy is one answer, and exit code 9 if it was refused."""
-    from edge_agent.outcomes import Refusal, RefusedError
-    from edge_agent.sources import is_single, load_sample, open_source, read_lines
+    from edge_agent.sources import is_single
 
     if loop and source == "-":
         raise InputError("--loop needs a source that can be read again", "give an .npz or a folder")
@@ -99,41 +99,60 @@ def infer(
         from edge_agent.local_client import LocalClient
 
         asked = _Running(LocalClient(where(socket, None)), concurrency)
+    deadline_s = deadline_ms / 1e3
+    if is_single(source) and not loop:
+        _answer_one(asked, source, deadline_s, outputs or Outputs.VALUES)
+        return
     stop = threading.Event()
 
     def on_signal(_signal: int, _frame: FrameType | None) -> None:
         stop.set()
 
-    if is_single(source) and not loop:
-        loaded = load_sample(Path(source), asked.specs)
-        with asked:
-            asked.announce(json=None)
-            outcome = asked.submit(loaded.inputs, deadline_s=deadline_ms / 1e3).result()
-        print_json(_line(0, loaded.name, outcome, outputs or Outputs.VALUES))
-        if isinstance(outcome, Refusal):
-            raise RefusedError(outcome)
-        return
-    lines = read_lines(sys.stdin.fileno(), stop.is_set) if source == "-" else iter(())
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
-    first = open_source(source, asked.specs, lines)
-    again: Iterator[Sample] = itertools.chain.from_iterable(
-        open_source(source, asked.specs, lines) for _ in itertools.repeat(None)
-    )
-    samples = itertools.chain(first, again) if loop else first
+    samples = itertools.islice(_samples(source, asked.specs, stop, loop=loop), limit or None)
+    runner = _Runner(asked, deadline_s, outputs or Outputs.SUMMARY, stop)
+    _answer_all(asked, runner, samples, concurrency, interval_ms / 1e3, json=json)
+
+
+def _answer_one(asked: _Asked, source: str, deadline_s: float, outputs: Outputs) -> None:
+    """Raises RefusedError if it was not answered."""
+    from edge_agent.outcomes import Refusal, RefusedError
+    from edge_agent.sources import load_sample
+
+    loaded = load_sample(Path(source), asked.specs)
+    with asked:
+        asked.announce(json=None)
+        outcome = asked.submit(loaded.inputs, deadline_s=deadline_s).result()
+    print_json(_line(0, loaded.name, outcome, outputs))
+    if isinstance(outcome, Refusal):
+        raise RefusedError(outcome)
+
+
+def _answer_all(
+    asked: _Asked, runner: _Runner, samples: Iterator[Sample], concurrency: int, interval_s: float, *, json: bool
+) -> None:
+    """Raises InputError if a sample did not fit, once all that did are answered; SystemExit(1) after a bug."""
     with asked:
         asked.announce(json=json)
-        runner = _Runner(asked, deadline_ms / 1e3, outputs or Outputs.SUMMARY, stop)
-        runner.run(itertools.islice(samples, limit or None), concurrency, interval_ms / 1e3)
-    counts = runner.counts | asked.counts()
-    if json:
-        print_json({"event": "stopped", "counts": dict(counts)})
-    else:
-        print("stopped: " + ", ".join(f"{k} {v}" for k, v in sorted(counts.items())), file=sys.stderr)
+        runner.run(samples, concurrency, interval_s)
+    tell_stopped(runner.counts | asked.counts(), name="counts", json=json)
     if asked.has_failed():
         raise SystemExit(1)
     if runner.counts["invalid"]:
         raise InputError(f"{runner.counts['invalid']} samples did not fit the model", "see their lines above")
+
+
+def _samples(source: str, specs: Sequence[TensorSpec], stop: threading.Event, *, loop: bool) -> Iterator[Sample]:
+    """All of the source, opened at once; with `loop`, again and again."""
+    from edge_agent.sources import open_source, read_lines
+
+    lines = read_lines(sys.stdin.fileno(), stop.is_set) if source == "-" else iter(())
+    first = open_source(source, specs, lines)
+    if not loop:
+        return first
+    again = (open_source(source, specs, lines) for _ in itertools.repeat(None))
+    return itertools.chain(first, itertools.chain.from_iterable(again))
 
 
 class _Asked(AbstractContextManager[Any], Protocol):

@@ -219,7 +219,7 @@ IMPURE = frozenset(
      "subprocess", "multiprocessing", "concurrent", "queue", "signal", "tempfile", "shutil", "logging"}
 )  # fmt: skip
 
-MOST_LINES = 450
+MOST_LINES = 400
 VAGUE_NAMES = frozenset({"utils", "util", "helpers", "helper", "common", "manager", "misc"})
 
 

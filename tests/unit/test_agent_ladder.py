@@ -9,48 +9,22 @@ The bundle of most scenes, with the latencies the planner predicts on the scenes
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import pytest
 
 from protocol.control.availability import NO_ANSWER, SILENT
 from protocol.control.causes import Cause, Why
-from protocol.control.flights import CancelRemote, Finish, Instruction, Phase, Prepare, RefusalCode, Row, Send
+from protocol.control.flights import CancelRemote, Finish, Instruction, Phase, Prepare, RefusalCode, Send
 from protocol.control.ladder import MOST_PENDING, Ladder
 from protocol.control.planner import Candidate, Planner
 from protocol.errors import InvariantViolation
-from protocol.latency import LinkState, PlacementCost
-from protocol.messages import PlacementKind, RejectCode
+from protocol.messages import RejectCode
+from tests.ladder_scenes import COSTS, LINK, ROWS, SEGMENTS, LadderScene, planner
 
-LINK = LinkState(uplink_bytes_per_s=1e6, rtt_s=0.01)
-SEGMENTS = {"cut": b"c" * 32, "cloud": b"m" * 32}
-ROWS = {
-    "cut": Row("cut", PlacementKind.CUT, SEGMENTS["cut"]),
-    "cloud": Row("cloud", PlacementKind.FULL_CLOUD, SEGMENTS["cloud"]),
-    "edge": Row("edge", PlacementKind.EDGE_ONLY, None),
-}
-COSTS = {
-    "cut": PlacementCost(edge_s=0.004, up_nbytes=5_000, tail_s=0.001, down_nbytes=40),
-    "cloud": PlacementCost(up_nbytes=40_000, tail_s=0.001, down_nbytes=40),
-    "edge": PlacementCost(edge_s=0.100),
-}
 RESERVE_S = 0.150
 
 
-@dataclass
-class Scene:
-    """A ladder and its moment; every event is followed by `validate`."""
-
-    ladder: Ladder
-    now: float = 100.0
-    ended: list[Finish] = field(default_factory=list)
-
-    def note(self, out: list[Instruction]) -> list[Instruction]:
-        self.ladder.validate()
-        self.ended += [i for i in out if isinstance(i, Finish)]
-        seqs = [f.seq for f in self.ended]
-        assert len(seqs) == len(set(seqs)), "a request ended twice"
-        return out
+class Scene(LadderScene):
+    """One gateway."""
 
     def link_up(self, *held: str, requests: int = 8, nbytes: int = 1_000_000) -> list[Instruction]:
         digests = frozenset(SEGMENTS[h] for h in held or SEGMENTS)
@@ -100,17 +74,10 @@ class Scene:
         self.now += after_s
         return self.note(self.ladder.tick(now=self.now))
 
-    def wake(self) -> list[Instruction]:
-        """Go to the moment that the ladder asked for."""
-        at = self.ladder.next_deadline()
-        assert at is not None
-        self.now = max(self.now, at)
-        return self.note(self.ladder.tick(now=self.now))
-
 
 def scene(*ids: str, up: bool = True) -> Scene:
     """A ladder over these placements, on the scenes' link."""
-    made = Scene(Ladder([ROWS[i] for i in ids], Planner([Candidate(i, COSTS[i]) for i in ids])))
+    made = Scene(Ladder([ROWS[i] for i in ids], planner(*ids)))
     made.ladder.link_measured(LINK)
     if up:
         assert made.link_up() == []

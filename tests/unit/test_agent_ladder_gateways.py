@@ -1,7 +1,4 @@
-"""Several gateways: which one a request goes to, which one next, and what each may cost.
-
-Predicted on the scenes' links (1 MB/s, 10 ms): cut 20 ms, cloud 51 ms, edge-only 100 ms.
-"""
+"""Several gateways: which one a request goes to, which one next, and what each may cost."""
 
 from __future__ import annotations
 
@@ -13,51 +10,26 @@ import pytest
 from protocol.control.availability import Device
 from protocol.control.causes import Cause, Why
 from protocol.control.fleet import WORTH_LEAVING, Fleet, Load
-from protocol.control.flights import CancelRemote, Finish, Instruction, Phase, Prepare, RefusalCode, Row, Send
+from protocol.control.flights import CancelRemote, Finish, Instruction, Phase, Prepare, RefusalCode, Send
 from protocol.control.ladder import Ladder
 from protocol.control.planner import Candidate, Planner
-from protocol.latency import LinkState, PlacementCost
-from protocol.messages import PlacementKind, RejectCode
+from protocol.latency import LinkState
+from protocol.messages import RejectCode
+from tests.ladder_scenes import COSTS, LINK, NOW, ROWS, SEGMENTS, LadderScene, planner
 
-LINK = LinkState(uplink_bytes_per_s=1e6, rtt_s=0.01)
-SEGMENTS = {"cut": b"c" * 32, "cloud": b"m" * 32}
-ROWS = {
-    "cut": Row("cut", PlacementKind.CUT, SEGMENTS["cut"]),
-    "cloud": Row("cloud", PlacementKind.FULL_CLOUD, SEGMENTS["cloud"]),
-    "edge": Row("edge", PlacementKind.EDGE_ONLY, None),
-}
-COSTS = {
-    "cut": PlacementCost(edge_s=0.004, up_nbytes=5_000, tail_s=0.001, down_nbytes=40),
-    "cloud": PlacementCost(up_nbytes=40_000, tail_s=0.001, down_nbytes=40),
-    "edge": PlacementCost(edge_s=0.100),
-}
-NOW = 100.0
 CUT_OFF = Why(Cause.LINK, "the cable is cut")
 
 
-class Scene:
+class Scene(LadderScene):
     """A ladder over two gateways, `a` in use, both up, unless said otherwise."""
 
     def __init__(self, *ids: str, hedge: bool = False, names: tuple[str, ...] = ("a", "b")) -> None:
-        self.now = NOW
-        self.ladder = Ladder(
-            [ROWS[i] for i in ids],
-            Planner([Candidate(i, COSTS[i]) for i in ids]),
-            gateways=names,
-            chance=random.Random(1),
-            hedge=hedge,
-        )
-        self.ended: list[Finish] = []
+        rows = [ROWS[i] for i in ids]
+        super().__init__(Ladder(rows, planner(*ids), gateways=names, chance=random.Random(1), hedge=hedge))
         for name in names:
             self.ladder.link_measured(LINK, gateway=name)
             self.up(name)
         self.ladder.fleet.in_use = "a"
-
-    def note(self, out: list[Instruction]) -> list[Instruction]:
-        self.ladder.validate()
-        self.ended += [i for i in out if isinstance(i, Finish)]
-        assert len({f.seq for f in self.ended}) == len(self.ended), "a request ended twice"
-        return out
 
     def up(self, name: str, *held: str, requests: int = 8, nbytes: int = 10**6) -> list[Instruction]:
         digests = frozenset(SEGMENTS[h] for h in held or SEGMENTS)
@@ -100,12 +72,6 @@ class Scene:
                 seq, attempt, code, "because", retry_after_s, credit=credit, gateway=gateway, now=self.now
             )
         )
-
-    def wake(self) -> list[Instruction]:
-        at = self.ladder.next_deadline()
-        assert at is not None
-        self.now = max(self.now, at)
-        return self.note(self.ladder.tick(now=self.now))
 
 
 def sent_to(out: list[Instruction]) -> list[tuple[str, str, int]]:

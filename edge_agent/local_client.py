@@ -96,6 +96,8 @@ class LocalClient:
         """A JSON document of the daemon, such as `/v2/isthmus/status`. Raises NetworkError, InputError."""
         try:
             found = msgspec.json.decode(self._ask("GET", path), type=dict[str, Any])
+        except InputError as error:  # an edge-agent has all that is asked for here: this may be a gateway
+            raise messages.stranger(error.fact) from error
         except msgspec.MsgspecError as error:
             raise messages.stranger(str(error)) from error
         return found

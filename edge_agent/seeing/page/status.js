@@ -58,7 +58,7 @@ function showWords(seen) {
   if (seen.edge_factor !== null && seen.edge_factor > 1.25) row("speed", `${digits(seen.edge_factor, 2)} times slower than planned`, true);
   const bundle = seen.bundle;
   if (bundle.digest) {
-    row("bundle", [`${bundle.model} ${bundle.version}`.trim(), bundle.digest.slice(0, 12), bundle.state,
+    row("bundle", [`${bundle.model} ${bundle.digest.slice(0, 12)}`.trim(), bundle.state,
       bundle.signed_by ? `signed by ${bundle.signed_by}` : "not signed"].filter((x) => x).join(", "));
     if (bundle.coming) row("update", bundle.coming);
   }

@@ -35,7 +35,7 @@ from edge_agent.resolver import Asking, Resolver, Source, ask_srv, parse, requir
 from edge_agent.uplink import Uplink
 from edge_agent.view import AgentView
 from edge_agent.ways import Ways
-from protocol import __version__
+from protocol import __version__, wire
 from protocol import messages as m
 from protocol.bundle import Bundle, PlacementEntry
 from protocol.control.flights import RefusalCode, Row
@@ -313,8 +313,8 @@ class Agent:
             compute_s=t.compute_us / 1e6,
             total_s=now - pending.submitted,
         )
-        engine = " + ".join(dict.fromkeys(e for e in (prepared.engine, remote.result.engine) if e))
-        return self._answer(request, ending, entry, outputs, timings, engine, remote.result.precision)
+        engine = " + ".join(dict.fromkeys(e for e in (prepared.engine, wire.printable(remote.result.engine)) if e))
+        return self._answer(request, ending, entry, outputs, timings, engine, wire.printable(remote.result.precision))
 
     def _answer(
         self,

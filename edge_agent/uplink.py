@@ -281,6 +281,7 @@ class Uplink:
                 link.connection.handle(Event.NEED_HELLO, now=now)
                 self._enter_greeting(link, Why.lost("the gateway does not know us (it was restarted)"), now)
             case m.Drain(reason):
+                reason = wire.printable(reason)
                 link.connection.handle(Event.DRAIN, now=now)
                 why = Why(Cause.GATEWAY_DRAINING, f"the gateway is draining: {reason}")
                 self._carry_out(self._ladder.draining(why, gateway=link.name, now=now))
@@ -351,7 +352,7 @@ class Uplink:
         if reject.code is m.RejectCode.UNKNOWN_REFERENCE and (sent := self._ladder.sent_as(seq, reject.attempt)):
             self._references.forget(link.name, sent)
         self._carry_out(self._ladder.rejected(
-            seq, reject.attempt, reject.code, reject.reason, reject.retry_after_us / 1e6,
+            seq, reject.attempt, reject.code, wire.printable(reject.reason), reject.retry_after_us / 1e6,
             credit=reject.credit, gateway=link.name, now=now,
         ))  # fmt: skip
         if reject.code is m.RejectCode.FORBIDDEN:  # as long as this connection stands, no newer key of ours is tried

@@ -113,6 +113,11 @@ def unpack_header(frame: Buffer) -> m.Message:
     return message
 
 
+def printable(text: str) -> str:
+    """What a peer says, fit for logs, terminals and people: one line, with nothing in it that a terminal obeys."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
 def part_count(header: TensorHeader, part_nbytes: int = PART_NBYTES) -> int:
     """How many payload parts follow for this tensor."""
     return -(-header.nbytes // part_nbytes)

@@ -26,6 +26,7 @@ from edge_agent.bundles.source import BundleRefusedError, Fetches, fetch_bundle
 from edge_agent.bundles.trusting import Trusting, Trusts
 from edge_agent.bundles.wishes import Wish, take_wish
 from protocol import messages as m
+from protocol import wire
 from protocol.bundle import Bundle
 from protocol.errors import BundleError, InputError, IsthmusError, ModelError, UntrustedError
 from protocol.signing import Trust
@@ -344,7 +345,7 @@ class Updater:
             return
         self._take_revocations(found)
         self._offers = {offer.bundle.hex(): offer for offer in found.offers}
-        self._trouble = found.reason
+        self._trouble = wire.printable(found.reason)
         record = self._update.record
         if (offer := self._picking.pick(found.offers, record, trust)) is not None:
             self.handle(u.Offered(offer.bundle.hex()))

@@ -16,7 +16,7 @@ import zmq
 
 from edge_agent.agent import Agent, AgentConfig
 from edge_agent.link import GREET_IVL_S
-from edge_agent.outcomes import Answer
+from edge_agent.outcomes import Answer, Refusal
 from protocol import messages as m
 from protocol import sockets, wire
 from protocol.bundle import Bundle
@@ -104,6 +104,25 @@ def test_a_gateway_that_never_stops_talking_does_not_keep_the_device_from_answer
         for _ in range(3):
             outcome = agent.submit({"x": toy_samples[:1]}, deadline_s=3.0).result(PATIENCE_S)
             assert isinstance(outcome, Answer), outcome
+
+
+def test_what_a_gateway_says_neither_rules_a_terminal_nor_forges_a_line(
+    toy_bundle: Path, toy_samples: npt.NDArray[Any]
+) -> None:
+    text = "\x1b]0;owned\x07\x1b[2J\nready\r\u202e"
+
+    def also(message: m.Message, say: Say) -> None:
+        if isinstance(message, m.Infer):
+            say(m.Reject(message.request, message.attempt, m.RejectCode.BAD_REQUEST, text, 0, 0))
+
+    hostile = Hostile(welcome_of(Bundle.open(toy_bundle)), also)
+    with served_by(hostile, toy_bundle, placements=("full-cloud",)) as agent:
+        assert agent.wait_ready(PATIENCE_S)
+        outcome = agent.submit({"x": toy_samples[:1]}, deadline_s=9.0).result(PATIENCE_S)
+        assert isinstance(outcome, Refusal)
+        said = "".join((outcome.reason, *outcome.degraded))
+        assert "owned" in said
+        assert said.isprintable()
 
 
 def test_a_gateway_that_wants_to_be_greeted_again_and_again_is_not_obeyed(

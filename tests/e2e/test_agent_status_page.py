@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from edge_agent.seeing.page import page_html
 from edge_agent.seeing.status import status_json
+from protocol.control.causes import Cause
 from tests.agent_scenes import new_scene, scene
 from tests.pages import (
     Site,
@@ -31,6 +33,11 @@ def site() -> Iterator[Site]:
 
 def test_the_page_names_nothing_outside_itself_but_the_status_beside_it() -> None:
     assert_names_nothing_outside(page_html)
+
+
+@pytest.mark.parametrize("cause", Cause)
+def test_every_cause_has_words_on_the_page(cause: Cause) -> None:
+    assert re.search(rf"\b{cause}: \"[a-z]", page_html()[0].decode())
 
 
 @needs_chromium

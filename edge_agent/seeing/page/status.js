@@ -10,7 +10,9 @@ const CAUSES = {
   not_held: "the gateway does not hold the part", device: "a head failed here", gateway_busy: "the gateway was full",
   gateway_draining: "the gateway was going away", gateway_deadline: "the gateway could not be in time",
   gateway_internal: "the gateway's engine failed", gateway_forbidden: "the gateway refused our key",
-  gateway_unknown_segment: "the gateway does not hold the part",
+  gateway_unknown_segment: "the gateway does not hold the part", gateway_unknown_reference: "the gateway no longer kept a frame",
+  gateway_bad_request: "the gateway could not take it", gateway_too_large: "too large for the gateway",
+  gateway_cancelled: "the gateway gave it up", other: "another cause",
 };
 const STAGES = [["edge_s", "work on the device"], ["encode_s", "encoding"], ["network_s", "on the link"],
   ["queue_s", "the gateway's queue"], ["decode_s", "decoding there"], ["compute_s", "work at the gateway"],
@@ -58,7 +60,8 @@ function showWords(seen) {
   if (seen.edge_factor !== null && seen.edge_factor > 1.25) row("speed", `${digits(seen.edge_factor, 2)} times slower than planned`, true);
   const bundle = seen.bundle;
   if (bundle.digest) {
-    row("bundle", [`${bundle.model} ${bundle.digest.slice(0, 12)}`.trim(), bundle.state,
+    const digest = bundle.digest.slice(0, 12), version = bundle.version === digest ? "" : bundle.version;
+    row("bundle", [`${bundle.model} ${version}`.trim(), digest, bundle.state,
       bundle.signed_by ? `signed by ${bundle.signed_by}` : "not signed"].filter((x) => x).join(", "));
     if (bundle.coming) row("update", bundle.coming);
   }

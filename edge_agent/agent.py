@@ -10,6 +10,7 @@ If the process is killed, requests that were not answered yet are gone with it: 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import os
@@ -361,8 +362,9 @@ def nobody_answers(gateways: object) -> NetworkError:
 
 
 def _end(future: Future[Outcome], outcome: Outcome) -> None:
-    if future.set_running_or_notify_cancel():  # else its caller has cancelled it
-        future.set_result(outcome)
+    with contextlib.suppress(SystemExit):  # of a caller's callback: it ends no thread of ours, and no agent
+        if future.set_running_or_notify_cancel():  # else its caller has cancelled it
+            future.set_result(outcome)
 
 
 def _asking(config: AgentConfig) -> Asking:

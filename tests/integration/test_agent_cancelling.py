@@ -151,6 +151,16 @@ def test_the_client_in_the_callers_process_withdraws_what_its_task_gives_up(
     asyncio.run(go())
 
 
+def test_a_callback_that_wants_to_end_everything_ends_no_agent(toy_bundle: Path, toy_samples: Images) -> None:
+    def leave(_: object) -> None:
+        raise SystemExit(3)
+
+    with Agent(AgentConfig(bundle=toy_bundle)) as agent, compute_hangs(agent):  # so that it is not done before
+        agent.submit({"x": toy_samples[:1]}, deadline_s=0.01).add_done_callback(leave)
+        until(lambda: agent.look(PATIENCE_S).pending == 0)
+        assert agent.fatal is None
+
+
 def test_a_connection_whose_call_was_given_up_answers_nobody_else(
     served: Daemon, gateway: Gateway, toy_samples: Images
 ) -> None:

@@ -60,7 +60,7 @@ def test_the_owner_of_a_device_reads_where_requests_run_and_why(site: Site, tmp_
 def test_an_agent_that_has_done_nothing_says_so_and_not_zero(site: Site, tmp_path: Path) -> None:
     site.body = status_json(new_scene())
     read = words(browse(site, tmp_path, "--dump-dom"))
-    for told in ("Not ready Starting", "no request was placed yet", "none: no gateway is named", "Nothing yet."):
+    for told in ("Not ready Starting", "no request was placed yet", "none serves yet", "Nothing yet."):
         assert told in read, f"{told!r} is not on the page: {read}"
     assert "°C" not in read
     assert "NaN" not in read

@@ -39,8 +39,9 @@ function showWords(seen) {
   if (now.flips.length) row("another", now.flips.join("; "));
   if (now.degraded) row("degraded", now.degraded, true);
   const up = seen.gateways.filter((g) => g.ready);
-  if (!seen.gateways.length) row("link", "none: no gateway is named");
-  else if (!up.length) row("link", `lost: ${seen.gateways[0].reason || seen.gateways[0].state}`, true);
+  if (!seen.bundle.digest) row("bundle", "none serves yet");
+  else if (!seen.gateways.length) row("link", "none: no gateway is named");
+  else if (!up.length) row("link", seen.gateways[0].reason || seen.gateways[0].state, true);
   else {
     const best = up.find((g) => g.in_use) || up[0];
     const known = best.uplink_bytes_per_s === null ? "not measured yet"
@@ -96,7 +97,7 @@ function showMinute(seen) {
 }
 
 function showPlan(seen) {
-  if (!seen.placements.length) return $("plan").replaceChildren(el("p", { class: "soft" }, "The bundle holds no placement."));
+  if (!seen.placements.length) return $("plan").replaceChildren(el("p", { class: "soft" }, seen.bundle.digest ? "The bundle holds no placement." : "No bundle serves."));
   const most = Math.max(...seen.placements.map((p) => p.predicted_s || 0), 1e-9);
   const bar = (p) => picture(110, 14, `predicted ${seconds(p.predicted_s)}`,
     draw("rect", { class: p.unavailable ? "pale" : "full", x: 0, y: 6, height: 7, rx: 3.5, width: p.predicted_s ? Math.max(p.predicted_s / most * 110, 2) : 0 }));

@@ -65,7 +65,7 @@ class TrustStore:
 
     def known(self) -> tuple[VerifyKey, ...]:
         """The keys that are believed, the current one first; none where none was given. Raises InputError."""
-        return signers.read_verify_keys(self._keys) if os.path.lexists(self._keys) else ()
+        return signers.read_verify_keys(self._keys) if keys.is_there(self._keys) else ()
 
     def trust(self, *, received: bool = False, kept: bool = False) -> Trust:
         """What bundles are checked with now. `received` ones came over the air; `kept` ones are on this device already,
@@ -99,7 +99,7 @@ class TrustStore:
 
     def remembered(self) -> Remembered:
         """Raises InputError if it cannot be read."""
-        if not os.path.lexists(self._remembered):
+        if not keys.is_there(self._remembered):
             return Remembered()
         try:
             data = self._remembered.read_bytes()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent.config import AgentSettings, BundleSettings
+from edge_agent.trust.identity import identity
 from edge_agent.trust.store import Policy, TrustStore
 from edge_agent.updating import trust_of
 from protocol import signing
@@ -210,3 +211,11 @@ def test_the_settings_may_want_two_signatures(tmp_path: Path) -> None:
         store.trust().check(folder)
     (folder / SIGNATURE).write_bytes(signing.add_signature((folder / SIGNATURE).read_bytes(), NEXT, name="x"))
     assert store.trust().check(folder) == made
+
+
+def test_a_folder_of_keys_that_nobody_may_look_into_is_not_an_empty_one(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("a file, in which nothing can be looked at, not even by root")
+    store = TrustStore(tmp_path / "keys")
+    for look in (store.known, store.remembered, lambda: identity(tmp_path / "keys")):
+        with pytest.raises(InputError, match=r"cannot be looked at .*; run it as its owner, or name another"):
+            look()

@@ -169,6 +169,9 @@ class LocalClient:
                     is_used = False
                     continue
                 reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+                if isinstance(error, PermissionError):
+                    remedy = "ask as its user, join that user's group, or give --socket http://127.0.0.1:7490"
+                    raise NetworkError(f"{self._where} may not be opened ({reason})", remedy) from error
                 raise NetworkError(
                     f"no edge-agent answers at {self._where} ({reason})", "start one with `edge-agent run`"
                 ) from error

@@ -33,6 +33,7 @@ from edge_agent.heads import Heads, Prepared
 from edge_agent.outcomes import Answer, Outcome, Refusal, StageTimings
 from edge_agent.references import References
 from edge_agent.resolver import Asking, Resolver, Source, ask_srv, parse, require_private
+from edge_agent.rows import Rows
 from edge_agent.uplink import Uplink
 from edge_agent.view import AgentView
 from edge_agent.ways import Ways
@@ -100,12 +101,10 @@ class Agent:
         if not 1.0 <= config.edge_slowdown < math.inf:
             raise InputError(f"edge slow-down {config.edge_slowdown}", "give a factor of 1 or more")
         self.heads = Heads(
-            self.bundle,
-            threads=config.threads,
-            slowdown=config.edge_slowdown,
-            fault_file=config.fault_file,
+            self.bundle, threads=config.threads, slowdown=config.edge_slowdown, fault_file=config.fault_file,
             order=config.providers,
-        )
+        )  # fmt: skip
+        self._rows = Rows(self.bundle.manifest)
         self._boot = os.urandom(8)
         self._numbers = itertools.count(1)
         self._pending: dict[int, _Pending] = {}
@@ -195,7 +194,7 @@ class Agent:
                 raise InputError(f"request {name} is pending already", "wait for its outcome")
             self._names.add(name)
             self._pending[seq] = _Pending(future, now, now + deadline_s, name)
-            self.uplink.post(Submit(seq, inputs, now + deadline_s, name, priority))
+            self.uplink.post(Submit(seq, inputs, now + deadline_s, name, priority, self._rows.of(inputs)))
         future.add_done_callback(partial(self._withdrawn, seq))
         return future
 

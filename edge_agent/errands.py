@@ -24,6 +24,7 @@ class Submit:
     deadline: float
     identity: m.RequestId  # its name on the wire
     priority: int = 4
+    rows: int = 1
 
 
 @dataclass(frozen=True, slots=True)

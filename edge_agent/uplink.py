@@ -176,7 +176,9 @@ class Uplink:
         for link in self.gateways.links.values():
             link.pulse.requested(now=now)
             self._ladder.link_measured(link.estimate(now), gateway=link.name)
-        self._carry_out(self._ladder.submitted(item.seq, item.deadline, priority=item.priority, now=now))
+        self._carry_out(
+            self._ladder.submitted(item.seq, item.deadline, priority=item.priority, rows=item.rows, now=now)
+        )
 
     def _greet_for(self, boot: bytes) -> None:
         """Requests of an earlier life follow: gateways take only such as begin with what they were greeted with."""

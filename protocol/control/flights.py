@@ -95,6 +95,7 @@ class Flight:
     seq: int
     deadline: float
     priority: int = 4  # 0 first
+    rows: int = 1  # how many times the work that was planned
     nbytes: int = 0
     placement: str = ""
     gateway: str = ""  # where it is, or will probably be sent

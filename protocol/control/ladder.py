@@ -82,12 +82,14 @@ class Ladder:
 
     # ---- events of requests -----------------------------------------------------------------------------------------
 
-    def submitted(self, seq: int, deadline: float, *, priority: int = 4, now: float) -> list[Instruction]:
+    def submitted(
+        self, seq: int, deadline: float, *, priority: int = 4, rows: int = 1, now: float
+    ) -> list[Instruction]:
         """A caller wants an answer by `deadline`; of those that wait for credit the lowest `priority` goes first."""
         if seq in self.flights:
             raise InvariantViolation(f"request {seq} was submitted twice")
         self.demand.arrived(pending=len(self.flights), now=now)
-        flight = self.flights[seq] = Flight(seq, deadline, priority)
+        flight = self.flights[seq] = Flight(seq, deadline, priority, rows)
         if len(self.flights) > MOST_PENDING:
             return [self._refuse(flight, RefusalCode.BUSY, f"{MOST_PENDING} requests are already waiting")]
         return self._steps.place(flight, now=now)
@@ -99,8 +101,8 @@ class Ladder:
             return []
         row = self._rows[self._local if flight.hedge and self._local else flight.placement]
         self.device.breakers[row.id].succeeded()
-        self.planner.observe_edge(row.id, edge_s)
-        self.planner.observe_nbytes(row.id, nbytes)
+        self.planner.observe_edge(row.id, edge_s, flight.rows)
+        self.planner.observe_nbytes(row.id, nbytes, flight.rows)
         if now >= flight.deadline:
             return self._expire(flight, now=now)
         if row.kind is PlacementKind.EDGE_ONLY:
@@ -157,7 +159,7 @@ class Ladder:
         same = self.device.sharing(flight.placement)
         refused = ((i, why) for i, why in flight.avoided.items() if why.cause is Cause.GATEWAY_BAD_REQUEST)
         remote.broken |= {i: why for i, why in refused if i in same}
-        self.planner.observe_tail(flight.placement, compute_s, gateway)
+        self.planner.observe_tail(flight.placement, compute_s, gateway, flight.rows)
         if now >= flight.deadline:
             return [*cancel, self._late(flight), *self._outbox.send_ready(now=now)]
         return [*cancel, self._finish(flight, gateway), *self._outbox.send_ready(now=now)]
@@ -348,9 +350,8 @@ class Ladder:
 
     def _late(self, flight: Flight) -> Finish:
         doing = {Phase.PREPARING: "the device was at work", Phase.READY: "waiting for the gateway"}
-        return self._refuse(
-            flight, RefusalCode.DEADLINE, f"the budget ran out: {doing.get(flight.phase, 'on its way')}"
-        )
+        why = f"the budget ran out: {doing.get(flight.phase, 'on its way')}"
+        return self._refuse(flight, RefusalCode.DEADLINE, why)
 
     # ---- answers to the shell ---------------------------------------------------------------------------------------
 

@@ -45,6 +45,18 @@ class Reckoning(NamedTuple):
     local_noise: float
     remote_noise: float
 
+    def times(self, rows: int) -> Reckoning:
+        """That of a request of so many rows."""
+        cost, energy_j = self.cost, self.cost.energy_j
+        cost = msgspec.structs.replace(cost, energy_j=None if energy_j is None else energy_j * rows)
+        return self._replace(
+            cost=cost,
+            local_s=self.local_s * rows,
+            remote_s=self.remote_s * rows,
+            up_nbytes=self.up_nbytes * rows,
+            down_nbytes=self.down_nbytes * rows,
+        )
+
 
 class Learned:
     """Feed it what was measured; ask `all()`. `version` changes whenever an answer does."""
@@ -87,7 +99,7 @@ class Learned:
         return known
 
     def edge(self, id_: str, edge_s: float) -> None:
-        """What head and encoding of one request really took on the device."""
+        """What head and encoding of one row really took on the device."""
         cost, head = self._costs[id_], self.heads[id_]
         planned = cost.edge_s + cost.encode_s
         if planned <= 0:
@@ -122,8 +134,8 @@ class Learned:
             self._device.scale(step)
         self._forget(self._costs)
 
-    def nbytes(self, id_: str, nbytes: int) -> None:
-        """How much one request's encoding really was."""
+    def nbytes(self, id_: str, nbytes: float) -> None:
+        """How much one row's encoding really was."""
         planned = self._costs[id_].up_nbytes
         if planned > 0:
             self._sizes.setdefault(id_, Speed(1.0, worth=TRUSTED)).learn(nbytes / planned)

@@ -86,10 +86,18 @@ class Planner:
 
     # ---- decisions --------------------------------------------------------------------------------------------------
 
-    def predict(self, link: LinkState | None, gateway: str = "") -> dict[str, float]:
-        """Predicted latency in seconds of every placement for one request alone over this link to this gateway, as if
-        each could be used. Not to be changed."""
+    def predict(self, link: LinkState | None, gateway: str = "", rows: int = 1) -> dict[str, float]:
+        """Predicted latency in seconds of every placement for one request of `rows` alone over this link to this
+        gateway, as if each could be used. Not to be changed."""
         state, version = link or ASSUMED_LINK, self.learned.version
+        if rows != 1:
+            travel_s = state.rtt_s + state.queue_s
+            return {
+                id_: travel_s + rows * (alone_s - travel_s)
+                if self.learned.all(gateway)[id_].crosses
+                else rows * alone_s
+                for id_, alone_s in self.predict(link, gateway).items()
+            }
         known = self._predicted.get(gateway)
         if known is not None and known[1] == version and known[0] == state:
             return known[2]
@@ -104,9 +112,9 @@ class Planner:
         self._predicted[gateway] = state, version, predicted
         return predicted
 
-    def local_s(self, id_: str) -> float:
+    def local_s(self, id_: str, rows: int = 1) -> float:
         """Seconds that head and encoding of a placement are predicted to keep the device busy."""
-        return self.learned.all()[id_].local_s
+        return rows * self.learned.all()[id_].local_s
 
     def decide(
         self,
@@ -116,20 +124,22 @@ class Planner:
         demand: Demand = NO_DEMAND,
         budget_s: float | None = None,
         gateway: str = "",
+        rows: int = 1,
         now: float | None = None,
     ) -> Decision | None:
         """The best placement that can be used, or None. Does not change the current placement for a detour:
         what is unavailable for a moment stays current, so that its return is not held back by hysteresis.
 
         `demand` is what device and uplink have to do, `budget_s` what is left of this request's, `gateway` is who would
-        do the rest, over `link`; `now` is in monotonic seconds (None: no dwell time).
+        do the rest, over `link`, `rows` how many times the planned work it is; `now` is in monotonic seconds (None: no
+        dwell time).
         """
         self._decisions += 1
         self._budget_s = budget_s
         if self._decisions % STALE_AFTER == 0:
             self._forget_old_sizes()
         state = link or ASSUMED_LINK
-        seen = _Weighing(self, state, demand, budget_s, gateway)
+        seen = _Weighing(self, state, demand, budget_s, gateway, rows)
         usable = [id_ for id_ in seen.predicted if id_ not in unavailable]
         again = self._stale(seen, usable) or self._hopeful(seen, usable)
         if again is not None:
@@ -247,7 +257,7 @@ class Planner:
         for id_, hoped in self.learned.hopes(seen.gateway).items():
             if id_ == best or id_ not in usable or not self._may_retry(id_, recovering):
                 continue
-            score = seen.score_if(id_, hoped)
+            score = seen.score_if(id_, hoped if seen.rows == 1 else hoped.times(seen.rows))
             if score < (bound if found is None else found[0]):
                 found = score, id_
         if found is None:
@@ -266,18 +276,18 @@ class Planner:
 
     # ---- what is learned --------------------------------------------------------------------------------------------
 
-    def observe_edge(self, id_: str, edge_s: float) -> None:
+    def observe_edge(self, id_: str, edge_s: float, rows: int = 1) -> None:
         """What head and encoding of one request really took on the device."""
-        self.learned.edge(id_, edge_s)
+        self.learned.edge(id_, edge_s / rows)
 
-    def observe_nbytes(self, id_: str, nbytes: int) -> None:
+    def observe_nbytes(self, id_: str, nbytes: int, rows: int = 1) -> None:
         """How much one request's encoding really was."""
-        self.learned.nbytes(id_, nbytes)
+        self.learned.nbytes(id_, nbytes / rows)
         self._sized_at[id_] = self._decisions
 
-    def observe_tail(self, id_: str, compute_s: float, gateway: str = "") -> None:
+    def observe_tail(self, id_: str, compute_s: float, gateway: str = "", rows: int = 1) -> None:
         """What the batch that this request was in took at this gateway."""
-        self.learned.tail(id_, compute_s, gateway)
+        self.learned.tail(id_, compute_s / rows, gateway)
 
     def _forget_old_sizes(self) -> None:
         """What a placement sent long ago says nothing about the scene of today: then the plan's size counts again."""
@@ -291,11 +301,13 @@ class _Weighing:
     """Scores of one moment, reckoned when they are asked for: most placements are so slow that no queue matters."""
 
     def __init__(
-        self, planner: Planner, state: LinkState, demand: Demand, budget_s: float | None, gateway: str
+        self, planner: Planner, state: LinkState, demand: Demand, budget_s: float | None, gateway: str, rows: int = 1
     ) -> None:
-        self.state, self.gateway = state, gateway
-        self.predicted = planner.predict(state, gateway)
+        self.state, self.gateway, self.rows = state, gateway, rows
+        self.predicted = planner.predict(state, gateway, rows)
         self.lines = planner.learned.all(gateway)
+        if rows != 1:
+            self.lines = {id_: line.times(rows) for id_, line in self.lines.items()}
         self._plain = demand == NO_DEMAND and planner.objective.is_latency
         self._objective, self._current = planner.objective, planner.current
         self._demand, self._budget_s = demand, budget_s

@@ -47,7 +47,7 @@ class Steps:
         demand = self.demand_now(flight, now=now)
         budget_s = flight.deadline - now
         decision = self._planner.decide(
-            remote.link, unavailable, demand=demand, budget_s=budget_s, gateway=remote.name, now=now
+            remote.link, unavailable, demand=demand, budget_s=budget_s, gateway=remote.name, rows=flight.rows, now=now
         )
         if decision is None:
             return self._wait_or_refuse(flight, unavailable, now=now)
@@ -141,7 +141,7 @@ class Steps:
         flight.hedge = 0
         flight.attempt_until = flight.deadline
         self._device.breakers[placement].passing(now=now)
-        self._demand.preparing(self._planner.local_s(placement), now=now)
+        self._demand.preparing(self._planner.local_s(placement, flight.rows), now=now)
         return [Prepare(flight.seq, placement, flight.gateway)]
 
     def begin_hedge(self, flight: Flight, *, now: float) -> list[Instruction]:
@@ -153,5 +153,5 @@ class Steps:
         flight.generation += 1
         flight.hedge, flight.hedged = flight.generation, True
         self._device.breakers[local].passing(now=now)
-        self._demand.preparing(self._planner.local_s(local), now=now)
+        self._demand.preparing(self._planner.local_s(local, flight.rows), now=now)
         return [Prepare(flight.seq, local)]

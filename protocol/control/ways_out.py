@@ -61,7 +61,7 @@ class WaysOut:
             unavailable = self.reasons(remote, now=now).keys() | flight.avoided_with(remote.name).keys()
             usable = [r.id for r in rows if r.id not in unavailable]
             if usable:
-                predicted = self._planner.predict(remote.link, remote.name) if len(usable) > 1 else {}
+                predicted = self._planner.predict(remote.link, remote.name, flight.rows) if len(usable) > 1 else {}
                 return min(usable, key=lambda id_: predicted.get(id_, 0.0)), remote
         return None
 
@@ -94,7 +94,7 @@ class WaysOut:
                 and remote.may_return(row, now=now)
             }
             if waiting:
-                predicted = self._planner.predict(remote.link, remote.name)
+                predicted = self._planner.predict(remote.link, remote.name, flight.rows)
                 best = min(waiting, key=lambda id_: predicted[id_])
                 return best, remote, tuple(dict.fromkeys(why for why in waiting.values() if why is not None))
         return None

@@ -29,7 +29,9 @@ class Newcomers:
 
     def accepted(self, descriptor: int, address: str, *, now: float) -> None:
         self._since.pop(descriptor, None)  # the system uses a number again only after it is closed
-        if descriptor not in self._early:
+        if descriptor in self._early:
+            self._early.discard(descriptor)  # it was spoken on once, and says nothing of whoever gets the number next
+        else:
             self._since[descriptor] = now, address
 
     def known(self, descriptor: int) -> None:
@@ -38,7 +40,9 @@ class Newcomers:
         self._early.add(descriptor)
 
     def ended(self, descriptor: int) -> None:
+        """If somebody known has the number again already, it says so with its next word."""
         self._since.pop(descriptor, None)
+        self._early.discard(descriptor)
 
     def overdue(self, *, now: float) -> list[tuple[int, str]]:
         """Who must go, told once: descriptor and address. To be asked when all news of connections were told."""

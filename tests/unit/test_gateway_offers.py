@@ -183,6 +183,7 @@ def test_a_list_of_revocations_is_offered_like_any_file_and_anew_when_it_changes
     door = Door(version)
     listed = version.folder.parent / "revocations.json"
     door.offering._revocations = listed
+    listed.write_bytes(b"list 0")  # it looks at once when it starts
     door.offering.start()
     for data in (b"list 1", b"list number 2"):
         listed.write_bytes(data)

@@ -85,6 +85,8 @@ def lines(seen: Mapping[str, Any]) -> list[str]:
     for gateway in seen["gateways"]:
         is_known = gateway["ready"] and gateway["rtt_s"] is not None  # of a lost link it is history
         rtt = f", round trip {gateway['rtt_s'] * 1e3:.1f} ms" if is_known else ""
+        if is_known and (tcp_s := gateway.get("tcp_rtt_s")) is not None:
+            rtt += f" (as TCP sees it {tcp_s * 1e3:.1f} ms)"
         said.append(f"gateway {gateway['name']}: {gateway['reason'] or gateway['state']}{rtt}")
     if seen["placements"]:
         said.append(f"{'' if seen['gateways'] else 'no gateway is named; '}the device {alone}")

@@ -14,12 +14,13 @@ from collections.abc import Iterator, Sequence
 import zmq
 
 from edge_agent.ways import Ways
+from protocol import descriptors, sockets, wire
 from protocol import messages as m
-from protocol import sockets, wire
 from protocol.control.causes import Cause, Why
 from protocol.control.pulse import SILENCE_S
 from protocol.control.session import Event, Role, Session, State
 from protocol.errors import InvariantViolation
+from protocol.latency import TcpView
 
 WELCOME_S = 3.0  # from transport handshake to Welcome
 RECREATE_S = 8.0  # without a handshake for this long, libzmq may have given up for good
@@ -81,6 +82,7 @@ class Connection:
         self._shared = shared
         self._socket: zmq.Socket[bytes] | None = None
         self._monitor: zmq.Socket[bytes] | None = None
+        self._descriptor: int | None = None  # of the TCP connection, which libzmq owns
 
     @property
     def state(self) -> State:
@@ -89,6 +91,11 @@ class Connection:
     @property
     def is_open(self) -> bool:
         return self._socket is not None
+
+    @property
+    def tcp(self) -> TcpView | None:
+        """What the kernel has seen of this connection; None without one."""
+        return None if self._descriptor is None else descriptors.tcp_view(self._descriptor)
 
     def open(self, *, now: float) -> None:
         """Make the socket and begin to connect. Without a way nothing happens."""
@@ -121,7 +128,9 @@ class Connection:
     def changes(self) -> Iterator[Change]:
         """What the monitor has seen since."""
         while self._monitor is not None and self._monitor.poll(0):
-            event = sockets.monitor_event(self._monitor)
+            event, value = sockets.monitor_event(self._monitor)
+            if event in (zmq.EVENT_CONNECTED, zmq.EVENT_DISCONNECTED):
+                self._descriptor = value if event == zmq.EVENT_CONNECTED else None
             if event in (zmq.EVENT_DISCONNECTED, zmq.EVENT_CONNECT_RETRIED):
                 self._dropped, self._dropped_at = event == zmq.EVENT_DISCONNECTED, None
             change = _CHANGES.get(event)
@@ -203,6 +212,7 @@ class Connection:
 
     def _close_socket(self) -> None:
         if self._socket is not None:
+            self._descriptor = None
             self._shared.poller.unregister(self._socket)
             self._socket.disable_monitor()
             self._socket.close(0)

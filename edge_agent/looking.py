@@ -61,4 +61,5 @@ def _gateway(ladder: Ladder, link: GatewayLink, load: Load, *, now: float) -> Ga
         tails={id_: str(b.state) for id_, b in remote.tails.items() if b.state is not BreakerState.CLOSED},
         broken={id_: why.sentence for id_, why in remote.broken.items()},
         heard_s=max(now - link.connection.heard_at, 0.0) if connected else None,
+        tcp=link.connection.tcp if connected else None,
     )

@@ -12,17 +12,30 @@ import struct
 from collections.abc import Callable
 from typing import TypeVar
 
-_BYTES_RECEIVED = struct.Struct("=Q")  # tcpi_bytes_received, in the kernel's struct tcp_info
+from protocol.latency import TcpView
+
+# Where fields stand in the kernel's struct tcp_info (linux/tcp.h), which only ever grows at its end.
+_BYTES_RECEIVED = struct.Struct("=Q"), 128  # since Linux 4.1
+_MIN_RTT_US = struct.Struct("=I"), 148  # since Linux 4.6
+_DELIVERY_RATE = struct.Struct("=Q"), 160  # since Linux 4.9
+_LIMITED_BY_SENDER = 7, 0x01  # byte and bit
+_NO_RTT = 2**32 - 1  # before the first acknowledgement
 T = TypeVar("T")
 
 
 def received_nbytes(descriptor: int) -> int | None:
     """Bytes that a TCP connection has brought since it was made, as the kernel counts; None if it is none."""
-    try:
-        info = _borrowed(descriptor, lambda s: s.getsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_INFO, 136))
-    except OSError:
+    return _field(_tcp_info(descriptor), *_BYTES_RECEIVED)
+
+
+def tcp_view(descriptor: int) -> TcpView | None:
+    """How the kernel finds a TCP connection; None if it is none, is not established, or the kernel does not say."""
+    info = _tcp_info(descriptor)
+    rtt_us, rate = _field(info, *_MIN_RTT_US), _field(info, *_DELIVERY_RATE)
+    if rtt_us in (None, 0, _NO_RTT) or rate is None:
         return None
-    return int(_BYTES_RECEIVED.unpack_from(info, 128)[0]) if len(info) == 136 else None  # since Linux 4.1
+    byte, bit = _LIMITED_BY_SENDER
+    return TcpView((rtt_us or 0) / 1e6, float(rate) or None, bool(info[byte] & bit))
 
 
 def peer_of(descriptor: int) -> str:
@@ -45,6 +58,18 @@ def hang_up(descriptor: int) -> None:
 
     with contextlib.suppress(OSError, ValueError):  # gone by itself
         _borrowed(descriptor, reset)
+
+
+def _tcp_info(descriptor: int) -> bytes:
+    """Empty where there is no TCP connection."""
+    try:
+        return _borrowed(descriptor, lambda s: s.getsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_INFO, 256))
+    except (OSError, ValueError):
+        return b""
+
+
+def _field(info: bytes, form: struct.Struct, offset: int) -> int | None:
+    return int(form.unpack_from(info, offset)[0]) if len(info) >= offset + form.size else None
 
 
 def _borrowed(descriptor: int, do: Callable[[stdlib_socket.socket], T]) -> T:

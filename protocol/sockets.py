@@ -49,8 +49,7 @@ SEND_HWM = 1024
 BACKLOG = 512
 ZAP_DOMAIN = b"isthmus"
 ZAP_ENDPOINT = "inproc://zeromq.zap.01"
-_EVENT_AND_VALUE = struct.Struct("=Hi")
-_EVENT = struct.Struct("=H")  # and a value of 32 bits: see zmq_socket_monitor(3)
+_EVENT_AND_VALUE = struct.Struct("=Hi")  # see zmq_socket_monitor(3)
 REBIND_S = 0.5  # libzmq closes a listener in its I/O thread, so that its port is free only a little later
 
 
@@ -156,12 +155,14 @@ def watched_dealer(context: Context, endpoint: Endpoint, curve: CurveClient | No
     return sock, monitor
 
 
-def monitor_event(monitor: Socket) -> int:
-    """The next event that a monitor tells, one of `zmq.EVENT_*`. Blocks until there is one.
+def monitor_event(monitor: Socket) -> tuple[int, int]:
+    """The next event that a monitor tells, one of `zmq.EVENT_*`, and its value: of a connection that was made or lost
+    the file descriptor. Blocks until there is one.
 
     pyzmq's own reader of these messages brings asyncio and ssl along: 5 MB and 50 ms on a device that needs neither.
     """
-    return int(_EVENT.unpack_from(monitor.recv_multipart()[0])[0])
+    event, value = _EVENT_AND_VALUE.unpack_from(monitor.recv_multipart()[0])
+    return int(event), int(value)
 
 
 def _dealer(context: Context, curve: CurveClient | None) -> Socket:

@@ -168,7 +168,7 @@ class _Greeting:
                 return False
             self._poller.poll(int((until - now) * 1e3) + 1)
             while self._monitor.poll(0):
-                self._changed(sockets.monitor_event(self._monitor), time.monotonic())
+                self._changed(sockets.monitor_event(self._monitor)[0], time.monotonic())
             while self._socket.poll(0):
                 frames = self._socket.recv_multipart(copy=False)
                 self._received(frames[0].buffer, time.monotonic())

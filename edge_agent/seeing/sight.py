@@ -168,7 +168,7 @@ def _explained(explanation: Explanation) -> str:
 
 
 def gateway_standing(gateway: GatewayView) -> GatewayStanding:
-    link = gateway.link
+    link, tcp = gateway.link, gateway.tcp
     return GatewayStanding(
         name=gateway.name,
         state=gateway.state,
@@ -182,6 +182,8 @@ def gateway_standing(gateway: GatewayView) -> GatewayStanding:
         wait_s=gateway.wait_s,
         in_flight=gateway.in_flight,
         in_flight_nbytes=gateway.in_flight_nbytes,
+        tcp_rtt_s=None if tcp is None else tcp.rtt_s,
+        tcp_bytes_per_s=None if tcp is None or tcp.is_limited_by_us else tcp.bytes_per_s,
     )
 
 

@@ -35,6 +35,8 @@ class GatewayStanding:
     wait_s: float | None = None  # what we expect: round trip, its queue, and what we have there already
     in_flight: int = 0
     in_flight_nbytes: int = 0
+    tcp_rtt_s: float | None = None  # the kernel's own figures of the connection, which ends at the first proxy
+    tcp_bytes_per_s: float | None = None  # only where the link and not what we had to send has limited it
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,7 +120,7 @@ def _ask_once(
                 return answer
             if monitor not in ready:
                 continue
-            event = sockets.monitor_event(monitor)
+            event, _ = sockets.monitor_event(monitor)
             if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                 raise InputError(
                     "the gateway does not let this device in: no invitation is open there, or its key was revoked",

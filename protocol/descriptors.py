@@ -20,6 +20,7 @@ _MIN_RTT_US = struct.Struct("=I"), 148  # since Linux 4.6
 _DELIVERY_RATE = struct.Struct("=Q"), 160  # since Linux 4.9
 _LIMITED_BY_SENDER = 7, 0x01  # byte and bit
 _NO_RTT = 2**32 - 1  # before the first acknowledgement
+ASK = -1  # the kernel, for the family
 T = TypeVar("T")
 
 
@@ -41,7 +42,7 @@ def tcp_view(descriptor: int) -> TcpView | None:
 def peer_of(descriptor: int) -> str:
     """Who is at the other end of a TCP connection that libzmq owns; empty when it has ended."""
     try:
-        return str(_borrowed(descriptor, lambda s: s.getpeername()))
+        return str(_borrowed(descriptor, lambda s: s.getpeername(), family=ASK))
     except (OSError, ValueError):
         return ""
 
@@ -72,9 +73,9 @@ def _field(info: bytes, form: struct.Struct, offset: int) -> int | None:
     return int(form.unpack_from(info, offset)[0]) if len(info) >= offset + form.size else None
 
 
-def _borrowed(descriptor: int, do: Callable[[stdlib_socket.socket], T]) -> T:
-    """Family and type are given so that nothing is asked of the kernel; they play no part in what is done here."""
-    sock = stdlib_socket.socket(stdlib_socket.AF_INET, stdlib_socket.SOCK_STREAM, fileno=descriptor)
+def _borrowed(descriptor: int, do: Callable[[stdlib_socket.socket], T], *, family: int = stdlib_socket.AF_INET) -> T:
+    """The kernel is only asked for the `family` where it plays a part: how long an address is goes by it."""
+    sock = stdlib_socket.socket(family, stdlib_socket.SOCK_STREAM, fileno=descriptor)
     try:
         return do(sock)
     finally:

@@ -43,7 +43,19 @@ def test_round_trip_rate_and_bytes_of_a_connection_are_the_kernels_own(pair: Pai
     assert seen.bytes_per_s is not None
     assert seen.bytes_per_s > 1e4
     assert received_nbytes(far.fileno()) == 300_000
-    assert peer_of(near.fileno()) == str(far.getsockname())
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_the_peer_of_a_connection_stays_the_same_while_it_stands(family: socket.AddressFamily) -> None:
+    if family is socket.AF_INET6 and not socket.has_dualstack_ipv6():
+        pytest.skip("no IPv6 here")
+    both = family is socket.AF_INET6  # as gateways listen: then IPv4 peers have addresses of IPv6, which are longer
+    with socket.create_server(("", 0), family=family, dualstack_ipv6=both) as server:
+        with socket.create_connection(("127.0.0.1", server.getsockname()[1])) as near, server.accept()[0] as far:
+            assert peer_of(far.fileno()) == str(far.getpeername())
+            assert near.getsockname()[1] == far.getpeername()[1]
+            descriptor = far.fileno()
+        assert peer_of(descriptor) == ""
 
 
 def test_a_rate_that_shows_only_how_little_was_sent_is_told_as_such(pair: Pair) -> None:

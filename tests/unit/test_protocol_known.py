@@ -110,6 +110,24 @@ def squeezed() -> bytes:
     return out.getvalue()
 
 
+def flagged(bit: int) -> bytes:
+    """An archive whose member says of itself that it is encrypted (0x1) or a patch (0x20), in both its headers."""
+    out = io.BytesIO()
+    np.savez(out, **{"question:x": np.zeros(10, np.uint8)})  # type: ignore[arg-type]
+    data = bytearray(out.getvalue())
+    data[data.index(b"PK\x03\x04") + 6] |= bit
+    data[data.index(b"PK\x01\x02") + 8] |= bit
+    return bytes(data)
+
+
+@pytest.mark.parametrize("data", [flagged(0x1), flagged(0x20)])
+def test_an_archive_that_claims_to_be_encrypted_or_a_patch_is_refused_in_a_sentence(
+    tmp_path: Path, data: bytes
+) -> None:
+    with pytest.raises(BundleError, match="cannot be read"):
+        known.of(bundle_with(tmp_path, data))
+
+
 @pytest.mark.parametrize("data", [b"", b"PK\x03\x04 no archive", squeezed(), known.encode({}, {}), bytes(2 << 20)])
 def test_what_is_no_such_file_is_refused_in_a_sentence(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(BundleError, match=r"known\.npz"):

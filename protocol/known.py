@@ -85,14 +85,8 @@ def of(bundle: Bundle) -> tuple[dict[str, Array], dict[str, dict[str, Array]]] |
                 raise BundleError(f"{known.file} is compressed", remedy)
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             members = {name: file[name] for name in file.files}
-    except (
-        ValueError,
-        OSError,
-        EOFError,
-        KeyError,
-        RuntimeError,
-        zipfile.BadZipFile,
-    ) as error:  # RuntimeError: encrypted
+    # An archive that claims to be encrypted, or a patch, is a RuntimeError to `zipfile`.
+    except (ValueError, OSError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile) as error:
         raise BundleError(f"{known.file} cannot be read ({error})", remedy) from error
     question = _question(bundle.manifest, members, remedy)
     answers = {

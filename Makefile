@@ -11,7 +11,7 @@ EXTRAS := --extra edge --extra gateway --extra partition
 MORE := --extra grpc --extra tracing --extra redis --extra tune
 RUN := .venv/bin/
 
-.PHONY: help setup setup-dev demo test check explore bench gpu-gate clean
+.PHONY: help setup setup-dev demo test check explore bench wheel gpu-gate clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
@@ -48,6 +48,9 @@ bench: setup-dev ## every benchmark suite; figures go to bench-out/
 	@mkdir -p bench-out
 	@for suite in $$($(RUN)python -m benchmarks --list | awk '{print $$1}'); do \
 	  $(RUN)python -m benchmarks $$suite --json bench-out/$$suite.json || exit 1; done
+
+wheel: $(filter .tools/%,$(UV)) ## dist/isthmus-*.whl, for machines without a checkout
+	@$(UV) build --quiet --wheel --out-dir dist
 
 # TensorRT-RTX builds engines without a GPU. Its own environment, since most machines have no use for its 1 GB.
 gpu-gate: setup-dev ## compile every tail with TensorRT-RTX, and run real pycuda on a simulated driver; needs no GPU

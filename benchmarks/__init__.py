@@ -24,6 +24,17 @@ SUITES: dict[str, Suite] = {
     "deciding": Suite(
         "benchmarks.deciding", "run", "the controller, simulated: regret, reaction, flapping; time of a choice (~30 s)"
     ),
+    "deciding-live": Suite(
+        "benchmarks.deciding_live", "run", "real agents over emulated links beside an oracle and the simulator (~4 min)"
+    ),
+    "added": Suite(
+        "benchmarks.added",
+        "run",
+        "what the agent adds over calling head and socket directly, and its local API (~1 min)",
+    ),
+    "chunks": Suite(
+        "benchmarks.chunks", "run", "what waits behind a large payload on a slow link, in chunks or not (~6 min)"
+    ),
     "solver": Suite("benchmarks.solver", "run", "time of the exact plan table, 500 to 100,000 units (~2 min)"),
     "policies": Suite("benchmarks.policies", "run", "the scheduler beside other servers' rules, simulated (~1 min)"),
     "merging": Suite(
@@ -75,6 +86,11 @@ SUITES: dict[str, Suite] = {
     ),
     "store": Suite(
         "benchmarks.store", "run", "durable requests: puts beside bare SQLite, and 1,000 kills (~15 min; --set kills=N)"
+    ),
+    "faults": Suite(
+        "benchmarks.faults.suite",
+        "run",
+        "kills, silence, strangers and loss while requests are asked: what became of each (~5 min; --set kills=N)",
     ),
     "gpu": Suite("benchmarks.gpu", "run", "every engine that is here, through the gateway and bare (~2 min an engine)"),
     "scrape": Suite("benchmarks.scrape", "run", "what metrics cost: one scrape, one request's account (~30 s)"),

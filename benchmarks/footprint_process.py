@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -31,6 +32,8 @@ def resident() -> dict[str, int]:
 
 def bare(folder: Path, heads: list[str]) -> dict[str, int]:
     import numpy as np
+
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # as ours does
     import onnxruntime as ort
 
     options = ort.SessionOptions()

@@ -136,9 +136,12 @@ class LinkEmulator:
         """
         self._control(lambda: self._set_delay(one_way_ms / 1e3, side))
 
-    def blackhole(self, on: bool = True) -> None:
-        """Hold everything back and read nothing, with connections open; off again, the link goes on where it was."""
-        self._control(lambda: self._blackhole(on))
+    def blackhole(self, on: bool = True, *, side: Side = "both") -> None:
+        """Hold everything back and read nothing, with connections open; off again, the link goes on where it was.
+
+        Of one side only the link is half open: the other way everything still arrives.
+        """
+        self._control(lambda: self._blackhole(on, side))
 
     def reset_all(self) -> None:
         """Close every connection with RST, at both ends; new ones are welcome."""
@@ -284,10 +287,11 @@ class LinkEmulator:
         for lane in self._on(side):
             lane.shaper.set_delay(one_way_s)
 
-    def _blackhole(self, on: bool) -> None:
-        self._blackholed, now = on, time.monotonic()
-        for lane in self._lanes.values():
+    def _blackhole(self, on: bool, side: Side) -> None:
+        now = time.monotonic()
+        for lane in self._on(side):
             (lane.shaper.pause if on else lane.shaper.resume)(now=now)
+        self._blackholed = all(lane.shaper.is_paused for lane in self._lanes.values())
 
     def _reset_all(self) -> None:
         for connection in self._connections:

@@ -79,6 +79,11 @@ class Shaper:
             return CHUNK_MAX_NBYTES
         return min(CHUNK_MAX_NBYTES, max(CHUNK_MIN_NBYTES, round(self._rate_bytes_per_s * CHUNK_S)))
 
+    @property
+    def is_paused(self) -> bool:
+        """Between `pause` and `resume`."""
+        return self._paused_s is not None
+
     def push(self, nbytes: int, *, now: float) -> float:
         """Queue a chunk and return when it is due at the far end, as things stand; infinity while paused.
 

@@ -39,7 +39,7 @@ class RedisShelf:
         self.counts: Counter[str] = Counter()  # hits, misses, kept, skipped, failed, damaged
         self._redis = _client(url, timeout_s)
         self._crashed = crashed
-        self._breaker = Breaker()
+        self._breaker = Breaker[str]()
         self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue(MOST_WAITING)
         self._decoder = msgspec.msgpack.Decoder(Kept)
         self._encoder = msgspec.msgpack.Encoder()

@@ -5,15 +5,9 @@ SIGHUP reads the settings again; what may change is applied, a wrong file change
 
 from __future__ import annotations
 
-import gc
-import logging
 import os
-import signal
 import sys
-import threading
-from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -26,13 +20,10 @@ from cloud_gateway.operate_cli import dry_run, models_app, status
 from cloud_gateway.tuning.cli import tune
 from protocol.settings import Loaded, parse_set
 from protocol.terminal import print_json
+from protocol.until_told import run_until_told, tell_stopped
 
 if TYPE_CHECKING:
     from cloud_gateway.gateway import Gateway
-    from protocol.seeing.logs import Logs
-
-# Who logs by Python's own way.
-LIBRARIES = ("isthmus", "uvicorn", "watchfiles", "asyncio", "grpc", "opentelemetry")
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(models_app, name="models")
@@ -77,65 +68,28 @@ def serve(
     def read() -> Loaded[GatewaySettings]:
         return load_settings(file=config, env=os.environ, secrets_dir=secrets_dir, overrides=overrides)
 
-    loaded = read()
-    watched = sources(file=config, env=os.environ, secrets_dir=secrets_dir)
+    settings = read().settings
     from cloud_gateway.gateway import Gateway  # the engine library is slow to import
     from cloud_gateway.steering import Steering
     from protocol.seeing.logs import Logs
 
-    wanted, starting = threading.Event(), threading.Event()
-
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        is_first = not wanted.is_set()
-        wanted.set()
-        if is_first and starting.is_set():  # nobody is served yet: nobody has to be waited for
-            raise _EndedEarly
-
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # there is nothing yet that could be changed
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
-    settings = loaded.settings
     logs = Logs(
         level=settings.logs.level, style=settings.logs.format, repeat_interval_s=settings.logs.repeat_interval_s
     )
-    _bridge(logs)
-    try:
+
+    def make() -> tuple[Gateway, Steering]:
         gateway = Gateway(settings, logs=logs)
-        steering = Steering(gateway, read, watched=watched.paths)
-        signal.signal(signal.SIGHUP, lambda _signal, _frame: steering.now())
-        starting.set()
-        try:
-            gateway.start()
-            starting.clear()
-        except _EndedEarly:
-            gateway.close()
-            print("ended before it was ready", file=sys.stderr)
-            return
-        steering.start()
-        gc.collect()
-        gc.freeze()  # what is there now stays: later collections need not look at it again
+        watched = sources(file=config, env=os.environ, secrets_dir=secrets_dir).paths
+        return gateway, Steering(gateway, read, watched=watched)
+
+    def ready(gateway: Gateway) -> bool:
         _tell_ready(gateway, json=json)
-        while not wanted.wait(0.2) and not gateway.stopped.is_set():
-            pass
-        steering.stop()
-        gateway.close()
-        _tell_stopped(gateway.stats(), json=json)
-    finally:
-        logs.close()
-    if gateway.fatal is not None:
-        raise SystemExit(1)
+        return True
 
+    def stopped(gateway: Gateway) -> None:
+        tell_stopped(gateway.stats(), name="stats", json=json)
 
-class _EndedEarly(BaseException):
-    """Asked to end while models are still being loaded."""
-
-
-def _bridge(logs: Logs) -> None:
-    """What libraries and the doors on the ground floor log comes to the gateway's own log."""
-    for name in LIBRARIES:
-        logger = logging.getLogger(name)
-        logger.addHandler(logs.bridge())
-        logger.propagate = False
+    run_until_told(make, logs=logs, ready=ready, stopped=stopped)
 
 
 def _tell_ready(gateway: Gateway, *, json: bool) -> None:
@@ -161,10 +115,3 @@ def _tell_ready(gateway: Gateway, *, json: bool) -> None:
     if doors["grpc"]:
         print(f"grpc://{doors['grpc']}", file=sys.stderr)
     print(f"ready {gateway.endpoint}", flush=True)
-
-
-def _tell_stopped(stats: Mapping[str, int], *, json: bool) -> None:
-    if json:
-        print_json({"event": "stopped", "stats": stats})
-    else:
-        print("stopped: " + (", ".join(f"{k} {v}" for k, v in sorted(stats.items())) or "no requests"), file=sys.stderr)

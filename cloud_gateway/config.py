@@ -1,18 +1,19 @@
 """Everything that a gateway can be told, as typed sections; each field says what it means and what it may be.
 
-A field marked `reloadable` is applied while the gateway serves (`cloud_gateway/reload.py`); the rest needs a restart.
+A field marked `reloadable` is applied while it serves (`protocol/settings_reload.py`); the rest needs a restart.
 How files, the environment, secrets and the command line become these values stands in `protocol/settings.py`;
 docs/configuration.md lists all fields, and a test compares it with this file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
-from protocol.settings import Loaded, Secret, Section, load, setting
+from protocol.settings import Secret, Section, setting
 from protocol.settings_fields import key_of
+from protocol.settings_sources import Layers, LogsSettings
 
 PREFIX = "ISTHMUS_GATEWAY"
 
@@ -233,18 +234,6 @@ class AccessSettings(Section, frozen=True):
     ] = 10
 
 
-class LogsSettings(Section, frozen=True):
-    """What is logged."""
-
-    level: Annotated[
-        Literal["debug", "info", "warning", "error"], setting("Least level that is logged.", reloadable=True)
-    ] = "info"
-    format: Annotated[Literal["console", "json"], setting("Lines for people, or one JSON object a line.")] = "console"
-    repeat_interval_s: Annotated[
-        float, setting("A repeated event is logged once in this time, with its count.", ge=0, le=3600, reloadable=True)
-    ] = 10.0
-
-
 class MetricsSettings(Section, frozen=True):
     """What is measured."""
 
@@ -336,36 +325,9 @@ class GatewaySettings(Section, frozen=True):
             yield "access.admin", fact, "make keys with `cloud-gateway keys init`: administration needs an API key"
 
 
-class Sources(NamedTuple):
-    """Where settings are read from, besides the environment and the command line."""
-
-    file: Path | None
-    secrets_dir: Path | None
-
-    @property
-    def paths(self) -> list[Path]:
-        """What a change of may mean other settings."""
-        return [path for path in self if path is not None]
-
-
-def sources(*, file: Path | None, env: Mapping[str, str], secrets_dir: Path | None) -> Sources:
-    """`ISTHMUS_GATEWAY_CONFIG` and `ISTHMUS_GATEWAY_SECRETS_DIR` name what the arguments do not."""
-    named, folder = env.get(f"{PREFIX}_CONFIG"), env.get(f"{PREFIX}_SECRETS_DIR")
-    return Sources(file or (Path(named) if named else None), secrets_dir or (Path(folder) if folder else None))
-
-
-def load_settings(
-    *,
-    file: Path | None = None,
-    env: Mapping[str, str],
-    secrets_dir: Path | None = None,
-    overrides: Mapping[str, object] | None = None,
-) -> Loaded[GatewaySettings]:
-    """The gateway's settings, from `sources`. Raises InputError with everything that is wrong, and where."""
-    found = sources(file=file, env=env, secrets_dir=secrets_dir)
-    return load(
-        GatewaySettings, prefix=PREFIX, file=found.file, env=env, secrets_dir=found.secrets_dir, overrides=overrides
-    )
+_LAYERS = Layers(GatewaySettings, PREFIX)
+sources = _LAYERS.sources
+load_settings = _LAYERS.load
 
 
 def from_flags(

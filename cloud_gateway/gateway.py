@@ -9,7 +9,6 @@ order of ending:   refuse new work, finish what is held, doors, engine threads, 
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import time
@@ -26,25 +25,22 @@ from cloud_gateway.cached_desk import CachedDesk
 from cloud_gateway.config import MIB, GatewaySettings
 from cloud_gateway.desk import Desk
 from cloud_gateway.doors.frontend import Frontend, Shutdown
-from cloud_gateway.doors.supervision import Policy
-from cloud_gateway.doors.supervisor import FrontPlan, FrontProcess
-from cloud_gateway.models.catalogue import Catalogue, Defaults
+from cloud_gateway.doors.supervisor import FrontProcess
+from cloud_gateway.models.catalogue import Catalogue
 from cloud_gateway.models.keeper import Keeper, VersionStatus
 from cloud_gateway.models.lanes import Lane
 from cloud_gateway.models.making import Making, gpu_memory_for_lanes
 from cloud_gateway.models.overrides import overridden
 from cloud_gateway.models.repository import Repository
-from cloud_gateway.models.settings import VersionPolicy
 from cloud_gateway.models.states import State
 from cloud_gateway.models.worker import Worker
 from cloud_gateway.models.workshop import Workshop
 from cloud_gateway.offers.offering import Brought, Offering
-from cloud_gateway.scheduling.admission import Limits
+from cloud_gateway.parameters import defaults_of, engine_threads, front_plan, limits_of, policy_of, tracing_of
 from cloud_gateway.seeing.health import DeepCheck
 from cloud_gateway.seeing.ledger import Ledger
 from cloud_gateway.seeing.observer import Observer
 from cloud_gateway.seeing.probe import Probe, remembered
-from cloud_gateway.seeing.tracing import Tracing
 from cloud_gateway.work import Crashed, Item, NotComputed
 from protocol import sockets
 from protocol.engines.catalogue import KINDS, Kinds
@@ -58,7 +54,6 @@ if TYPE_CHECKING:
     from cloud_gateway.doors.standard import StandardDoor
 
 JOIN_S = 10.0
-AUTO_MAX_ROWS = 32  # where the knee is searched if nobody bounds the batch
 FIRST_LOAD_S = 3600.0
 
 
@@ -88,7 +83,7 @@ class Gateway:
         )
         self.catalogue = Catalogue(
             self.desk,
-            _defaults(settings, workers),
+            defaults_of(settings, workers),
             orphaned=_refuse_orphans,
             engine=Making(settings.engines, self.workshop, kinds=kinds, found=self._found_engines),
             settings_of=lambda version: overridden(version.settings, settings, version.name),
@@ -124,10 +119,10 @@ class Gateway:
             lambda: [published.version for published in self.catalogue.published()],
             lambda brought: self.frontend.post_all([brought]),
             offer=updates.offer, rate=updates.mib_per_s * MIB, revocations=updates.revocations,
-            told=self.told, crashed=self.crash,
+            server_keys=lambda: self.authority.server_keys(), told=self.told, crashed=self.crash,
         )  # fmt: skip
         self.cache, self._far = self._make_cache()
-        self.tracing = _make_tracing(settings)
+        self.tracing = tracing_of(settings)
         self._workers = [
             Worker(
                 n,
@@ -264,7 +259,7 @@ class Gateway:
 
     def retune_lanes(self, settings: GatewaySettings) -> None:
         """Schedule from now on as `settings.scheduling` says, lanes that are open and those to come."""
-        self.catalogue.defaults = defaults = _defaults(settings, self.desk.threads)
+        self.catalogue.defaults = defaults = defaults_of(settings, self.desk.threads)
         for lane in self.catalogue.lanes.values():
             delay_s = lane.rules.delay_s if lane.rules.own_delay else defaults.delay_s
             self.desk.retune(lane, delay_s=delay_s, ageing_s=defaults.ageing_s, margin=defaults.margin)
@@ -353,58 +348,6 @@ class Gateway:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         self.close()
-
-
-def engine_threads(threads: int) -> int:
-    """How many engines this machine can run side by side, one processor left to the doors."""
-    usable = len(os.sched_getaffinity(0))
-    return max((usable - 1) // threads, 1)
-
-
-def limits_of(settings: GatewaySettings) -> Limits:
-    limits = settings.limits
-    return Limits(limits.pending_requests, limits.pending_mib * MIB, limits.credit_requests, limits.credit_mib * MIB)
-
-
-def policy_of(settings: GatewaySettings) -> VersionPolicy:
-    models = settings.models
-    return VersionPolicy(models.policy, models.keep, models.versions)
-
-
-def front_plan(settings: GatewaySettings, endpoint: sockets.Endpoint) -> FrontPlan:
-    supervise = settings.supervise
-    return FrontPlan(
-        endpoint,
-        memory_nbytes=settings.zmq.memory_limit_mib * MIB,
-        connections=settings.limits.connections,
-        keys=settings.access.keys_dir,
-        insecure=settings.zmq.insecure,
-        policy=Policy(pause_s=supervise.pause_s, max_restarts=supervise.max_restarts, window_s=supervise.window_s),
-    )
-
-
-def _defaults(settings: GatewaySettings, workers: int) -> Defaults:
-    scheduling = settings.scheduling
-    return Defaults(
-        threads=scheduling.threads,
-        max_rows=AUTO_MAX_ROWS if scheduling.max_batch_size == "auto" else scheduling.max_batch_size,
-        instances=workers if scheduling.instances == "auto" else scheduling.instances,
-        delay_s=scheduling.efficiency_delay_ms / 1e3,
-        ageing_s=scheduling.ageing_s,
-        margin=scheduling.margin,
-        quantile=scheduling.quantile,
-        warm_up_s=settings.models.warm_up_s,
-        merge=scheduling.merge == "auto",
-    )
-
-
-def _make_tracing(settings: GatewaySettings) -> Tracing | None:
-    tracing = settings.tracing
-    if not tracing.enabled:
-        return None
-    given = tracing.headers.reveal() if tracing.headers is not None else ""
-    headers = dict(pair.split("=", 1) for pair in given.split(",") if "=" in pair)
-    return Tracing(endpoint=tracing.endpoint, service_name=tracing.service_name, headers=headers)
 
 
 def _refuse_orphans(items: list[Item]) -> None:

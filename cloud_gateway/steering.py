@@ -7,22 +7,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloud_gateway.config import MIB, GatewaySettings
-from cloud_gateway.reload import Reload, Reloader, Watch
+from cloud_gateway.parameters import limits_of, policy_of
 from protocol.settings import Loaded
+from protocol.settings_reload import Reload, Reloader, Watch
 
 if TYPE_CHECKING:
     from cloud_gateway.gateway import Gateway
 
 
-class Steering:
+class Steering(Watch[GatewaySettings]):
     """`start` watches the files; `now` reads them again at once and may be called from a signal."""
 
     def __init__(
         self, gateway: Gateway, read: Callable[[], Loaded[GatewaySettings]], *, watched: Sequence[Path]
     ) -> None:
         self._gateway = gateway
-        self.reloader = Reloader(read, started=gateway.settings)
-        subscribe = self.reloader.subscribe
+        reloader = Reloader(read, started=gateway.settings)
+        subscribe = reloader.subscribe
         subscribe("limits", self._limits)
         subscribe("drain", self._drain)
         subscribe("models", self._models)
@@ -31,18 +32,9 @@ class Steering:
         subscribe("access", self._access)
         subscribe("logs", self._logs)
         subscribe("updates", self._updates)
-        self._watch = Watch(self.reloader, watched, told=self._told, crashed=gateway.crash)
+        super().__init__(reloader, watched, told=self._tell, crashed=gateway.crash)
 
-    def start(self) -> None:
-        self._watch.start()
-
-    def now(self) -> None:
-        self._watch.now()
-
-    def stop(self) -> None:
-        self._watch.stop()
-
-    def _told(self, reload: Reload) -> None:
+    def _tell(self, reload: Reload) -> None:
         gateway = self._gateway
         gateway.ledger.counted(f"reload_{reload.outcome}")
         say = gateway.log.warning if reload.outcome in ("refused", "partly") else gateway.log.info
@@ -51,16 +43,12 @@ class Steering:
     # ---- one for each section ---------------------------------------------------------------------------------------
 
     def _limits(self, settings: GatewaySettings) -> None:
-        from cloud_gateway.gateway import limits_of
-
         self._gateway.desk.limits = limits_of(settings)
 
     def _drain(self, settings: GatewaySettings) -> None:
         self._gateway.drain_s = settings.drain.grace_s
 
     def _models(self, settings: GatewaySettings) -> None:
-        from cloud_gateway.gateway import policy_of
-
         self._gateway.keeper.retune(poll_s=settings.models.poll_s, policy=policy_of(settings))
 
     def _scheduling(self, settings: GatewaySettings) -> None:

@@ -10,6 +10,7 @@ If the process is killed, requests that were not answered yet are gone with it: 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import os
@@ -18,7 +19,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -27,15 +28,16 @@ from types import TracebackType
 from typing import Self
 
 from edge_agent.compute import Compute, Rehearsal
-from edge_agent.errands import Ending, Found, Look, Stop, Submit
+from edge_agent.errands import Ending, Found, Look, Stop, Submit, Withdraw
 from edge_agent.heads import Heads, Prepared
 from edge_agent.outcomes import Answer, Outcome, Refusal, StageTimings
 from edge_agent.references import References
 from edge_agent.resolver import Asking, Resolver, Source, ask_srv, parse, require_private
+from edge_agent.rows import Rows
 from edge_agent.uplink import Uplink
 from edge_agent.view import AgentView
 from edge_agent.ways import Ways
-from protocol import __version__
+from protocol import __version__, wire
 from protocol import messages as m
 from protocol.bundle import Bundle, PlacementEntry
 from protocol.control.flights import RefusalCode, Row
@@ -43,7 +45,7 @@ from protocol.control.ladder import Ladder
 from protocol.control.objectives import LATENCY, Objective
 from protocol.control.planner import Candidate, Planner
 from protocol.control.session import State
-from protocol.errors import BundleError, InputError, IsthmusError
+from protocol.errors import BundleError, InputError, IsthmusError, NetworkError
 from protocol.messages import MAX_TEXT_LENGTH, PlacementKind
 from protocol.signing import Trust
 from protocol.sockets import Endpoint, parse_endpoint
@@ -85,8 +87,9 @@ class _Pending:
 class Agent:
     """Answers inference requests, each exactly once, wherever that is best right now. Thread-safe."""
 
-    def __init__(self, config: AgentConfig) -> None:
-        """Check everything that can be checked without starting. Raises BundleError or InputError."""
+    def __init__(self, config: AgentConfig, *, readied: Callable[[], None] = lambda: None) -> None:
+        """Check everything that can be checked without starting. `readied` is called, on the socket thread, when there
+        is a gateway where there was none: keep it short. Raises BundleError or InputError."""
         self.config = config
         self.bundle = Bundle.open(config.bundle, config.trust)
         self._entries = _chosen(self.bundle, config.placements)
@@ -99,13 +102,11 @@ class Agent:
         if not 1.0 <= config.edge_slowdown < math.inf:
             raise InputError(f"edge slow-down {config.edge_slowdown}", "give a factor of 1 or more")
         self.heads = Heads(
-            self.bundle,
-            threads=config.threads,
-            slowdown=config.edge_slowdown,
-            fault_file=config.fault_file,
+            self.bundle, threads=config.threads, slowdown=config.edge_slowdown, fault_file=config.fault_file,
             order=config.providers,
             plans=config.plans,
-        )
+        )  # fmt: skip
+        self._rows = Rows(self.bundle.manifest)
         self._boot = os.urandom(8)
         self._numbers = itertools.count(1)
         self._pending: dict[int, _Pending] = {}
@@ -142,6 +143,7 @@ class Agent:
             submit_job=lambda job: self._compute.submit(job),
             ended=self._ended,
             crashed=self._crashed,
+            readied=readied,
         )
         self._compute = Compute(self.heads, references, self.uplink.post, self.uplink.wanted)
         named = [source for source in self._sources if source.literal is None]
@@ -169,6 +171,9 @@ class Agent:
         `priority` is 0 (first) to 9. `identity` names a request that outlives this process: gateways take it for the
         same one as before and answer it without doing it again; its boot id is not this agent's. Raises InputError for
         tensors that the model does not take, and for an identity that is pending.
+
+        Who cancels the future wants no answer any more: a head that has not begun is not run, and a gateway that may be
+        at work on it is told.
         """
         check_inputs(self.bundle.manifest.model.inputs, inputs)
         if not 0 < deadline_s < math.inf:
@@ -181,7 +186,6 @@ class Agent:
             )
         now = time.monotonic()
         future: Future[Outcome] = Future()
-        future.set_running_or_notify_cancel()  # it always ends by itself, within its deadline
         with self._lock:
             if self._closed:
                 future.set_result(Refusal("", RefusalCode.CLOSED, "the agent was shut down", deadline_s))
@@ -192,7 +196,8 @@ class Agent:
                 raise InputError(f"request {name} is pending already", "wait for its outcome")
             self._names.add(name)
             self._pending[seq] = _Pending(future, now, now + deadline_s, name)
-            self.uplink.post(Submit(seq, inputs, now + deadline_s, name, priority))
+            self.uplink.post(Submit(seq, inputs, now + deadline_s, name, priority, self._rows.of(inputs)))
+        future.add_done_callback(partial(self._withdrawn, seq))
         return future
 
     def rehearse(self, inputs: Tensors, *, placement: str) -> Future[Prepared]:
@@ -262,6 +267,10 @@ class Agent:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
+    def _withdrawn(self, seq: int, future: Future[Outcome]) -> None:
+        if future.cancelled():
+            self.uplink.post(Withdraw(seq))
+
     # ---- called by the uplink's thread ------------------------------------------------------------------------------
 
     def _ended(self, ending: Ending) -> None:
@@ -271,7 +280,7 @@ class Agent:
         with self._lock:
             del self._pending[ending.finish.seq]
             self._names.discard(pending.name)
-        pending.future.set_result(outcome)
+        _end(pending.future, outcome)
 
     def _crashed(self, error: BaseException) -> None:
         """A bug: answer what is pending, say what happened, and end the process so that its supervisor restarts it."""
@@ -281,7 +290,7 @@ class Agent:
             self._closed = True
             left, self._pending = self._pending, {}
         for pending in left.values():
-            pending.future.set_result(Refusal(str(pending.name), RefusalCode.CLOSED, f"internal error: {error}", 0.0))
+            _end(pending.future, Refusal(str(pending.name), RefusalCode.CLOSED, f"internal error: {error}", 0.0))
 
     def _outcome(self, ending: Ending, pending: _Pending, now: float) -> Outcome:
         finish, prepared, remote = ending.finish, ending.prepared, ending.remote
@@ -289,7 +298,7 @@ class Agent:
         if finish.code is not None or prepared is None:
             code = finish.code or RefusalCode.NO_PLACEMENT
             slack_s = max(pending.deadline - now, 0.0)
-            return Refusal(request, code, finish.reason, slack_s, finish.degraded)
+            return Refusal(request, code, finish.reason, slack_s, finish.degraded, finish.causes)
         entry = self._entries[finish.placement]
         timings = StageTimings(edge_s=prepared.edge_s, encode_s=prepared.encode_s, total_s=now - pending.submitted)
         outputs = dict(prepared.outputs)
@@ -306,8 +315,8 @@ class Agent:
             compute_s=t.compute_us / 1e6,
             total_s=now - pending.submitted,
         )
-        engine = " + ".join(dict.fromkeys(e for e in (prepared.engine, remote.result.engine) if e))
-        return self._answer(request, ending, entry, outputs, timings, engine, remote.result.precision)
+        engine = " + ".join(dict.fromkeys(e for e in (prepared.engine, wire.printable(remote.result.engine)) if e))
+        return self._answer(request, ending, entry, outputs, timings, engine, wire.printable(remote.result.precision))
 
     def _answer(
         self,
@@ -337,9 +346,26 @@ class Agent:
             attempts=ending.finish.attempts,
             batch_size=remote.result.timings.batch_size if remote else 1,
             degraded=ending.finish.degraded,
+            causes=ending.finish.causes,
             gateway=ending.finish.gateway,
             hedged=ending.finish.hedged,
+            predicted_s=ending.finish.predicted_s,
         )
+
+
+def nobody_answers(gateways: object) -> NetworkError:
+    """Neither one of the `gateways`, as they were named, nor the device by itself can answer anything."""
+    where = f"no gateway answers at {gateways}" if gateways else "no gateway was named"
+    return NetworkError(
+        f"{where} and none of the placements that may be used runs on the device alone",
+        "start the gateway, or allow edge-only",
+    )
+
+
+def _end(future: Future[Outcome], outcome: Outcome) -> None:
+    with contextlib.suppress(SystemExit):  # of a caller's callback: it ends no thread of ours, and no agent
+        if future.set_running_or_notify_cancel():  # else its caller has cancelled it
+            future.set_result(outcome)
 
 
 def _asking(config: AgentConfig) -> Asking:

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
-from protocol.errors import InputError, NetworkError
+from protocol.errors import InputError
 from protocol.profile import elsewhere
 from protocol.terminal import print_json
+from protocol.until_told import tell_stopped
 
 if TYPE_CHECKING:
     from edge_agent.agent import Agent
@@ -50,7 +51,12 @@ def infer(
         str | None, typer.Option(help="tcp://HOST:PORT; without it everything runs on the device.")
     ] = None,
     socket: Annotated[
-        str | None, typer.Option(help="Ask a running daemon instead: its Unix socket, or http://HOST:PORT.")
+        str | None,
+        typer.Option(
+            help="Without --bundle a running daemon is asked: its Unix socket, or http://HOST:PORT; else the settings "
+            "say it.",
+            envvar="ISTHMUS_AGENT_SOCKET",
+        ),
     ] = None,
     deadline_ms: Annotated[float, typer.Option(min=1, help="Budget of each request in milliseconds.")] = 1000.0,
     concurrency: Annotated[int, typer.Option(min=1, max=64, help="Requests in flight at most.")] = 1,
@@ -79,57 +85,74 @@ def infer(
     json: Annotated[bool, typer.Option("--json", help="Every line of stdout is JSON, the ready line too.")] = False,
 ) -> None:
     """Answer SOURCE, one JSON line a sample. One image or .npy is one answer, and exit code 9 if it was refused."""
-    from edge_agent.outcomes import Refusal, RefusedError
-    from edge_agent.sources import is_single, load_sample, open_source, read_lines
+    from edge_agent.sources import is_single
 
     if loop and source == "-":
         raise InputError("--loop needs a source that can be read again", "give an .npz or a folder")
     asked: _Asked
-    if socket is not None:
-        from edge_agent.local_client import LocalClient
-
-        asked = _Running(LocalClient(socket), concurrency)
-    elif bundle is not None:
+    if bundle is not None:
         asked = _Embedded(_agent(
             bundle, gateway, threads, edge_slowdown, placements, fault_file, insecure, keys_dir, server_key
         ), wait_s)  # fmt: skip
     else:
-        raise InputError("nobody is named who answers", "give --bundle, or --socket of a running daemon")
+        from edge_agent.cli_ask import where
+        from edge_agent.local_client import LocalClient
+
+        asked = _Running(LocalClient(where(socket, None)), concurrency)
+    deadline_s = deadline_ms / 1e3
+    if is_single(source) and not loop:
+        _answer_one(asked, source, deadline_s, outputs or Outputs.VALUES)
+        return
     stop = threading.Event()
 
     def on_signal(_signal: int, _frame: FrameType | None) -> None:
         stop.set()
 
-    if is_single(source) and not loop:
-        loaded = load_sample(Path(source), asked.specs)
-        with asked:
-            asked.announce(json=None)
-            outcome = asked.submit(loaded.inputs, deadline_s=deadline_ms / 1e3).result()
-        print_json(_line(0, loaded.name, outcome, outputs or Outputs.VALUES))
-        if isinstance(outcome, Refusal):
-            raise RefusedError(outcome)
-        return
-    lines = read_lines(sys.stdin.fileno(), stop.is_set) if source == "-" else iter(())
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
-    first = open_source(source, asked.specs, lines)
-    again: Iterator[Sample] = itertools.chain.from_iterable(
-        open_source(source, asked.specs, lines) for _ in itertools.repeat(None)
-    )
-    samples = itertools.chain(first, again) if loop else first
+    samples = itertools.islice(_samples(source, asked.specs, stop, loop=loop), limit or None)
+    runner = _Runner(asked, deadline_s, outputs or Outputs.SUMMARY, stop)
+    _answer_all(asked, runner, samples, concurrency, interval_ms / 1e3, json=json)
+
+
+def _answer_one(asked: _Asked, source: str, deadline_s: float, outputs: Outputs) -> None:
+    """Raises RefusedError if it was not answered."""
+    from edge_agent.outcomes import Refusal, RefusedError
+    from edge_agent.sources import load_sample
+
+    loaded = load_sample(Path(source), asked.specs)
+    with asked:
+        asked.announce(json=None)
+        outcome = asked.submit(loaded.inputs, deadline_s=deadline_s).result()
+    print_json(_line(0, loaded.name, outcome, outputs))
+    if isinstance(outcome, Refusal):
+        raise RefusedError(outcome)
+
+
+def _answer_all(
+    asked: _Asked, runner: _Runner, samples: Iterator[Sample], concurrency: int, interval_s: float, *, json: bool
+) -> None:
+    """Raises InputError if a sample did not fit, once all that did are answered; SystemExit(1) after a bug."""
     with asked:
         asked.announce(json=json)
-        runner = _Runner(asked, deadline_ms / 1e3, outputs or Outputs.SUMMARY, stop)
-        runner.run(itertools.islice(samples, limit or None), concurrency, interval_ms / 1e3)
-    counts = runner.counts | asked.counts()
-    if json:
-        print_json({"event": "stopped", "counts": dict(counts)})
-    else:
-        print("stopped: " + ", ".join(f"{k} {v}" for k, v in sorted(counts.items())), file=sys.stderr)
+        runner.run(samples, concurrency, interval_s)
+    tell_stopped(runner.counts | asked.counts(), name="counts", json=json)
     if asked.has_failed():
         raise SystemExit(1)
     if runner.counts["invalid"]:
         raise InputError(f"{runner.counts['invalid']} samples did not fit the model", "see their lines above")
+
+
+def _samples(source: str, specs: Sequence[TensorSpec], stop: threading.Event, *, loop: bool) -> Iterator[Sample]:
+    """All of the source, opened at once; with `loop`, again and again."""
+    from edge_agent.sources import open_source, read_lines
+
+    lines = read_lines(sys.stdin.fileno(), stop.is_set) if source == "-" else iter(())
+    first = open_source(source, specs, lines)
+    if not loop:
+        return first
+    again = (open_source(source, specs, lines) for _ in itertools.repeat(None))
+    return itertools.chain(first, itertools.chain.from_iterable(again))
 
 
 class _Asked(AbstractContextManager[Any], Protocol):
@@ -191,7 +214,9 @@ class _Running(_Asked):
         return self._specs
 
     def announce(self, *, json: bool | None) -> None:
-        _say_ready(self._client.document("/v2/isthmus/status"), json=json)
+        seen = self._client.document("/v2/isthmus/status")
+        gateways = [gateway["name"] for gateway in seen["gateways"] if gateway["ready"]]
+        _say_ready(next(iter(gateways), "edge-only"), seen["bundle"]["digest"], json=json)
 
     def submit(self, inputs: Tensors, *, deadline_s: float) -> Future[Outcome]:
         return self._threads.submit(self._client.infer, inputs, deadline_s=deadline_s)
@@ -280,11 +305,9 @@ def _announce(agent: Agent, wait_s: float, *, json: bool | None) -> None:
     ready = agent.wait_ready(wait_s)
     if not ready:
         if not agent.serves_alone:
-            where = f"no gateway answers at {gateway}" if gateway else "no gateway was named"
-            raise NetworkError(
-                f"{where} and none of the placements that may be used runs on the device alone",
-                "start the gateway, or allow edge-only",
-            )
+            from edge_agent.agent import nobody_answers  # the engine library is slow to import
+
+            raise nobody_answers(gateway)
         if gateway:
             print(f"no gateway answers at {gateway} yet; answering on the device until one does", file=sys.stderr)
     from protocol import sensors  # the engine library is slow to import
@@ -293,15 +316,15 @@ def _announce(agent: Agent, wait_s: float, *, json: bool | None) -> None:
     if device is not None and (difference := elsewhere(device, sensors.machine())):
         print(f"{difference}: until each placement was used here, predictions are that machine's", file=sys.stderr)
     endpoint = agent.gateway if ready else "edge-only"
-    _say_ready({"gateway": endpoint, "connected": True, "bundle": agent.bundle.digest}, json=json)
+    _say_ready(endpoint, agent.bundle.digest, json=json)
 
 
-def _say_ready(status: Mapping[str, Any], *, json: bool | None) -> None:
+def _say_ready(endpoint: str, bundle: str, *, json: bool | None) -> None:
+    """`endpoint` is the gateway's; edge-only where none is there."""
     if json is None:
         return
-    endpoint = status["gateway"] if status["connected"] else "edge-only"
     if json:
-        print_json({"event": "ready", "endpoint": endpoint, "bundle": status["bundle"]})
+        print_json({"event": "ready", "endpoint": endpoint, "bundle": bundle})
     else:
         print(f"ready {endpoint}", flush=True)
 
@@ -317,6 +340,7 @@ def _line(index: int, name: str, outcome: Outcome, outputs: Outputs) -> dict[str
             "reason": outcome.reason,
             "slack_ms": round(outcome.slack_s * 1e3, 3),
             "degraded": outcome.degraded,
+            "causes": outcome.causes,
         }
     t = outcome.timings
     return head | {
@@ -324,7 +348,9 @@ def _line(index: int, name: str, outcome: Outcome, outputs: Outputs) -> dict[str
         "placement": outcome.placement,
         "kind": outcome.kind,
         "degraded": outcome.degraded,
+        "causes": outcome.causes,
         "latency_ms": round(t.total_s * 1e3, 3),
+        "predicted_ms": None if outcome.predicted_s is None else round(outcome.predicted_s * 1e3, 3),
         "timings_ms": {
             name.removesuffix("_s"): round(getattr(t, name) * 1e3, 3)
             for name in ("edge_s", "encode_s", "network_s", "queue_s", "decode_s", "compute_s")

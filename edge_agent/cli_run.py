@@ -1,30 +1,24 @@
-"""`edge-agent run`: the daemon. Prints `ready ...` when it answers applications, finishes what it holds on SIGTERM."""
+"""`edge-agent run`: the daemon. Prints `ready ...` when it answers applications, finishes what it holds on SIGTERM.
+
+SIGHUP reads the settings again; what may change is applied, a wrong file changes nothing.
+"""
 
 from __future__ import annotations
 
-import gc
-import logging
 import os
-import signal
 import sys
-import threading
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edge_agent.config import from_flags, load_settings
-from protocol.settings import parse_set
+from edge_agent.config import AgentSettings, from_flags, load_settings, sources
+from protocol.settings import Loaded, parse_set
 from protocol.terminal import print_json
+from protocol.until_told import run_until_told, tell_stopped
 
 if TYPE_CHECKING:
     from edge_agent.daemon import Daemon
-    from protocol.seeing.logs import Logs
-
-# Who logs by Python's own way.
-LIBRARIES = ("isthmus", "uvicorn", "asyncio", "grpc")
-_LOOK_S = 0.2
 
 
 def run(
@@ -72,85 +66,72 @@ def run(
         deadline_ms=deadline_ms, threads=threads, slowdown=edge_slowdown, placements=placements,
         fault_file=fault_file, keys=keys_dir, server_key=server_key, insecure=insecure or None, wait_s=wait_s,
     )  # fmt: skip
-    settings = load_settings(file=config, env=os.environ, secrets_dir=secrets_dir, overrides=overrides).settings
+
+    def read() -> Loaded[AgentSettings]:
+        return load_settings(file=config, env=os.environ, secrets_dir=secrets_dir, overrides=overrides)
+
+    settings = read().settings
     from edge_agent.daemon import Daemon  # the engine library is slow to import
     from edge_agent.device.notify import Notifier
+    from edge_agent.steering import Steering
     from protocol.seeing.logs import Logs
 
-    wanted = threading.Event()
-    starting = threading.Event()
-
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        is_first = not wanted.is_set()
-        wanted.set()
-        if is_first and starting.is_set():  # nobody is served yet: nobody has to be waited for
-            raise _EndedEarly
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
     logs = Logs(
         level=settings.logs.level, style=settings.logs.format, repeat_interval_s=settings.logs.repeat_interval_s
     )
-    _bridge(logs)
-    try:
+
+    def make() -> tuple[Daemon, Steering]:
         daemon = Daemon(settings, notifier=Notifier(os.environ), logs=logs)
-        starting.set()
-        try:
-            daemon.start()
-            starting.clear()
-        except _EndedEarly:
-            daemon.close()
-            print("ended before it was ready", file=sys.stderr)
-            return
-        gc.collect()
-        gc.freeze()  # what is there now stays: later collections need not look at it again
-        _tell_ready(daemon, json=json)
-        while not wanted.wait(_LOOK_S) and daemon.fatal is None:
-            pass
-        daemon.close()
-        _tell_stopped(daemon, json=json)
-    finally:
-        logs.close()
-    if daemon.fatal is not None:
-        raise SystemExit(1)
+        watched = sources(file=config, env=os.environ, secrets_dir=secrets_dir).paths
+        return daemon, Steering(daemon, read, watched=watched)
+
+    told = _Told(json=json)
+    run_until_told(make, logs=logs, ready=told.ready, stopped=told.stopped)
 
 
-class _EndedEarly(BaseException):
-    """Asked to end while the bundle is still being loaded."""
+class _Told:
+    """What is said on the way; of a daemon that waits for its first bundle, once that it waits and once who serves."""
+
+    def __init__(self, *, json: bool) -> None:
+        self._json = json
+        self._waits = False
+
+    def ready(self, daemon: Daemon) -> bool:
+        if self._waits and daemon.stage.agent is None:
+            return False
+        self._waits = not _tell_doors(daemon, json=self._json)
+        return not self._waits
+
+    def stopped(self, daemon: Daemon) -> None:
+        tell_stopped(daemon.counts(), name="counts", json=self._json)
 
 
-def _bridge(logs: Logs) -> None:
-    for name in LIBRARIES:
-        logger = logging.getLogger(name)
-        logger.addHandler(logs.bridge())
-        logger.propagate = False
-
-
-def _tell_ready(daemon: Daemon, *, json: bool) -> None:
-    standing = daemon.standing()
+def _tell_doors(daemon: Daemon, *, json: bool) -> bool:
+    """Say where applications are answered, and by whom; or what is waited for. Whether anybody serves."""
     http, grpc, socket = daemon.door.endpoint, daemon.door.grpc_endpoint, daemon.door.unix_socket
     doors = {
         "http": str(http)[6:] if http else None,
         "socket": str(socket) if socket else None,
         "grpc": str(grpc)[6:] if grpc else None,
     }
-    gateway = standing.gateway if standing.connected else "edge-only"
+    tenant = daemon.stage.agent
+    if not json:
+        for name, where in doors.items():
+            if where:
+                print(f"{name} {where}", file=sys.stderr)
+    if tenant is None:
+        if json:
+            print_json({"event": "waiting", "reason": daemon.unwell(), **doors})
+        else:
+            print(daemon.unwell(), file=sys.stderr)
+        return False
+    agent = tenant.agent
+    connected, named = agent.wait_ready(0), ", ".join(daemon.settings.gateways.endpoints)
+    gateway, info = agent.gateway if connected else "edge-only", agent.bundle.manifest.model
     if json:
-        print_json({"event": "ready", "endpoint": gateway, **doors, "model": standing.model, "bundle": standing.bundle})
-        return
-    for name, where in doors.items():
-        if where:
-            print(f"{name} {where}", file=sys.stderr)
-    if standing.gateway and not standing.connected:
-        print(f"no gateway answers at {standing.gateway} yet; answering on the device until one does", file=sys.stderr)
+        print_json({"event": "ready", "endpoint": gateway, **doors, "model": info.name, "bundle": agent.bundle.digest})
+        return True
+    if named and not connected:
+        print(f"no gateway answers at {named} yet; answering on the device until one does", file=sys.stderr)
     print(f"ready {gateway}", flush=True)
-
-
-def _tell_stopped(daemon: Daemon, *, json: bool) -> None:
-    counts = daemon.counts()
-    if json:
-        print_json({"event": "stopped", "counts": counts})
-    else:
-        print(
-            "stopped: " + (", ".join(f"{k} {v}" for k, v in sorted(counts.items())) or "no requests"), file=sys.stderr
-        )
+    return True

@@ -38,9 +38,13 @@ class Client:
     def infer(self, inputs: Tensors, *, deadline_s: float, priority: int = 4) -> Outcome:
         """One request, answered or refused within `deadline_s` seconds; 0 is the most urgent, 9 the least.
 
-        Raises InputError.
+        Raises InputError. Whoever is interrupted while it waits, by Ctrl-C for example, withdraws the request.
         """
-        return self.agent.submit(inputs, deadline_s=deadline_s, priority=priority).result()
+        future = self.agent.submit(inputs, deadline_s=deadline_s, priority=priority)
+        try:
+            return future.result()
+        finally:
+            future.cancel()  # without effect on what has ended
 
     def wait_ready(self, timeout_s: float) -> bool:
         """Whether a gateway has welcomed us; without one, requests are answered on the device."""
@@ -67,6 +71,7 @@ class AsyncClient:
 
         Raises InputError.
         """
+        # Cancelling this task cancels the agent's future, which withdraws the request.
         return await asyncio.wrap_future(self.agent.submit(inputs, deadline_s=deadline_s, priority=priority))
 
     async def wait_ready(self, timeout_s: float) -> bool:

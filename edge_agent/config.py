@@ -1,25 +1,28 @@
 """Everything that the daemon on a device can be told, as typed sections; each field says what it means.
 
 How files, the environment, secrets and the command line become these values stands in `protocol/settings.py`;
-docs/agent-configuration.md lists all fields, and a test compares it with this file. All that the daemon writes lies
+docs/agent-configuration.md lists all fields, and a test compares it with this file. A field marked `reloadable` is
+applied while the daemon serves (`edge_agent/steering.py`); the rest needs a restart. All that the daemon writes lies
 under `state_dir`; the rest of the file system may be read-only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 from protocol.control.objectives import Objective
 from protocol.errors import InputError
 from protocol.oip.service import is_local
-from protocol.settings import Loaded, Section, load, setting
+from protocol.settings import Section, by_default, setting
+from protocol.settings_sources import Layers, LogsSettings
 
 PREFIX = "ISTHMUS_AGENT"
 STATE_DIR = Path("/var/lib/isthmus")
 
 _GATEWAY = r"^(tcp://([^:/\s]+|\[[0-9a-fA-F:.]+\]):\d{1,5}|srv://[^:/\s]+)$"
+HIGHEST_PORT = 65535
 _HOST_PORT = r"^([^:/\s]+|\[[0-9a-fA-F:.]+\]):\d{1,5}$"
 
 GatewayUrl = Annotated[str, setting("", pattern=_GATEWAY)]
@@ -31,26 +34,36 @@ class BundleSettings(Section, frozen=True):
     path: Annotated[
         Path | None, setting("A bundle's folder; else the bundle that `edge-agent bundles` made the current one.")
     ] = None
-    placements: Annotated[tuple[str, ...], setting("Use only these placements of it; none named allows all.")] = ()
+    placements: Annotated[
+        tuple[str, ...], setting("Use only these placements of it; none named allows all.", reloadable=True)
+    ] = ()
     signatures: Annotated[
         Literal["auto", "required", "unsigned"],
         setting("Whether bundles must be signed; auto requires it of what came over the air and where a key is known."),
     ] = "auto"
+    signers: Annotated[int, setting("So many of the keys that are believed must have signed.", ge=1, le=2)] = 1
 
 
 class GatewaysSettings(Section, frozen=True):
     """Who finishes what the device begins. Without one, everything runs on the device."""
 
     endpoints: Annotated[
-        tuple[GatewayUrl, ...], setting("Gateways to choose from.", wanted="a list, each tcp://HOST:PORT or srv://NAME")
+        tuple[GatewayUrl, ...],
+        setting("Gateways to choose from.", wanted="a list, each tcp://HOST:PORT or srv://NAME", reloadable=True),
     ] = ()
-    insecure: Annotated[bool, setting("Connect to other machines in plain text.")] = False
+    insecure: Annotated[bool, setting("Connect to other machines in plain text.", reloadable=True)] = False
     name_servers: Annotated[
-        tuple[str, ...], setting("Ask these for srv:// names, each ADDRESS:PORT; none named asks the system's.")
+        tuple[str, ...],
+        setting("Ask these for srv:// names, each ADDRESS:PORT; none named asks the system's.", reloadable=True),
     ] = ()
-    name: Annotated[str, setting("What gateways call this device where no key names it.")] = "edge-agent"
+    name: Annotated[str, setting("What gateways call this device where no key names it.", reloadable=True)] = (
+        "edge-agent"
+    )
     hedge: Annotated[
-        bool, setting("Begin on the device as well when a request's budget gets tight; the first answer counts.")
+        bool,
+        setting(
+            "Begin on the device as well when a request's budget gets tight; the first answer counts.", reloadable=True
+        ),
     ] = False
     wait_s: Annotated[
         float, setting("At the start, wait this long for a gateway before saying what is served.", ge=0, le=600)
@@ -108,9 +121,10 @@ class RequestsSettings(Section, frozen=True):
     """Applications' requests."""
 
     deadline_ms: Annotated[
-        float, setting("The budget of a request that names none (parameter `timeout`).", ge=1, le=86_400_000)
+        float,
+        setting("The budget of a request that names none (parameter `timeout`).", ge=1, le=86_400_000, reloadable=True),
     ] = 1000.0
-    most_pending: Annotated[int, setting("More at once are refused as BUSY.", ge=1, le=100_000)] = 64
+    most_pending: Annotated[int, setting("More at once are refused as BUSY.", ge=1, le=100_000, reloadable=True)] = 64
 
 
 class PlannerSettings(Section, frozen=True):
@@ -121,6 +135,7 @@ class PlannerSettings(Section, frozen=True):
         setting(
             "What a placement is to be the best in.",
             wanted="latency, deadline, energy, bytes or cloud, or weights such as energy=2/J,bytes=0.1/MB",
+            reloadable=True,
         ),
     ] = "latency"
 
@@ -128,33 +143,30 @@ class PlannerSettings(Section, frozen=True):
 class DeviceSettings(Section, frozen=True):
     """What runs on the device."""
 
-    threads: Annotated[int, setting("Intra-op threads of the heads.", ge=1, le=1024)] = 1
+    threads: Annotated[int, setting("Intra-op threads of the heads.", ge=1, le=1024, reloadable=True)] = 1
     providers: Annotated[
         tuple[Literal["tensorrt-native", "tensorrt", "cuda", "cpu"], ...],
-        setting("What may run the heads, the preferred first."),
+        setting("What may run the heads, the preferred first.", reloadable=True),
     ] = ("cpu",)
     plans_dir: Annotated[
-        Path | None, setting("Folder where tensorrt-native keeps what it built; else it builds at every start.")
+        Path | None,
+        setting("Folder where tensorrt-native keeps what it built; else it builds at every start.", reloadable=True),
     ] = None
-    slowdown: Annotated[float, setting("Drill: act as a device that is this many times slower.", ge=1, le=1e6)] = 1.0
-    fault_file: Annotated[Path | None, setting("Drill: while this file exists, the head of every cut fails.")] = None
+    slowdown: Annotated[
+        float, setting("Drill: act as a device that is this many times slower.", ge=1, le=1e6, reloadable=True)
+    ] = 1.0
+    fault_file: Annotated[
+        Path | None, setting("Drill: while this file exists, the head of every cut fails.", reloadable=True)
+    ] = None
 
 
 class HealthSettings(Section, frozen=True):
     """A known question, asked along the way of a request; its answer feeds systemd's watchdog."""
 
-    every_s: Annotated[float, setting("Ask this often, or three times in WatchdogSec.", ge=0.1, le=3600)] = 10.0
-    timeout_s: Annotated[float, setting("No answer by then is a bad one.", ge=0.1, le=3600)] = 5.0
-
-
-class LogsSettings(Section, frozen=True):
-    """What is logged."""
-
-    level: Annotated[Literal["debug", "info", "warning", "error"], setting("Least level that is logged.")] = "info"
-    format: Annotated[Literal["console", "json"], setting("Lines for people, or one JSON object a line.")] = "console"
-    repeat_interval_s: Annotated[
-        float, setting("A repeated event is logged once in this time, with its count.", ge=0, le=3600)
+    every_s: Annotated[
+        float, setting("Ask this often, or three times in WatchdogSec.", ge=0.1, le=3600, reloadable=True)
     ] = 10.0
+    timeout_s: Annotated[float, setting("No answer by then is a bad one.", ge=0.1, le=3600, reloadable=True)] = 5.0
 
 
 class StoreSettings(Section, frozen=True):
@@ -176,8 +188,13 @@ class UpdatesSettings(Section, frozen=True):
     """Bundles that gateways offer. Nothing is fetched while no key is known to check their signatures with."""
 
     enabled: Annotated[bool, setting("Ask gateways for bundles.")] = True
-    automatic: Annotated[bool, setting("Take what is offered; else only what `edge-agent bundles` asks for.")] = True
-    check_every_s: Annotated[float, setting("Ask this often.", ge=1, le=31_536_000)] = 3600.0
+    automatic: Annotated[
+        bool, setting("Take what is offered; else only what `edge-agent bundles` asks for.", reloadable=True)
+    ] = True
+    model: Annotated[
+        str, setting("Only bundles of this model; else of the one that runs, any for the first.", reloadable=True)
+    ] = ""
+    check_every_s: Annotated[float, setting("Ask this often.", ge=1, le=31_536_000, reloadable=True)] = 3600.0
     mib_per_s: Annotated[float, setting("Fetch no faster than this.", ge=0.001, le=100_000)] = 1.0
     most_mib: Annotated[int, setting("All bundles together may take so much.", ge=1, le=1024 * 1024)] = 4096
     reserve_mib: Annotated[int, setting("They leave so much of the disk to others.", ge=0, le=1024 * 1024)] = 64
@@ -190,13 +207,15 @@ class UpdatesSettings(Section, frozen=True):
 class DrainSettings(Section, frozen=True):
     """Shutting down."""
 
-    grace_s: Annotated[float, setting("How long shutdown waits for what is in flight.", ge=0, le=86400)] = 5.0
+    grace_s: Annotated[
+        float, setting("How long shutdown waits for what is in flight.", ge=0, le=86400, reloadable=True)
+    ] = 5.0
 
 
 class AgentSettings(Section, frozen=True):
     """All of it."""
 
-    state_dir: Annotated[Path, setting("All that the daemon writes lies under this folder.")] = STATE_DIR
+    state_dir: Annotated[Path, setting("All that the daemon writes lies under this folder.")] = by_default(STATE_DIR)
     bundle: Annotated[BundleSettings, setting("What is served.")] = BundleSettings()
     gateways: Annotated[GatewaysSettings, setting("Who finishes what the device begins.")] = GatewaysSettings()
     keys: Annotated[KeysSettings, setting("Who this device is, and whom it believes.")] = KeysSettings()
@@ -219,6 +238,9 @@ class AgentSettings(Section, frozen=True):
         elif http.client_ca is not None and http.tls_certificate is None:
             fact = "http.client_ca is set but http has no certificate of its own"
             yield "http.client_ca", fact, "set http.tls_certificate and http.tls_key"
+        for door, bind in (("http", http.bind), ("grpc", self.grpc.bind)):
+            if bind != "off" and int(bind.rpartition(":")[2]) > HIGHEST_PORT:
+                yield f"{door}.bind", f"{door}.bind {bind} names no port", f"take one of 0 to {HIGHEST_PORT}"
         is_open = http.bind != "off" and not _is_here(http.bind)
         if is_open and not http.insecure and http.client_ca is None:
             fact = f"http.bind {http.bind} would let any machine use this device"
@@ -236,31 +258,9 @@ class AgentSettings(Section, frozen=True):
             yield "health.timeout_s", fact, "a hang would be noticed late: ask less often or wait less long"
 
 
-class Sources(NamedTuple):
-    """Where settings are read from, besides the environment and the command line."""
-
-    file: Path | None
-    secrets_dir: Path | None
-
-
-def sources(*, file: Path | None, env: Mapping[str, str], secrets_dir: Path | None) -> Sources:
-    """`ISTHMUS_AGENT_CONFIG` and `ISTHMUS_AGENT_SECRETS_DIR` name what the arguments do not."""
-    named, folder = env.get(f"{PREFIX}_CONFIG"), env.get(f"{PREFIX}_SECRETS_DIR")
-    return Sources(file or (Path(named) if named else None), secrets_dir or (Path(folder) if folder else None))
-
-
-def load_settings(
-    *,
-    file: Path | None = None,
-    env: Mapping[str, str],
-    secrets_dir: Path | None = None,
-    overrides: Mapping[str, object] | None = None,
-) -> Loaded[AgentSettings]:
-    """The daemon's settings, from `sources`. Raises InputError with everything that is wrong, and where."""
-    found = sources(file=file, env=env, secrets_dir=secrets_dir)
-    return load(
-        AgentSettings, prefix=PREFIX, file=found.file, env=env, secrets_dir=found.secrets_dir, overrides=overrides
-    )
+_LAYERS = Layers(AgentSettings, PREFIX)
+sources = _LAYERS.sources
+load_settings = _LAYERS.load
 
 
 def from_flags(

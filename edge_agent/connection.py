@@ -14,15 +14,18 @@ from collections.abc import Iterator, Sequence
 import zmq
 
 from edge_agent.ways import Ways
+from protocol import descriptors, sockets, wire
 from protocol import messages as m
-from protocol import sockets, wire
+from protocol.control.causes import Cause, Why
 from protocol.control.pulse import SILENCE_S
 from protocol.control.session import Event, Role, Session, State
 from protocol.errors import InvariantViolation
+from protocol.latency import TcpView
 
 WELCOME_S = 3.0  # from transport handshake to Welcome
 RECREATE_S = 8.0  # without a handshake for this long, libzmq may have given up for good
 TURN_S = 2.0  # the same where another way may do
+GIVEN_UP_S = 1.0  # after a connection was dropped libzmq says at once that it will try again, or never will
 HANG_UPS = 2  # after so many in a row another way is tried at once: once may be a gateway that has just been restarted
 
 
@@ -73,10 +76,13 @@ class Connection:
         self._hang_ups = 0  # since the socket was made, or a handshake succeeded
         self._refused = False
         self._connected = False  # at any time with this socket
+        self._dropped = False  # the last attempt, and libzmq has not said that it will try again
+        self._dropped_at: float | None = None  # when that was first noticed
         self._turns = 0  # ways tried since a handshake succeeded
         self._shared = shared
         self._socket: zmq.Socket[bytes] | None = None
         self._monitor: zmq.Socket[bytes] | None = None
+        self._descriptor: int | None = None  # of the TCP connection, which libzmq owns
 
     @property
     def state(self) -> State:
@@ -85,6 +91,11 @@ class Connection:
     @property
     def is_open(self) -> bool:
         return self._socket is not None
+
+    @property
+    def tcp(self) -> TcpView | None:
+        """What the kernel has seen of this connection; None without one."""
+        return None if self._descriptor is None else descriptors.tcp_view(self._descriptor)
 
     def open(self, *, now: float) -> None:
         """Make the socket and begin to connect. Without a way nothing happens."""
@@ -95,6 +106,7 @@ class Connection:
         self._socket, self._monitor = sockets.watched_dealer(self._shared.context, *self._ways.current)
         self._since = now
         self._hang_ups, self._refused, self._connected = 0, False, False
+        self._dropped, self._dropped_at = False, None
         for source in (self._socket, self._monitor):
             self._shared.poller.register(source, zmq.POLLIN)
 
@@ -105,13 +117,23 @@ class Connection:
             self._turns += 1
         self.open(now=now)
 
+    def forbidden(self, *, now: float) -> None:
+        """The key that this connection was made with holds no longer: make it anew, with the keys as they are now."""
+        self._refused = True
+        self.recreate(now=now)
+
     def close(self) -> None:
         self._close_socket()
 
     def changes(self) -> Iterator[Change]:
         """What the monitor has seen since."""
         while self._monitor is not None and self._monitor.poll(0):
-            change = _CHANGES.get(sockets.monitor_event(self._monitor))
+            event, value = sockets.monitor_event(self._monitor)
+            if event in (zmq.EVENT_CONNECTED, zmq.EVENT_DISCONNECTED):
+                self._descriptor = value if event == zmq.EVENT_CONNECTED else None
+            if event in (zmq.EVENT_DISCONNECTED, zmq.EVENT_CONNECT_RETRIED):
+                self._dropped, self._dropped_at = event == zmq.EVENT_DISCONNECTED, None
+            change = _CHANGES.get(event)
             match change:
                 case Change.HANDSHAKE:
                     self._connected, self._hang_ups, self._turns = True, 0, 0
@@ -119,7 +141,7 @@ class Connection:
                     self._hang_ups += 1
                 case Change.REFUSED:
                     self._refused = True
-            if change is not None:
+            if change is not None and not (change is Change.LOST and self._refused):  # that says less
                 yield change
 
     def receive(self) -> list[memoryview] | None:
@@ -150,32 +172,47 @@ class Connection:
             self._since = now
         return after
 
-    def overdue(self, *, now: float, patience_s: float = SILENCE_S) -> str | None:
+    def overdue(self, *, now: float, patience_s: float = SILENCE_S) -> Why | None:
         """Why the socket should be made anew now, if it should."""
         waited = now - self._since
         if self.state in (State.READY, State.DRAINING) and now - self.heard_at > patience_s:
-            return "the gateway has fallen silent"
+            return Why(Cause.SILENCE, "the gateway has fallen silent")
         if self.state is State.GREETING and waited > WELCOME_S:
-            return "the gateway did not welcome us"
+            return Why.lost("the gateway did not welcome us")
         if self.state is State.DISCONNECTED and self._socket is not None:
             at_once = self._in_vain and self._turns < self._ways.count  # but no more than once round
             if waited > RECREATE_S or (self._ways.count > 1 and (at_once or waited > TURN_S)):
-                return self._why_not()
+                return Why.lost(self._why_not())
+            if self._hung_up_on_keys and waited > TURN_S:  # somebody may have brought the right ones
+                return Why.lost(self._why_not())
+            if self._has_given_up(now):
+                return Why.lost(str(Change.NO_GATEWAY))
         return None
+
+    def _has_given_up(self, now: float) -> bool:
+        """Whether libzmq will never connect again, after garbage. Whoever is refused may take its time."""
+        if self._dropped and not self._refused and self._dropped_at is None:
+            self._dropped_at = now
+        return self._dropped_at is not None and now - self._dropped_at > GIVEN_UP_S
 
     @property
     def _in_vain(self) -> bool:
         return self._hang_ups >= HANG_UPS or self._refused
 
+    @property
+    def _hung_up_on_keys(self) -> bool:
+        return self._hang_ups > 0 and self._ways.count > 0 and self._ways.current.curve is not None
+
     def _why_not(self) -> str:
         if self._refused:
             return str(Change.REFUSED)
-        if self._hang_ups and self._ways.count and self._ways.current.curve is not None:
+        if self._hung_up_on_keys:
             return "the gateway hangs up: its key may be another than we know"
         return "no gateway answers"
 
     def _close_socket(self) -> None:
         if self._socket is not None:
+            self._descriptor = None
             self._shared.poller.unregister(self._socket)
             self._socket.disable_monitor()
             self._socket.close(0)

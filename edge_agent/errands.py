@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from edge_agent.compute import Crashed, Done, Failed, Rehearsal, Rehearsed
 from edge_agent.heads import Prepared
+from edge_agent.upload import Upload
 from edge_agent.view import AgentView
 from protocol import messages as m
 from protocol.control.flights import Finish
@@ -23,15 +24,25 @@ class Submit:
     deadline: float
     identity: m.RequestId  # its name on the wire
     priority: int = 4
+    rows: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Withdraw:
+    """The caller of this request wants no answer any more."""
+
+    seq: int
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One gateway and where it listens now. Those of a higher rank are used only while none of a lower one can be."""
+    """One gateway and where it listens now. Those of a higher rank are used only while none of a lower one can be;
+    among those of one rank `weight` is the share in a draw."""
 
     name: str
     endpoints: tuple[Endpoint, ...]
     rank: int = 0
+    weight: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +67,7 @@ class Stop:
     """Refuse what is pending and end."""
 
 
-Post = Submit | Resolved | Look | Done | Failed | Rehearsal | Rehearsed | Crashed | Stop
+Post = Submit | Withdraw | Resolved | Look | Done | Failed | Rehearsal | Rehearsed | Crashed | Stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,3 +108,9 @@ class Outstanding:
     at: float
     nbytes: int
     ahead_nbytes: int  # sent before and not yet answered
+    upload: Upload | None = None  # the payload goes in chunks, which are answered one by one
+
+    @property
+    def up_nbytes(self) -> int:
+        """What crossed for it."""
+        return self.nbytes + (self.upload.nbytes if self.upload is not None else 0)

@@ -102,6 +102,8 @@ def _flips(seen: Explanation) -> str:
     if seen.using is None:
         return "Nothing but one of these becoming usable changes that."
     if not seen.flips:
+        if any(p.verdict == "unavailable" for p in seen.placements):
+            return "Nothing changes that while the others cannot be used."
         return "Nothing that a link or a machine could do changes that."
     return f"Another would be best {one_of([flip_if(flip) for flip in seen.flips])}."
 

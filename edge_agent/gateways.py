@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from edge_agent.errands import Found, Resolved
 from edge_agent.link import GatewayLink
 from protocol import messages as m
+from protocol.control.causes import Why
 from protocol.control.flights import Instruction
 from protocol.control.ladder import Ladder
 from protocol.control.session import Event, State
@@ -39,7 +40,7 @@ class Gateways:
         for name in before - frozenset().union(*self._named.values()):
             if (link := self.links.get(name)) is not None:
                 link.begin_leaving(now=now)
-                out += self._ladder.draining(GONE, gateway=name, now=now)
+                out += self._ladder.draining(Why.lost(GONE), gateway=name, now=now)
         for found in resolved.found:
             out += self._update(found, hello, now=now)
         return out
@@ -53,7 +54,7 @@ class Gateways:
     def _add(self, found: Found) -> GatewayLink:
         link = self._make(found)
         self.links = {**self.links, found.name: link}
-        self._ladder.gateway_found(found.name, rank=found.rank)
+        self._ladder.gateway_found(found.name, rank=found.rank, weight=found.weight)
         return link
 
     def _update(self, found: Found, hello: m.Hello, *, now: float) -> list[Instruction]:
@@ -62,9 +63,9 @@ class Gateways:
             try:
                 self._add(found).connection.open(now=now)
             except InputError as error:
-                self._ladder.fleet.nobody.link_reason = str(error)
+                self._ladder.fleet.nobody.link_reason = Why.lost(str(error))
             return []
-        self._ladder.gateway_found(found.name, rank=found.rank)
+        self._ladder.gateway_found(found.name, rank=found.rank, weight=found.weight)
         link.move(found.endpoints, now=now)
         if link.leaves_at is None:
             return []
@@ -72,13 +73,14 @@ class Gateways:
         if link.state is not State.READY:
             return []
         link.connection.handle(Event.NEED_HELLO, now=now)  # the Welcome to another greeting opens it again
-        out = self._ladder.link_lost("it is named in DNS again", gateway=link.name, now=now)
+        out = self._ladder.link_lost(Why.lost("it is named in DNS again"), gateway=link.name, now=now)
         link.greet(hello, now=now)
         return out
 
     def _not_found(self, resolved: Resolved) -> None:
         """Names may fail to resolve for a while: whoever was found before stays."""
-        self._ladder.fleet.nobody.link_reason = resolved.trouble
+        trouble = Why.lost(resolved.trouble)
+        self._ladder.fleet.nobody.link_reason = trouble
         for name in self._named.get(resolved.source, frozenset({resolved.source})) & self.links.keys():
             if not self.links[name].connection.is_open:
-                self._ladder.fleet.of(name).link_reason = resolved.trouble
+                self._ladder.fleet.of(name).link_reason = trouble

@@ -80,6 +80,7 @@ class Heads:
         self._bundle = bundle
         self._threads = threads
         self._slowdown = slowdown
+        self._counts_work = False
         self._fault_file = fault_file
         self._entries = {p.id: p for p in bundle.manifest.placements}
         self._engines: dict[str, Engine] = {}  # by file: placements that differ in the codec share the head
@@ -96,6 +97,8 @@ class Heads:
                 continue
             self.started[file] = started
             self._engines[file] = started.engine
+        on_cpu = all(started.name == "cpu" for started in self.started.values())
+        self._counts_work = self._slowdown > 1.0 and self._threads == 1 and on_cpu
         self.failed = {e.id: broken[e.head] for e in self._entries.values() if e.head in broken}
         for entry in self._entries.values():
             if entry.id not in self.failed and (why := _cannot_encode(entry)):
@@ -131,13 +134,14 @@ class Heads:
         Raises EngineError when the head fails or is not there.
         """
         entry = self._entries[placement]
-        start = time.perf_counter()
+        start = self._clocks()
         values = self._run(entry, inputs)
-        ran = time.perf_counter()
+        ran = self._clocks()
         encoded = _encode(entry, values, before or {})
-        done = time.perf_counter()
+        done = self._clocks()
+        edge_s, encode_s = self._seconds(start, ran), self._seconds(ran, done)
         if self._slowdown > 1.0:
-            time.sleep((done - start) * (self._slowdown - 1.0))
+            time.sleep(edge_s + encode_s - (done[0] - start[0]))
         buffers = tuple(buffer for _, buffer in encoded)
         engine = self._engines.get(entry.head or "")
         names = entry.head_outputs if entry.boundary else tuple(values)
@@ -146,12 +150,26 @@ class Heads:
             buffers=buffers,
             checksum=checksum(buffers),
             outputs={name: values[name] for name in names},
-            edge_s=(ran - start) * self._slowdown,
-            encode_s=(done - ran) * self._slowdown,
+            edge_s=edge_s,
+            encode_s=encode_s,
             engine=engine.description if engine else "",
             outer_ppm=drift.outer_ppm(entry.boundary, values),
             codes=_to_refer_to(entry, values),
         )
+
+    def raw(self, placement: str, inputs: Tensors) -> dict[str, Array]:
+        """Every output of the placement's head, before anything is encoded. Raises EngineError."""
+        return self._run(self._entries[placement], inputs)
+
+    def _clocks(self) -> tuple[float, float]:
+        """Seconds that have passed, and seconds of work. One thread's work is what it had of the processor: a slower
+        device is slower at that, while what other processes of this machine take is no longer on it."""
+        passed = time.perf_counter()
+        return passed, time.thread_time() if self._counts_work else passed
+
+    def _seconds(self, since: tuple[float, float], until: tuple[float, float]) -> float:
+        """What it takes on the device that this machine was declared to be."""
+        return until[0] - since[0] + (until[1] - since[1]) * (self._slowdown - 1.0)
 
     def _run(self, entry: PlacementEntry, inputs: Tensors) -> dict[str, Array]:
         if entry.head is None:

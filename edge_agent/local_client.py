@@ -7,14 +7,17 @@
         outcome = await client.infer({"image": frame}, deadline_s=0.5)
 
 They load neither an engine nor ZeroMQ. `infer` returns an `Answer` or a `Refusal`, as the embedded clients of
-`edge_agent.client` do; `unwrap` turns the latter into an exception. If the daemon is killed, what it had not answered
-is gone: NetworkError says so, and asking again is safe.
+`edge_agent.client` do; `unwrap` turns the latter into an exception. Who stops waiting, by an interrupt or by the
+cancellation of a task, hangs up, and the daemon withdraws the request. If the daemon is killed, what it had not
+answered is gone: NetworkError says so, and asking again is safe.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
+import socket
 import threading
 import urllib.parse
 from concurrent.futures import ThreadPoolExecutor
@@ -57,6 +60,9 @@ class LocalClient:
 
         Raises InputError for tensors that the model does not take, NetworkError if no daemon answers.
         """
+        return self._infer(inputs, deadline_s, priority, _Call())
+
+    def _infer(self, inputs: Tensors, deadline_s: float, priority: int | None, call: _Call) -> Outcome:
         if not 0 < deadline_s <= _DAY_S:
             raise InputError(f"deadline of {deadline_s} s", "give the seconds that you can wait, for example 0.5")
         request = messages.encode(inputs, deadline_s=deadline_s, priority=priority)
@@ -67,7 +73,7 @@ class LocalClient:
         }
         path = f"/v2/models/{urllib.parse.quote(self.model, safe='')}/infer"
         try:
-            status, found, body = self._call("POST", path, request.parts, headers, deadline_s + _GRACE_S)
+            status, found, body = self._call("POST", path, request.parts, headers, deadline_s + _GRACE_S, call)
         except TimeoutError:
             return Refusal("", RefusalCode.DEADLINE, f"{self._where} has not answered in time", 0.0)
         if status != 200:
@@ -90,6 +96,8 @@ class LocalClient:
         """A JSON document of the daemon, such as `/v2/isthmus/status`. Raises NetworkError, InputError."""
         try:
             found = msgspec.json.decode(self._ask("GET", path), type=dict[str, Any])
+        except InputError as error:  # an edge-agent has all that is asked for here: this may be a gateway
+            raise messages.stranger(error.fact) from error
         except msgspec.MsgspecError as error:
             raise messages.stranger(str(error)) from error
         return found
@@ -128,10 +136,17 @@ class LocalClient:
         return body
 
     def _call(
-        self, method: str, path: str, parts: list[bytes | memoryview], headers: dict[str, str], timeout_s: float
+        self,
+        method: str,
+        path: str,
+        parts: list[bytes | memoryview],
+        headers: dict[str, str],
+        timeout_s: float,
+        call: _Call | None = None,
     ) -> tuple[int, http.client.HTTPMessage, bytes]:
         """Raises TimeoutError, or NetworkError if nobody answers. An idle connection may be closed: once more then."""
         connection, is_used = self._connection()
+        call = call or _Call()
         headers = {"Content-Length": str(sum(map(len, parts))), **headers}
         while True:
             try:
@@ -139,21 +154,30 @@ class LocalClient:
                 if connection.sock is None:
                     connection.connect()
                 connection.sock.settimeout(timeout_s)
+                call.begin(connection.sock)
                 connection.request(method, path, iter(parts), headers)
                 answer = connection.getresponse()
-                return answer.status, answer.headers, answer.read()
+                body = answer.read()
+                call.end()
+                return answer.status, answer.headers, body
             except TimeoutError:
                 connection.close()  # its answer may still come: nobody else shall read it
                 raise
             except (OSError, http.client.HTTPException) as error:
                 connection.close()
-                if is_used:
+                if is_used and not call.is_broken_off:
                     is_used = False
                     continue
                 reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+                if isinstance(error, PermissionError):
+                    remedy = "ask as its user, join that user's group, or give --socket http://127.0.0.1:7490"
+                    raise NetworkError(f"{self._where} may not be opened ({reason})", remedy) from error
                 raise NetworkError(
                     f"no edge-agent answers at {self._where} ({reason})", "start one with `edge-agent run`"
                 ) from error
+            except BaseException:  # interrupted: nobody reads the answer
+                connection.close()
+                raise
 
     def _connection(self) -> tuple[http.client.HTTPConnection, bool]:
         connection: http.client.HTTPConnection | None = getattr(self._own, "connection", None)
@@ -174,8 +198,13 @@ class AsyncLocalClient:
 
     async def infer(self, inputs: Tensors, *, deadline_s: float, priority: int | None = None) -> Outcome:
         """One request, answered or refused within `deadline_s` seconds. Raises InputError, NetworkError."""
-        call = partial(self._client.infer, inputs, deadline_s=deadline_s, priority=priority)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        call = _Call()
+        work = partial(self._client._infer, inputs, deadline_s, priority, call)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        except asyncio.CancelledError:
+            call.break_off()
+            raise
 
     async def document(self, path: str) -> dict[str, Any]:
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._client.document, path)
@@ -188,6 +217,35 @@ class AsyncLocalClient:
     ) -> None:
         await asyncio.to_thread(self._threads.shutdown)
         self._client.close()
+
+
+class _Call:
+    """One request on its connection, which another thread may break off."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+        self.is_broken_off = False
+
+    def begin(self, sock: socket.socket) -> None:
+        """Raises ConnectionAbortedError if nobody wants it any more."""
+        with self._lock:
+            if self.is_broken_off:
+                raise ConnectionAbortedError("the request was withdrawn")
+            self._socket = sock
+
+    def end(self) -> None:
+        """From now on the connection is another call's."""
+        with self._lock:
+            self._socket = None
+
+    def break_off(self) -> None:
+        """Hang up, whatever the call is waiting for. Without effect on one that has ended."""
+        with self._lock:
+            self.is_broken_off = True
+            if self._socket is not None:
+                with contextlib.suppress(OSError):
+                    self._socket.shutdown(socket.SHUT_RDWR)
 
 
 class _OverUnix(http.client.HTTPConnection):

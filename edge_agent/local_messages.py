@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 
 from edge_agent.outcomes import Answer, Refusal, StageTimings
+from protocol.control.causes import Cause
 from protocol.control.flights import RefusalCode
 from protocol.errors import InputError, NetworkError
 from protocol.oip.service import OipError
@@ -28,7 +29,7 @@ _CODES = {
     "RATE_LIMITED": RefusalCode.BUSY,
     "NOT_READY": RefusalCode.NO_PLACEMENT,
     "DRAINING": RefusalCode.CLOSED,
-    "CANCELLED": RefusalCode.CLOSED,
+    "CANCELLED": RefusalCode.CANCELLED,
     "INTERNAL": RefusalCode.CLOSED,
 }
 
@@ -119,7 +120,7 @@ def decode(body: memoryview, json_nbytes: int) -> Answer:
 
 
 def _answer(outputs: dict[str, Array], said: Mapping[str, Any]) -> Answer:
-    degraded = str(said.get("degraded", ""))
+    degraded, causes = str(said.get("degraded", "")), str(said.get("causes", ""))
     optional = {
         field.name: said[field.name]
         for field in dataclasses.fields(Answer)
@@ -139,6 +140,8 @@ def _answer(outputs: dict[str, Array], said: Mapping[str, Any]) -> Answer:
         attempts=int(said["attempts"]),
         batch_size=int(said["batch_size"]),
         degraded=tuple(degraded.split("; ")) if degraded else (),
+        causes=tuple(map(Cause, causes.split(","))) if causes else (),
+        predicted_s=said["predicted_us"] / 1e6 if "predicted_us" in said else None,
         **optional,
     )
 

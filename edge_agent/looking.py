@@ -24,7 +24,7 @@ def view_of(
         at=now,
         gateways=tuple(_gateway(ladder, link, loads.get(link.name, Load()), now=now) for link in links.values()),
         placement=ladder.planner.current,
-        predicted_s=dict(ladder.planner.predict(current.link)),
+        predicted_s=dict(ladder.planner.predict(current.link, current.name)),
         unavailable=ladder.unavailable(now=now),
         pending=len(phases),
         in_flight=phases.count(Phase.SENT),
@@ -38,15 +38,15 @@ def view_of(
 
 def _gateway(ladder: Ladder, link: GatewayLink, load: Load, *, now: float) -> GatewayView:
     remote = ladder.fleet.of(link.name)
-    refuses = remote.breaker.refuses(now=now)
+    in_the_way = remote.link_reason or (remote.breaker.reason if remote.breaker.refuses(now=now) else None)
     measured = link.estimator.estimate(now)
-    wait_s = remote.wait_s(*load)
+    wait_s = remote.wait_s(load.requests, load.way_nbytes)
     connected = link.connection.is_open and link.connection.heard_at > 0
     return GatewayView(
         name=link.name,
         endpoint=str(link.endpoint or ""),
         state=str(link.state),
-        reason=remote.link_reason or (remote.breaker.reason if refuses else ""),
+        reason=in_the_way.sentence if in_the_way else "",
         in_use=link.name == ladder.fleet.in_use,
         encrypted=link.encrypted,
         rank=remote.rank,
@@ -59,6 +59,7 @@ def _gateway(ladder: Ladder, link: GatewayLink, load: Load, *, now: float) -> Ga
         credit_nbytes=remote.credit_nbytes,
         breaker=str(remote.breaker.state),
         tails={id_: str(b.state) for id_, b in remote.tails.items() if b.state is not BreakerState.CLOSED},
-        broken=dict(remote.broken),
+        broken={id_: why.sentence for id_, why in remote.broken.items()},
         heard_s=max(now - link.connection.heard_at, 0.0) if connected else None,
+        tcp=link.connection.tcp if connected else None,
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from protocol.control.causes import Cause
 from protocol.control.flights import RefusalCode
 from protocol.errors import IsthmusError
 from protocol.tensors import Array
@@ -41,6 +42,8 @@ class Answer:
     degraded: tuple[str, ...] = ()  # why it was not the placement that the plan wanted; empty when it was
     gateway: str = ""  # which gateway did the remote share; "" where there was none
     hedged: bool = False  # both the gateway and edge-only were at work; this one was first
+    predicted_s: float | None = None  # what the plan had said of `timings.total_s`; None if the request took a detour
+    causes: tuple[Cause, ...] = ()  # `degraded` for programs: each cause once
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,8 @@ class Refusal:
     code: RefusalCode
     reason: str
     slack_s: float
-    degraded: tuple[str, ...] = field(default=())
+    degraded: tuple[str, ...] = ()  # what went wrong before
+    causes: tuple[Cause, ...] = ()
 
 
 Outcome = Answer | Refusal

@@ -2,9 +2,11 @@
 
     tcp://10.0.0.5:7447                an address: nothing to resolve
     tcp://gateway.example.org:7447     a host: one gateway with as many addresses as it has
-    srv://_isthmus._tcp.example.org    DNS SRV (RFC 2782): a gateway for every target, lowest priority first
+    srv://_isthmus._tcp.example.org    DNS SRV (RFC 2782): a gateway for every target
 
-Weights are not used: the wait that gateways report says more. SRV records are asked for again when they expire, within
+Targets of a lower priority come first, strictly: others are used only while none of them can be. Among those of one
+priority the weight is the share in the draw of who is asked at first, and of who it is compared with later; then the
+wait that gateways report decides (`protocol.control.fleet`). SRV records are asked for again when they expire, within
 bounds; the system's resolver tells no time to live, so hosts are asked for again every half minute. While a name does
 not resolve, whoever was found before stays.
 """
@@ -61,6 +63,7 @@ class Target(NamedTuple):
     priority: int
     host: str
     port: int
+    weight: int = 0
 
 
 def parse(text: str) -> Source:
@@ -114,7 +117,7 @@ def ask_srv(name: str, *, servers: Sequence[Endpoint] = ()) -> tuple[tuple[Targe
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         fact = f"the SRV record {name!r} does not resolve ({why})"
         raise NetworkError(fact, "check the name, or list the gateways as tcp://HOST:PORT") from error
-    found = [Target(r.priority, r.target.to_text(omit_final_dot=True), r.port) for r in answer]
+    found = [Target(r.priority, r.target.to_text(omit_final_dot=True), r.port, r.weight) for r in answer]
     targets = tuple(t for t in sorted(found) if t.host not in ("", ".") and t.port)  # "." says: no such service
     if not targets:
         raise NetworkError(f"the SRV record {name!r} names no gateway", "add a target to it")
@@ -184,7 +187,7 @@ class Resolver:
         trouble: NetworkError | None = None
         for target in targets:
             try:
-                gateway = self._found(target.host, target.port, target.priority)
+                gateway = self._found(target.host, target.port, target.priority, target.weight)
                 found.setdefault(gateway.name, gateway)
             except NetworkError as error:  # others may resolve
                 trouble = error
@@ -192,10 +195,10 @@ class Resolver:
             raise trouble
         return tuple(found.values()), min(max(ttl_s, TTL_S[0]), TTL_S[1])
 
-    def _found(self, host: str, port: int, rank: int = 0) -> Found:
+    def _found(self, host: str, port: int, rank: int = 0, weight: int = 0) -> Found:
         known = self._asking.hosts(host, port)
         endpoints = tuple(endpoint for endpoint in known if self._asking.allowed(endpoint))
         if not endpoints:
             fact = f"{host} is {known[0].host if known else 'nowhere'}, off this machine, and there are no keys"
             raise NetworkError(fact, "give it keys (--keys), or say --insecure")
-        return Found(str(Endpoint(host, port)), endpoints, rank)
+        return Found(str(Endpoint(host, port)), endpoints, rank, weight)

@@ -6,6 +6,7 @@ state_dir/bundles/    what came over the air    state_dir/keys/       who this d
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from pathlib import Path
@@ -38,8 +39,9 @@ class StateDir:
                 f", process {owner}" * bool(owner)
             )
             raise InputError(fact, "stop that one, or give this one a state_dir of its own") from None
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())
+        with contextlib.suppress(OSError):  # for people; a full disk must not keep the daemon from serving
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"{os.getpid()}\n".encode())
         self._descriptor = descriptor
 
     def release(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -24,9 +25,19 @@ _FIRST_ANSWER_S = 60.0  # a slow board, a large model, nothing in any cache
 class Tenant:
     """Constructing checks the bundle's signature and opens it. Raises InputError, BundleError, UntrustedError."""
 
-    def __init__(self, settings: AgentSettings, folder: Path, trust: Trust) -> None:
-        self.agent = Agent(replace(agent_config(settings, folder), trust=trust))
+    def __init__(
+        self,
+        settings: AgentSettings,
+        folder: Path,
+        trust: Trust,
+        *,
+        readied: Callable[[], None] = lambda: None,
+        link_s: float = 0.0,
+    ) -> None:
+        """Before it serves, it waits so long for a gateway: whoever takes over from one that has a gateway does."""
+        self.agent = Agent(replace(agent_config(settings, folder), trust=trust), readied=readied)
         self._usable = settings.bundle.placements
+        self._link_s = link_s
         self._known: KnownAnswer | None = None
 
     @property
@@ -39,6 +50,7 @@ class Tenant:
         self.agent.start()
         failed = tuple(self.agent.heads.failed)
         self._known = KnownAnswer(self.agent, usable=self._usable, failed=failed, timeout_s=_FIRST_ANSWER_S)
+        self.agent.wait_ready(self._link_s)
 
     def submit(self, inputs: Tensors, **more: Any) -> Future[Outcome]:
         return self.agent.submit(inputs, **more)
@@ -50,15 +62,17 @@ class Tenant:
 class Front:
     """Whoever serves now, as applications see it: a request belongs to the tenant that took it, also after a switch."""
 
-    def __init__(self, stage: Stage[Tenant]) -> None:
+    def __init__(self, stage: Stage[Tenant], unwell: Callable[[], str]) -> None:
+        """`unwell` says why nobody serves, where nobody does."""
         self._stage = stage
+        self._unwell = unwell
 
     @property
     def bundle(self) -> Bundle:
         """Raises OipError while nobody serves."""
         tenant = self._stage.agent
         if tenant is None:
-            raise OipError(Refusal.NOT_READY, "no bundle serves on this device")
+            raise OipError(Refusal.NOT_READY, self._unwell())
         return tenant.agent.bundle
 
     def submit(self, inputs: Tensors, *, deadline_s: float, priority: int = 4) -> Future[Outcome]:

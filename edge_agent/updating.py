@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
-from edge_agent.bundles.courier import Courier, GatewayWays
+from edge_agent.bundles.addresses import Addresses
+from edge_agent.bundles.courier import Courier
 from edge_agent.bundles.shelf import Shelf
 from edge_agent.bundles.smoke import Smoke
+from edge_agent.bundles.trusting import Trusting
 from edge_agent.bundles.update import TrialRules
-from edge_agent.bundles.updater import MIB, Policy, Trusting, Updater
+from edge_agent.bundles.updater import MIB, Policy, Updater
 from edge_agent.config import AgentSettings
+from edge_agent.resolver import Asking, ask_srv, parse
+from edge_agent.trust.server_keys import learn
 from edge_agent.trust.store import TrustStore
 from edge_agent.ways import Ways
-from protocol import sockets
+from protocol import messages as m
 from protocol.bundle import Bundle
-from protocol.errors import IsthmusError
+from protocol.errors import InputError
 from protocol.signing import Statement, Trust
+from protocol.sockets import parse_endpoint
 
 
 def updater_of(
@@ -29,27 +35,38 @@ def updater_of(
     base: Bundle | None,
     told: Callable[[str, str], None],
     crashed: Callable[[BaseException], None],
+    ways: Callable[[], Sequence[Ways]] | None = None,
 ) -> Updater:
-    """Raises InputError for what cannot be made."""
+    """`ways` gives those to the gateways; else they are those of the settings. Raises InputError."""
     updates, stop = settings.updates, threading.Event()
-    ways = _ways(settings, told) if _may_receive(settings, trusting) else ()
+    asks = updates.enabled and bool(settings.gateways.endpoints)
+    ways = ways or addresses_of(settings, told)
     return Updater(
         shelf,
         switch=switch,
         smoke=Smoke(timeout_s=updates.try_s, memory_nbytes=updates.try_mib * MIB, providers=settings.device.providers),
-        courier=Courier(ways, bytes_per_s=updates.mib_per_s * MIB, stop=stop) if ways else None,
+        courier=Courier(ways, bytes_per_s=updates.mib_per_s * MIB, stop=stop, keys_told=_keeper(settings, told))
+        if asks
+        else None,
         trusting=_Trusting(trusting),
-        policy=Policy(
-            automatic=updates.automatic,
-            check_every_s=updates.check_every_s,
-            most_nbytes=updates.most_mib * MIB,
-            reserve_nbytes=updates.reserve_mib * MIB,
-            trial=TrialRules(good_answers=updates.trial_answers, least_s=updates.trial_s),
-        ),
+        policy=policy_of(settings),
         base=base,
         told=told,
         crashed=crashed,
         stop=stop,
+    )
+
+
+def policy_of(settings: AgentSettings) -> Policy:
+    """What the device takes, and when."""
+    updates = settings.updates
+    return Policy(
+        model=updates.model,
+        automatic=updates.automatic,
+        check_every_s=updates.check_every_s,
+        most_nbytes=updates.most_mib * MIB,
+        reserve_nbytes=updates.reserve_mib * MIB,
+        trial=TrialRules(good_answers=updates.trial_answers, least_s=updates.trial_s),
     )
 
 
@@ -59,8 +76,8 @@ class _Trusting(Trusting):
     def __init__(self, store: TrustStore) -> None:
         self._store = store
 
-    def trust(self, *, received: bool = False) -> Trust:
-        return self._store.trust(received=received)
+    def trust(self, *, received: bool = False, kept: bool = False) -> Trust:
+        return self._store.trust(received=received, kept=kept)
 
     def accept(self, statement: Statement) -> None:
         self._store.accept(statement)
@@ -71,25 +88,37 @@ class _Trusting(Trusting):
 
 def trust_of(settings: AgentSettings) -> TrustStore:
     """Whom this device believes about bundles."""
-    return TrustStore(settings.keys.dir or settings.state_dir / "keys", policy=settings.bundle.signatures)
+    folder = settings.keys.dir or settings.state_dir / "keys"
+    return TrustStore(folder, policy=settings.bundle.signatures, threshold=settings.bundle.signers)
 
 
-def _may_receive(settings: AgentSettings, trusting: TrustStore) -> bool:
-    """Without a key to check signatures with, whatever came over the air would be refused: nobody is asked then."""
-    return settings.updates.enabled and (bool(trusting.known()) or settings.bundle.signatures == "unsigned")
+def _keeper(
+    settings: AgentSettings, told: Callable[[str, str], None]
+) -> Callable[[tuple[m.ServerKey, ...], bytes], None]:
+    """Keeps server.pub up to date; nothing where the settings name the key themselves."""
+    folder = settings.keys.dir
 
-
-def _ways(settings: AgentSettings, told: Callable[[str, str], None]) -> Sequence[GatewayWays]:
-    """To every gateway that is named by its address; one whose name cannot be resolved now is left out."""
-    found: list[GatewayWays] = []
-    for text in settings.gateways.endpoints:
-        if text.startswith("srv://"):
-            continue
+    def keep(keys: tuple[m.ServerKey, ...], by: bytes) -> None:
+        if folder is None or settings.keys.server_key:
+            return
         try:
-            endpoint = sockets.resolve(sockets.parse_endpoint(text))
-            if settings.keys.dir is None:
-                sockets.require_loopback(endpoint, insecure=settings.gateways.insecure, doing="connecting to")
-            found.append(Ways(endpoint, settings.keys.dir, settings.keys.server_key))
-        except IsthmusError as error:
-            told("no_updates_from", f"{text}: {error}")
-    return found
+            said = learn(folder, keys, by)
+        except InputError as error:
+            said = f"the gateway tells its keys, and they cannot be kept: {error}"
+        if said:
+            told("server_key", said)
+
+    return keep
+
+
+def addresses_of(settings: AgentSettings, told: Callable[[str, str], None] = lambda event, text: None) -> Addresses:
+    """Every gateway of the settings, by address, name or SRV record. Raises InputError."""
+    gateways, encrypted = settings.gateways, settings.keys.dir is not None
+    servers = tuple(parse_endpoint(text) for text in gateways.name_servers)
+    asking = Asking(
+        allowed=lambda endpoint: encrypted or gateways.insecure or endpoint.is_loopback,
+        srv=partial(ask_srv, servers=servers),
+    )
+    sources = [parse(text) for text in gateways.endpoints]
+    keys = settings.keys
+    return Addresses(sources, keys_dir=keys.dir, server_key=keys.server_key, asking=asking, told=told)

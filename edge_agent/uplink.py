@@ -16,15 +16,17 @@ from collections.abc import Callable, Sequence
 from edge_agent import looking
 from edge_agent.compute import Crashed, Done, Failed, Job, Rehearsal, Rehearsed
 from edge_agent.connection import Change, Shared
-from edge_agent.errands import Ending, Found, Look, Post, Remote, Resolved, Stop, Submit, Work
+from edge_agent.errands import Ending, Found, Look, Post, Remote, Resolved, Stop, Submit, Withdraw, Work
 from edge_agent.gateways import Gateways
 from edge_agent.link import GatewayLink
 from edge_agent.references import References
 from edge_agent.results import outputs_of
+from edge_agent.sending import Sending
 from edge_agent.view import AgentView
 from edge_agent.ways import Ways
 from protocol import messages as m
 from protocol import wire
+from protocol.control.causes import Cause, Why
 from protocol.control.flights import CancelRemote, Finish, Instruction, Prepare, Send
 from protocol.control.ladder import Ladder
 from protocol.control.pulse import wake_at
@@ -50,8 +52,10 @@ class Uplink:
         submit_job: Callable[[Job | Rehearsal], None],
         ended: Callable[[Ending], None],
         crashed: Callable[[BaseException], None],
+        readied: Callable[[], None] = lambda: None,
     ) -> None:
-        """`gateways` are known from the start; others, and their addresses, come from the resolver."""
+        """`gateways` are known from the start; others, and their addresses, come from the resolver. `readied` hears,
+        on this thread, that there is a gateway where there was none."""
         self.mailbox: Mailbox[Post] = Mailbox()
         self.stats: Counter[str] = Counter()
         self.ready = threading.Event()
@@ -63,12 +67,13 @@ class Uplink:
         self._references = references
         self._hello = hello
         self._ladder = ladder
-        self._segments = segments
         self._submit_job = submit_job
         self._ended = ended
         self._crashed = crashed
+        self._readied = readied
         self._work: dict[int, Work] = {}
         self._seqs: dict[m.RequestId, int] = {}  # of what is pending
+        self._sending = Sending(ladder, self.gateways, self._work, segments, hello.boot, self.stats)
         self._stopping = False
         self._thread = threading.Thread(target=self._main, name="isthmus-uplink", daemon=True)
 
@@ -119,6 +124,7 @@ class Uplink:
             for item in self.mailbox.drain():
                 self._handle_post(item)
             self._timers(time.monotonic())
+            self._sending.go_on(now=time.monotonic())
         self._carry_out(self._ladder.close())
 
     def _wait_ms(self, now: float) -> int:
@@ -133,6 +139,9 @@ class Uplink:
         match item:
             case Submit():
                 self._submit(item, now)
+            case Withdraw(seq):
+                self.stats["withdrawn"] += seq in self._work
+                self._carry_out(self._ladder.cancelled(seq, now=now))
             case Done(seq, generation, placement, prepared):
                 if (work := self._work.get(seq)) is not None:
                     work.prepared[placement] = prepared
@@ -167,7 +176,9 @@ class Uplink:
         for link in self.gateways.links.values():
             link.pulse.requested(now=now)
             self._ladder.link_measured(link.estimate(now), gateway=link.name)
-        self._carry_out(self._ladder.submitted(item.seq, item.deadline, priority=item.priority, now=now))
+        self._carry_out(
+            self._ladder.submitted(item.seq, item.deadline, priority=item.priority, rows=item.rows, now=now)
+        )
 
     def _greet_for(self, boot: bytes) -> None:
         """Requests of an earlier life follow: gateways take only such as begin with what they were greeted with."""
@@ -200,7 +211,9 @@ class Uplink:
     def _note_readiness(self) -> None:
         """Ready: somebody has welcomed us, and the first placement will not be a guess."""
         if any(link.measured and link.state is State.READY for link in self.gateways.links.values()):
-            self.ready.set()
+            if not self.ready.is_set():
+                self.ready.set()
+                self._readied()
         else:
             self.ready.clear()
 
@@ -218,10 +231,9 @@ class Uplink:
                         Job(seq, flight.generation, placement, work.inputs, flight.deadline, work.priority, known_at)
                     )
                 case Send():
-                    self._send_infer(instruction)
+                    self._sending.send(instruction)
                 case CancelRemote(seq, gateway):
-                    if (link := self.gateways.links.get(gateway)) is not None:
-                        link.send(m.Cancel(self._work[seq].identity))
+                    self._sending.cancel(seq, gateway)
                 case Finish(seq):
                     work = self._work.pop(seq)
                     del self._seqs[work.identity]
@@ -237,52 +249,23 @@ class Uplink:
             if finish.code is None:
                 self.stats["hedges_won_remotely" if finish.gateway else "hedges_won_locally"] += 1
 
-    def _send_infer(self, send: Send) -> None:
-        work, link = self._work[send.seq], self.gateways.links[send.gateway]
-        prepared = work.prepared.get(send.placement)
-        if prepared is None:
-            raise InvariantViolation(f"request {send.seq} is sent before it is prepared")
-        message = m.Infer(
-            request=work.identity,
-            segment=self._segments[send.placement],
-            attempt=send.attempt,
-            budget_us=int(send.budget_s * 1e6),
-            priority=work.priority,
-            tensors=prepared.headers,
-            checksum=prepared.checksum,
-            outer_ppm=prepared.outer_ppm,
-            keep=bool(prepared.codes) and work.identity.boot == self._hello.boot,
-        )
-        now = time.monotonic()
-        # Gateways share the device's way out: what is on its way to one is in the way of another.
-        ahead = sum(other.ahead_nbytes for other in self.gateways.links.values())
-        nbytes = link.send(message, prepared.buffers)
-        if nbytes == 0:
-            self.stats["unsent"] += 1
-            self._ladder.unsent(send.seq, now=now)
-            return
-        self.stats["sent"] += 1
-        if work.last_gateway not in ("", send.gateway):
-            self.stats["moved"] += 1
-        work.last_gateway = send.gateway
-        link.track((send.seq, send.attempt), nbytes, ahead, now=now)
-
     # ---- what comes in ----------------------------------------------------------------------------------------------
 
     def _drain_socket(self, link: GatewayLink) -> None:
-        while (frames := link.connection.receive()) is not None:
+        for frames in link.received():
             now = time.monotonic()
             try:
                 self._receive(link, frames, now)
             except wire.VersionError as error:
                 self.stats["wire_errors"] += 1
-                self._lose_link(link, f"the gateway speaks another version ({error.fact})", now)
+                self._lose_link(link, Why.lost(f"the gateway speaks another version ({error.fact})"), now)
             except WireError:
                 self.stats["wire_errors"] += 1
 
     def _receive(self, link: GatewayLink, frames: list[memoryview], now: float) -> None:
         message = wire.unpack_header(frames[0])
         link.connection.heard_at = now
+        self._ladder.fleet.of(link.name).heard(now=now)
         match message:
             case m.Welcome():
                 self._welcomed(link, message, now)
@@ -293,17 +276,21 @@ class Uplink:
             case m.Pong():
                 link.ponged(message, in_use=self._is_in_use(link), now=now)
                 self._note_readiness()
+            case m.Credit():
+                self._carry_out(self._sending.credited(link, message, now=now))
             case m.NeedHello():
+                link.require_patience(now=now)
                 link.connection.handle(Event.NEED_HELLO, now=now)
-                self._enter_greeting(link, "the gateway does not know us (it was restarted)", now)
+                self._enter_greeting(link, Why.lost("the gateway does not know us (it was restarted)"), now)
             case m.Drain(reason):
+                reason = wire.printable(reason)
                 link.connection.handle(Event.DRAIN, now=now)
-                why = f"the gateway is draining: {reason}"
+                why = Why(Cause.GATEWAY_DRAINING, f"the gateway is draining: {reason}")
                 self._carry_out(self._ladder.draining(why, gateway=link.name, now=now))
             case m.VersionMismatch(oldest, newest):
                 link.connection.handle(Event.VERSION_MISMATCH, now=now)
                 self._note_readiness()
-                why = f"the gateway speaks versions {oldest}..{newest}, this agent {wire.VERSION}"
+                why = Why.lost(f"the gateway speaks versions {oldest}..{newest}, this agent {wire.VERSION}")
                 self._carry_out(self._ladder.link_lost(why, gateway=link.name, now=now))
             case _:
                 raise WireError(f"{type(message).__name__} is not for an agent", "see docs/wire.md")
@@ -318,16 +305,11 @@ class Uplink:
             self._references.forget_all(link.name)
             self.stats["welcomes"] += 1
         self._ladder.link_measured(link.estimate(now), gateway=link.name)
-        self._carry_out(
-            self._ladder.link_up(
-                held=frozenset(welcome.segments) | frozenset(welcome.models),
-                credit_requests=welcome.credit_requests,
-                credit_nbytes=welcome.credit_nbytes,
-                gateway=link.name,
-                anew=anew,
-                now=now,
-            )
-        )
+        self._carry_out(self._ladder.link_up(
+            held=frozenset(welcome.segments) | frozenset(welcome.models),
+            credit_requests=welcome.credit_requests, credit_nbytes=welcome.credit_nbytes,
+            chunk_nbytes=welcome.chunk_nbytes, gateway=link.name, anew=anew, now=now,
+        ))  # fmt: skip
 
     def _result(self, link: GatewayLink, result: m.Result, parts: list[memoryview], now: float) -> None:
         seq = self._own(result.request)
@@ -354,7 +336,7 @@ class Uplink:
             )
             return
         round_trip_s = now - out.at if out else 0.0
-        remote = Remote(outputs, result, round_trip_s, out.nbytes if out else 0, sum(sizes))
+        remote = Remote(outputs, result, round_trip_s, out.up_nbytes if out else 0, sum(sizes))
         sent = self._ladder.sent_as(seq, result.attempt) or ""
         work = self._work[seq]
         if work.identity.boot == self._hello.boot and (prepared := work.prepared.get(sent)) is not None:
@@ -364,24 +346,20 @@ class Uplink:
 
     def _reject(self, link: GatewayLink, reject: m.Reject, now: float) -> None:
         seq = self._own(reject.request)
+        link.uploads.refused(reject.request, reject.attempt)
         self.stats[f"rejected_{reject.code}"] += 1
         if (out := link.landed(seq, reject.attempt)) is not None:
             link.observe(out, residence_s=reject.residence_us / 1e6, queue_s=0.0, down_nbytes=0, now=now)
             self._note_readiness()
         if reject.code is m.RejectCode.UNKNOWN_REFERENCE and (sent := self._ladder.sent_as(seq, reject.attempt)):
             self._references.forget(link.name, sent)
-        self._carry_out(
-            self._ladder.rejected(
-                seq,
-                reject.attempt,
-                reject.code,
-                reject.reason,
-                reject.retry_after_us / 1e6,
-                credit=reject.credit,
-                gateway=link.name,
-                now=now,
-            )
-        )
+        self._carry_out(self._ladder.rejected(
+            seq, reject.attempt, reject.code, wire.printable(reject.reason), reject.retry_after_us / 1e6,
+            credit=reject.credit, gateway=link.name, now=now,
+        ))  # fmt: skip
+        if reject.code is m.RejectCode.FORBIDDEN:  # as long as this connection stands, no newer key of ours is tried
+            self._lose_link(link, Why.lost(str(Change.REFUSED)), now)
+            link.connection.forbidden(now=now)
 
     def _head_outputs(self, seq: int, attempt: int) -> set[str]:
         prepared = self._work[seq].prepared.get(self._ladder.sent_as(seq, attempt) or "")
@@ -399,22 +377,22 @@ class Uplink:
         match change:
             case Change.HANDSHAKE:
                 link.connection.handle(Event.HANDSHAKE, now=now)
-                self._enter_greeting(link, str(change), now)
+                self._enter_greeting(link, Why.lost(str(change)), now)
             case Change.LOST | Change.NO_GATEWAY:
-                self._lose_link(link, str(change), now)
+                self._lose_link(link, Why.lost(str(change)), now)
             case Change.HUNG_UP:
                 self.stats["handshakes_failed"] += 1
             case Change.REFUSED:
                 self.stats["keys_refused"] += 1
-                self._lose_link(link, str(change), now)
+                self._lose_link(link, Why.lost(str(change)), now)
 
-    def _enter_greeting(self, link: GatewayLink, why: str, now: float) -> None:
+    def _enter_greeting(self, link: GatewayLink, why: Why, now: float) -> None:
         """Whatever was in flight on the old connection will not be answered there: send it again once welcomed."""
         self._carry_out(self._ladder.link_lost(why, gateway=link.name, now=now))
         link.greet(self._hello, now=now)
         self._note_readiness()
 
-    def _lose_link(self, link: GatewayLink, why: str, now: float) -> None:
+    def _lose_link(self, link: GatewayLink, why: Why, now: float) -> None:
         if link.lost(now=now):
             self.stats["links_lost"] += 1
         self._note_readiness()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from protocol.control.explanation import Explanation
-from protocol.latency import LinkState
+from protocol.latency import LinkState, TcpView
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,7 @@ class GatewayView:
     tails: dict[str, str]  # state of the breaker of each placement that is not closed
     broken: dict[str, str]  # placements it cannot do in this life, and why
     heard_s: float | None  # since its last message; None without a connection
+    tcp: TcpView | None = None  # what the kernel says of the connection, to hold `link` against
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,10 +33,7 @@ class Vitals:
         answer why it was a bad one, or ""; `changed` only when that differs from before."""
         self._known = known
         self._notifier = notifier
-        self._every_s = every_s
-        if notifier.watchdog_s is not None:
-            self._every_s = min(every_s, notifier.watchdog_s / _BEATS)
-        self._timeout_s = timeout_s
+        self.retune(every_s=every_s, timeout_s=timeout_s)
         self._asked = asked
         self._changed = changed
         self._stop = threading.Event()
@@ -44,6 +41,12 @@ class Vitals:
         self.reason = ""
         self.answered = 0
         self.answered_at: float | None = None  # monotonic seconds
+
+    def retune(self, *, every_s: float, timeout_s: float) -> None:
+        """From the next question on."""
+        watchdog_s = self._notifier.watchdog_s
+        self._every_s = every_s if watchdog_s is None else min(every_s, watchdog_s / _BEATS)
+        self._timeout_s = timeout_s
 
     def start(self) -> None:
         self._thread.start()

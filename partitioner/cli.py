@@ -185,6 +185,9 @@ def split(
     common_suffix: Annotated[
         bool, typer.Option("--common-suffix", help="Let a gateway batch several cuts where their tails end alike.")
     ] = False,
+    no_sample: Annotated[
+        bool, typer.Option("--no-sample", help="Ship no sample with its answers, which devices try the bundle with.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -196,7 +199,9 @@ def split(
         from partitioner.planning.build import build
         from partitioner.planning.plans import to_build
 
-        order = replace(flags.order(model, output), common_suffix=common_suffix, force=force)
+        order = replace(
+            flags.order(model, output), common_suffix=common_suffix, known_answer=not no_sample, force=force
+        )
         if planned is None:
             order = replace(order, cuts=tuple(tuple(names.split(",")) for names in cut or ()))
         else:

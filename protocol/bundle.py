@@ -10,6 +10,7 @@
       cut-1/tail.onnx
       cut-1/bridge.onnx        with --common-suffix: what this tail has before the suffix in which several tails end
       suffix.onnx              that suffix
+      known.npz                a question and the heads' answers to it (see protocol.known)
       weights/SHA256           large weights, one a file, which graphs name relative to BUNDLE (see protocol.graphs)
 
 A *segment* is a head and the tail it belongs to, with the boundary between them. Requests name the segment's digest,
@@ -142,6 +143,15 @@ class CommonSuffix(msgspec.Struct, frozen=True):
     max_abs_difference: float
 
 
+class Known(msgspec.Struct, frozen=True):
+    """A question whose answers are known, in `file`; how far each head (by its file) may be off, as `protocol.known`
+    measures it.
+    """
+
+    file: str
+    most_deviation: dict[str, float]
+
+
 class ModelInfo(msgspec.Struct, frozen=True):
     name: str
     digest: HexDigest  # of full.onnx
@@ -224,6 +234,7 @@ class Manifest(msgspec.Struct, frozen=True):
     recipes: tuple[TriedRecipe, ...] = ()
     layers: tuple[LayerLoss, ...] = ()
     suffix: CommonSuffix | None = None
+    known: Known | None = None
 
     def placement(self, kind: PlacementKind) -> PlacementEntry | None:
         return next((p for p in self.placements if p.kind == kind), None)

@@ -148,6 +148,19 @@ def given_public(text: str) -> tuple[PublicKey, ...]:
     return read_public(Path(text)) if os.path.isfile(text) else (parse_public(text),)
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is anything under that name. Raises InputError where nobody may look: that is no "no"."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be looked at ({error.strerror})", "run it as its owner, or name another"
+        ) from error
+    return True
+
+
 def read_private(path: Path) -> bytes:
     """What a file of secrets holds. Raises InputError if it is missing, no plain file, or open to others."""
     try:

@@ -88,6 +88,14 @@ class LinkState(msgspec.Struct, frozen=True):
     doubt: float | None = None
 
 
+class TcpView(NamedTuple):
+    """What the kernel has seen of a connection, up to whatever ends it: a proxy, where there is one."""
+
+    rtt_s: float  # smallest round trip of late
+    bytes_per_s: float | None  # how fast data last arrived; None before any has
+    is_limited_by_us: bool  # that rate is how fast we sent, and the link may carry more
+
+
 class Line(NamedTuple):
     """latency = intercept_s + slope_nbytes * x, x in seconds per byte of uplink."""
 

@@ -19,6 +19,8 @@
 | NoPart    | gateway -> agent | not that, why, and when to ask again |
 | Enroll    | agent -> gateway | I was invited: let my key in from now on |
 | Enrolled  | gateway -> agent | you are known under this name and these are my keys; or why not |
+| Chunk     | agent -> gateway | one piece of the payload of an Infer that announced it |
+| Credit    | gateway -> agent | so many pieces of it are here: send the next |
 
 Times on the wire are integer microseconds and always *remaining* or *elapsed* time, never a date: clocks differ.
 Structs are MessagePack arrays. A later minor version may append fields, which older ones skip.
@@ -103,6 +105,8 @@ class Welcome(msgspec.Struct, frozen=True, array_like=True):
     credit_nbytes: Count  # and how many payload bytes
     segments: tuple[Digest, ...]
     models: tuple[Digest, ...]
+    chunk_nbytes: Count = 0  # the largest Chunk that is taken; 0: none are
+    shared_key: bool = False  # another device was heard lately that speaks with the same key
 
 
 class NeedHello(msgspec.Struct, frozen=True, array_like=True):
@@ -123,6 +127,12 @@ class Infer(msgspec.Struct, frozen=True, array_like=True):
     # Share of the crossing 8-bit codes that lie at the ends of their range, in parts per million; None where none are.
     outer_ppm: Annotated[int, msgspec.Meta(ge=0, le=10**6)] | None = None
     keep: bool = False  # what crosses may be referred to by later requests: see protocol.delta
+    # The payload does not come with this message but as Chunks of this size; 0: it does, as parts.
+    chunk_nbytes: Annotated[int, msgspec.Meta(ge=0, le=131_072)] = 0
+
+    def within(self, budget_us: int) -> Infer:
+        """The same work within another budget."""
+        return msgspec.structs.replace(self, budget_us=budget_us)
 
 
 class Timings(msgspec.Struct, frozen=True, array_like=True):
@@ -204,6 +214,8 @@ class Offers(msgspec.Struct, frozen=True, array_like=True):
     reason: Sentence = ""  # why there are none
     revocations: Digest | None = None  # sha256 of the signed list of bundles that nobody may run
     revocations_nbytes: Count = 0
+    # by what the gateway is known: its key and, while that is replaced, the next
+    server: Annotated[tuple[ServerKey, ...], msgspec.Meta(max_length=2)] = ()
 
 
 class FetchPart(msgspec.Struct, frozen=True, array_like=True):
@@ -253,6 +265,23 @@ class Enrolled(msgspec.Struct, frozen=True, array_like=True):
     refusal: Sentence = ""
 
 
+class Chunk(msgspec.Struct, frozen=True, array_like=True):
+    """One payload part follows. Where each begins and ends is known from the Infer; they come in order, from 0."""
+
+    request: RequestId
+    attempt: Count
+    number: Count
+    budget_us: Microseconds  # the last one's counts, from its arrival; those before it say when to give the rest up
+
+
+class Credit(msgspec.Struct, frozen=True, array_like=True):
+    """`chunks` of this attempt's are not to be sent (any more). All of them: even if none came, as the work is done."""
+
+    request: RequestId
+    attempt: Count
+    chunks: Count
+
+
 Message = (
     VersionMismatch
     | Hello
@@ -272,4 +301,6 @@ Message = (
     | NoPart
     | Enroll
     | Enrolled
+    | Chunk
+    | Credit
 )

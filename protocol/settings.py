@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from protocol.errors import InputError
-from protocol.settings_fields import Leaf, Secret, Section, leaves, setting, tree_of
+from protocol.settings_fields import Branch, Leaf, Secret, Section, by_default, leaves, setting, tree_of
 from protocol.settings_layers import Given, Loaded, Origin, Problem, SettingsError, plain, resolve
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "Secret",
     "Section",
     "SettingsError",
+    "by_default",
     "load",
     "parse_set",
     "schema",
@@ -76,7 +77,19 @@ def schema(kind: type[Section]) -> dict[str, Any]:
     def hook(custom: type) -> dict[str, Any]:
         return {"type": "string", "writeOnly": True} if custom is Secret else {"type": "string"}
 
-    return msgspec.json.schema(kind, schema_hook=hook)
+    found = msgspec.json.schema(kind, schema_hook=hook)
+    _with_made_defaults(tree_of(kind), found["$defs"])
+    return found
+
+
+def _with_made_defaults(branch: Branch, definitions: dict[str, Any]) -> None:
+    """Of defaults that a factory makes (`by_default`) a schema says nothing."""
+    fields = definitions[branch.kind.__name__]["properties"]
+    for name, child in branch.children.items():
+        if isinstance(child, Branch):
+            _with_made_defaults(child, definitions)
+        elif isinstance(child.default, Path):
+            fields[name]["default"] = str(child.default)
 
 
 def parse_set(flags: Iterable[str]) -> dict[str, str]:
@@ -85,7 +98,9 @@ def parse_set(flags: Iterable[str]) -> dict[str, str]:
     for flag in flags:
         key, equals, value = flag.partition("=")
         if not equals or not key.strip():
-            raise InputError(f"--set {flag} names no value", "write --set limits.pending_requests=10")
+            raise InputError(
+                f"--set {flag} names no value", "write --set KEY=VALUE, for example --set http.bind=127.0.0.1:8000"
+            )
         found[key.strip()] = value
     return found
 

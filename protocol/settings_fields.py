@@ -74,6 +74,11 @@ def setting(
     return msgspec.Meta(description=text, extra=extra, extra_json_schema=more, ge=ge, le=le)
 
 
+def by_default(value: object) -> Any:
+    """`value`, which JSON does not know (a path), as a default: made by a factory, a schema can pass it over."""
+    return msgspec.field(default_factory=lambda: value)
+
+
 @dataclass(frozen=True, slots=True)
 class Leaf:
     """One value that can be set."""
@@ -143,7 +148,8 @@ def _branch(kind: type[Section], text: str, *, by_name: bool = False, reloadable
             children[each.name] = _branch(_section(shape.value_type), about, by_name=True, reloadable=live)
         else:
             wanted = str(extra.get("wanted", "")) or in_words(shape)
-            children[each.name] = Leaf(hints[each.name], shape, about, wanted, live, each.default)
+            default = each.default if each.default_factory is msgspec.NODEFAULT else each.default_factory()
+            children[each.name] = Leaf(hints[each.name], shape, about, wanted, live, default)
     return Branch(kind, text, children, by_name, reloadable)
 
 

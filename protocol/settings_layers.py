@@ -6,8 +6,10 @@ wants the whole list. `protocol.settings` reads files and the environment and ha
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
+import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
@@ -120,7 +122,7 @@ def _converted(leaf: Leaf, given: Given) -> object:
         if value == "" and leaf.is_optional:
             return None
         if isinstance(leaf.shape, shapes.VarTupleType):
-            value = [part.strip() for part in value.split(",") if part.strip()]
+            value = _listed(value)
 
     def made(kind: type[Any], text: object) -> object:
         if isinstance(text, kind):
@@ -135,6 +137,14 @@ def _converted(leaf: Leaf, given: Given) -> object:
     if isinstance(result, float) and not math.isfinite(result):
         raise ValueError
     return result
+
+
+def _listed(text: str) -> list[object]:
+    """Parts between commas, or a list as it would stand in the file. An address in brackets is neither."""
+    if text.startswith("[") and text.endswith("]"):
+        with contextlib.suppress(tomllib.TOMLDecodeError):
+            return list(tomllib.loads(f"x = {text}")["x"])
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _wrong(leaf: Leaf, given: Given) -> Problem:

@@ -106,7 +106,10 @@ def read_verify_keys(path: Path) -> tuple[VerifyKey, ...]:
             data = file.read(keys.MOST_NBYTES + 1)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})", _REMEDY) from error
-    known = {key.data: key for key in map(parse_verify_key, keys.key_lines(data, path))}
+    try:
+        known = {key.data: key for key in map(parse_verify_key, keys.key_lines(data, path))}
+    except InputError as error:
+        raise error if str(path) in error.fact else InputError(f"{path}: {error.fact}", error.remedy) from error
     if not known:
         raise InputError(f"{path} holds no public key", _REMEDY)
     return tuple(known.values())

@@ -18,7 +18,7 @@ changed. Several keys may sign one statement, and a Trust may want more than one
                                                  any                      yes                 None, taken unsigned
     a known key's signature that does not hold   that                     any                 refused
     an envelope that is none                     any                      any                 refused
-    a counter below the model's floor            those                    any                 refused
+    a counter below the model's floor            those                    any                 refused, unless excused
     a bundle that was revoked                    any                      any                 refused
 """
 
@@ -86,7 +86,8 @@ class Trust:
     """Whom a device, or a person, believes. Raises InputError for a threshold that no bundle could meet.
 
     `keys` are the current one and, while it is being replaced, the next; `threshold` is how many of them must have
-    signed. `floors` is the least counter by model name: what is older is not taken again.
+    signed. `floors` is the least counter by model name: what is older is not taken again, but for the bundles whose
+    digests are `excused`. A revocation excuses nobody.
     """
 
     keys: tuple[VerifyKey, ...] = ()
@@ -94,6 +95,7 @@ class Trust:
     allow_unsigned: bool = False
     floors: Mapping[str, int] = field(default_factory=dict)
     revocations: Revocations | None = None
+    excused: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         known = len({key.data for key in self.keys})
@@ -134,11 +136,11 @@ class Trust:
                 "copy the bundle again, or sign it anew with `partitioner sign`",
             )
         floor = self.floors.get(statement.model, 0)
-        if statement.counter < floor:
+        if statement.counter < floor and digest not in self.excused:
             raise UntrustedError(
                 f"the bundle {folder} is number {statement.counter} of {statement.model}, and number {floor} was "
                 "in use here before: older ones are not taken again",
-                "sign it with a higher --counter if it really is to replace the newer one",
+                "sign it with a higher --counter, or take it here on purpose with --older",
             )
         return statement
 

@@ -13,7 +13,6 @@ a Unix socket (`hub`, `spoke`); the process takes connections from what it was g
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import ipaddress
@@ -22,8 +21,8 @@ import random
 import socket as stdlib_socket
 import struct
 import time
-from collections.abc import Callable, Mapping
-from typing import NamedTuple, TypeAlias, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple, TypeAlias
 
 import zmq
 from zmq.utils import z85
@@ -31,7 +30,6 @@ from zmq.utils import z85
 from protocol.errors import InputError, NetworkError
 from protocol.wire import MAX_HEADER_NBYTES, PART_NBYTES
 
-T = TypeVar("T")
 Socket: TypeAlias = "zmq.Socket[bytes]"
 Context: TypeAlias = "zmq.Context[zmq.Socket[bytes]]"
 
@@ -51,8 +49,7 @@ SEND_HWM = 1024
 BACKLOG = 512
 ZAP_DOMAIN = b"isthmus"
 ZAP_ENDPOINT = "inproc://zeromq.zap.01"
-_EVENT = struct.Struct("=H")  # and a value of 32 bits: see zmq_socket_monitor(3)
-_BYTES_RECEIVED = struct.Struct("=Q")  # tcpi_bytes_received, in the kernel's struct tcp_info
+_EVENT_AND_VALUE = struct.Struct("=Hi")  # see zmq_socket_monitor(3)
 REBIND_S = 0.5  # libzmq closes a listener in its I/O thread, so that its port is free only a little later
 
 
@@ -158,12 +155,14 @@ def watched_dealer(context: Context, endpoint: Endpoint, curve: CurveClient | No
     return sock, monitor
 
 
-def monitor_event(monitor: Socket) -> int:
-    """The next event that a monitor tells, one of `zmq.EVENT_*`. Blocks until there is one.
+def monitor_event(monitor: Socket) -> tuple[int, int]:
+    """The next event that a monitor tells, one of `zmq.EVENT_*`, and its value: of a connection that was made or lost
+    the file descriptor. Blocks until there is one.
 
     pyzmq's own reader of these messages brings asyncio and ssl along: 5 MB and 50 ms on a device that needs neither.
     """
-    return int(_EVENT.unpack_from(monitor.recv_multipart()[0])[0])
+    event, value = _EVENT_AND_VALUE.unpack_from(monitor.recv_multipart()[0])
+    return int(event), int(value)
 
 
 def _dealer(context: Context, curve: CurveClient | None) -> Socket:
@@ -202,7 +201,19 @@ def router(
 def watched_router(context: Context, *, guarded: bool = False) -> tuple[Socket, Socket]:
     """A ROUTER that listens nowhere yet, and its monitor, which tells of every connection and of its end."""
     sock = _router(context, guarded=guarded)
-    return sock, sock.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+    return sock, watch(sock)
+
+
+def watch(sock: Socket) -> Socket:
+    """A monitor that tells of every connection that is accepted from now on, and of its end."""
+    return sock.get_monitor_socket(zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED)
+
+
+def connections_told(monitor: Socket) -> Iterator[tuple[int, bool]]:
+    """What `watch` has told by now: descriptors, and whether they were accepted or have ended."""
+    while monitor.poll(0):
+        event, descriptor = _EVENT_AND_VALUE.unpack_from(monitor.recv_multipart()[0])
+        yield descriptor, event == zmq.EVENT_ACCEPTED
 
 
 def _router(context: Context, *, guarded: bool) -> Socket:
@@ -344,38 +355,6 @@ def _local(context: Context) -> Socket:
     sock.setsockopt(zmq.HEARTBEAT_IVL, 0)
     sock.setsockopt(zmq.SNDHWM, 0)  # what is under way is bounded in bytes, by whoever sends
     return sock
-
-
-def received_nbytes(descriptor: int) -> int | None:
-    """Bytes that a TCP connection has brought since it was made, as the kernel counts; None if it is none."""
-    try:
-        info = _borrowed(descriptor, lambda s: s.getsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_INFO, 136))
-    except OSError:
-        return None
-    return int(_BYTES_RECEIVED.unpack_from(info, 128)[0]) if len(info) == 136 else None  # since Linux 4.1
-
-
-def hang_up(descriptor: int) -> None:
-    """End a TCP connection that libzmq owns: it sees the end of the stream and closes it, which resets the peer.
-
-    Without a reset a peer that only sends would wait for minutes before it notices.
-    """
-
-    def reset(sock: stdlib_socket.socket) -> None:
-        sock.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_LINGER, struct.pack("ii", 1, 0))
-        sock.shutdown(stdlib_socket.SHUT_RDWR)
-
-    with contextlib.suppress(OSError, ValueError):  # gone by itself
-        _borrowed(descriptor, reset)
-
-
-def _borrowed(descriptor: int, do: Callable[[stdlib_socket.socket], T]) -> T:
-    """Family and type are given so that nothing is asked of the kernel; they play no part in what is done here."""
-    sock = stdlib_socket.socket(stdlib_socket.AF_INET, stdlib_socket.SOCK_STREAM, fileno=descriptor)
-    try:
-        return do(sock)
-    finally:
-        sock.detach()
 
 
 def gatekeeper(context: Context) -> Socket:

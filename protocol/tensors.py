@@ -96,7 +96,9 @@ def check_inputs(specs: Sequence[TensorSpec], given: Tensors) -> None:
         raise InputError(f"the inputs are a {type(given).__name__}", f"give a dictionary with {expected}")
     for spec in specs:
         if spec.name not in given:
-            raise InputError(f"input {spec.name!r} is missing", f"the model takes {expected}")
+            others = [repr(name) for name in given if name not in {s.name for s in specs}]
+            instead = f", and {', '.join(others[:3])} is none of its inputs" if others else ""
+            raise InputError(f"input {spec.name!r} is missing{instead}", f"the model takes {expected}")
         array = given[spec.name]
         if not isinstance(array, np.ndarray):
             raise InputError(f"input {spec.name!r} is a {type(array).__name__}", "give a numpy array")
@@ -110,6 +112,8 @@ def check_inputs(specs: Sequence[TensorSpec], given: Tensors) -> None:
                 f"input {spec.name!r} has shape {list(array.shape)} but the model takes {describe(spec)}",
                 "resize, transpose or reshape it",
             )
+        if array.shape[:1] == (0,):  # there is nothing to answer, and times of nothing would be learned from
+            raise InputError(f"input {spec.name!r} has no rows: its shape is {list(array.shape)}", "send at least one")
     unknown = [name for name in given if name not in {s.name for s in specs}]
     if unknown:
         raise InputError(f"input {unknown[0]!r} is not an input of the model", f"the model takes {expected}")

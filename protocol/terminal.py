@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import msgspec
@@ -20,14 +22,18 @@ REMEDIES = {
     "onnx_ir": "pip install 'isthmus[partition]'",
     "onnxruntime": "pip install 'isthmus[edge]' on a device, 'isthmus[gateway]' at a gateway",
 }
+_INTERRUPTED = "interrupted: nothing is left half written"
 
 
 def run(app: Callable[[], Any]) -> None:
     """Run a command line and end the process with its exit code (see `protocol.errors`)."""
+    interrupts = _noted_interrupts()
     try:
         with guarded():
             app()
     except Exception:
+        if interrupts:
+            _end(_INTERRUPTED, 130)
         traceback.print_exc()
         raise SystemExit(1) from None
 
@@ -40,7 +46,7 @@ def guarded() -> Iterator[None]:
     except IsthmusError as error:
         _end(f"error: {' '.join(str(error).split())}", error.exit_code)
     except KeyboardInterrupt:
-        _end("interrupted: nothing is left half written", 130)
+        _end(_INTERRUPTED, 130)
     except BrokenPipeError:
         # Whoever read our output has gone; that is their right. Python would complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -54,6 +60,19 @@ def guarded() -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         _end(f"error: {error.strerror}; free some and run it again", 1)
+
+
+def _noted_interrupts() -> list[int]:
+    """Fills when Ctrl-C is pressed: out of a library that is just loading it may come as an ImportError."""
+    seen: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        seen.append(number)
+        signal.default_int_handler(number, frame)
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, note)
+    return seen
 
 
 def _end(sentence: str, code: int) -> None:

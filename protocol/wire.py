@@ -7,6 +7,9 @@ all parts follow from the header, and a message whose parts differ is refused wh
 
 Why parts: ZeroMQ's heartbeat is cancelled only by a complete frame, so one 1.6 MB frame on a 1 Mbit/s link is cut off
 after 5 s and lost without an error, while frames of 64-128 KB pass.
+
+On a slow link even parts of one message hold up everything behind them for seconds. There an Infer announces its
+payload (`chunk_nbytes`), and the parts, cut as small, follow as messages of their own: see `control.chunking`.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from protocol.tensors import TensorHeader
 
 VERSION = 1
 PART_NBYTES = 128 * 1024
+MIN_CHUNK_NBYTES = 4 * 1024  # smaller ones would cost more in headers, and in objects here, than they are worth
 MAX_HEADER_NBYTES = 128 * 1024
 MAX_PAYLOAD_NBYTES = 256 * 1024 * 1024
 
@@ -48,6 +52,8 @@ TYPES: dict[int, type[Any]] = {
     15: m.NoPart,
     16: m.Enroll,
     17: m.Enrolled,
+    18: m.Chunk,
+    19: m.Credit,
 }
 _NUMBERS = {struct: number for number, struct in TYPES.items()}
 _DECODERS = {number: msgspec.msgpack.Decoder(struct) for number, struct in TYPES.items()}
@@ -68,15 +74,20 @@ def pack_header(message: m.Message) -> bytes:
 
 def pack(message: m.Message, payload: Sequence[Buffer] = ()) -> list[Buffer]:
     """Frames of `message`; `payload` holds one encoded buffer per tensor, in header order. Nothing is copied."""
-    frames: list[Buffer] = [pack_header(message)]
+    return [pack_header(message), *split(payload)]
+
+
+def split(payload: Sequence[Buffer], part_nbytes: int = PART_NBYTES) -> list[Buffer]:
+    """The parts of a payload, each tensor's beginning one of its own. Nothing is copied."""
+    parts: list[Buffer] = []
     for buffer in payload:
         view = memoryview(buffer).cast("B")
-        if view.nbytes <= PART_NBYTES:
+        if view.nbytes <= part_nbytes:
             if view.nbytes:
-                frames.append(view)
+                parts.append(view)
             continue
-        frames.extend(view[at : at + PART_NBYTES] for at in range(0, view.nbytes, PART_NBYTES))
-    return frames
+        parts.extend(view[at : at + part_nbytes] for at in range(0, view.nbytes, part_nbytes))
+    return parts
 
 
 def unpack_header(frame: Buffer) -> m.Message:
@@ -102,29 +113,41 @@ def unpack_header(frame: Buffer) -> m.Message:
     return message
 
 
-def part_count(header: TensorHeader) -> int:
+def printable(text: str) -> str:
+    """What a peer says, fit for logs, terminals and people: one line, with nothing in it that a terminal obeys."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def part_count(header: TensorHeader, part_nbytes: int = PART_NBYTES) -> int:
     """How many payload parts follow for this tensor."""
-    return -(-header.nbytes // PART_NBYTES)
+    return -(-header.nbytes // part_nbytes)
 
 
-def check_parts(headers: Sequence[TensorHeader], part_sizes: Sequence[int]) -> list[int]:
+def require_payload_bounded(headers: Sequence[TensorHeader]) -> None:
+    """Raises WireError."""
+    announced = sum([h.nbytes for h in headers])
+    if announced > MAX_PAYLOAD_NBYTES:
+        raise WireError(f"payload of {announced} bytes", f"at most {MAX_PAYLOAD_NBYTES} may cross")
+
+
+def check_parts(
+    headers: Sequence[TensorHeader], part_sizes: Sequence[int], part_nbytes: int = PART_NBYTES
+) -> list[int]:
     """Check the sizes of the payload parts against what the header announced; returns how many parts each tensor has.
 
     Raises WireError.
     """
-    announced = sum([h.nbytes for h in headers])
-    if announced > MAX_PAYLOAD_NBYTES:
-        raise WireError(f"payload of {announced} bytes", f"at most {MAX_PAYLOAD_NBYTES} may cross")
+    require_payload_bounded(headers)
     at = 0
     counts = []
     for header in headers:
-        count = part_count(header)
+        count = part_count(header, part_nbytes)
         counts.append(count)
         sizes = part_sizes[at : at + count]
-        if len(sizes) != count or sum(sizes) != header.nbytes or sizes[:-1] != [PART_NBYTES] * (count - 1):
+        if len(sizes) != count or sum(sizes) != header.nbytes or sizes[:-1] != [part_nbytes] * (count - 1):
             raise WireError(
                 f"tensor {header.name!r} announced {header.nbytes} bytes but its parts hold {sum(sizes)}",
-                f"send it in parts of {PART_NBYTES} bytes",
+                f"send it in parts of {part_nbytes} bytes",
             )
         at += count
     if at != len(part_sizes):

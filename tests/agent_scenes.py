@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from edge_agent.outcomes import Answer, Refusal, StageTimings
@@ -15,16 +17,18 @@ from edge_agent.seeing.standing import (
     PlacementStanding,
     StoreStanding,
 )
+from protocol.control.causes import Cause, Why, causes, sentences
 from protocol.control.flights import RefusalCode
 from protocol.seeing.machine import MachineState
 from protocol.seeing.nvml import Gpu
 
 DIGEST = "ab" * 32
 BUNDLE = BundleStanding("digits", "3", DIGEST, state="confirmed", signed_by="factory")
+LOST = Why(Cause.LINK, "no gateway answers")
 HOSTILE = "<img src=x onerror=alert(1)>"
 
 
-def answer(number: int = 1, *, kind: str = "cut", total_s: float = 0.02, degraded: tuple[str, ...] = ()) -> Answer:
+def answer(number: int = 1, *, kind: str = "cut", total_s: float = 0.02, degraded: Sequence[Why] = ()) -> Answer:
     """An answer of `cut-1` over the link, or of `edge-only`."""
     remote = kind != "edge-only"
     timings = StageTimings(
@@ -49,7 +53,8 @@ def answer(number: int = 1, *, kind: str = "cut", total_s: float = 0.02, degrade
         down_nbytes=80 if remote else 0,
         attempts=1,
         batch_size=1,
-        degraded=degraded,
+        degraded=sentences(degraded),
+        causes=causes(degraded),
     )
 
 
@@ -63,9 +68,7 @@ def busy_ledger() -> Ledger:
     ledger.introduce(DIGEST, "digits", "3")
     for i in range(3000):
         alone = i % 10 == 0
-        outcome = (
-            answer(i, kind="edge-only", total_s=0.045, degraded=("cut-1: no gateway answers",)) if alone else answer(i)
-        )
+        outcome = answer(i, kind="edge-only", total_s=0.045, degraded=(LOST.about("cut-1"),)) if alone else answer(i)
         predicted_s = 0.045 if alone else 0.018
         ledger.observe(outcome, budget_s=0.1, predicted_s=predicted_s, now=i / 50)
     for i in range(12):

@@ -30,7 +30,8 @@ settings.load_profile(os.environ.get("ISTHMUS_EXAMPLES", "gate"))
 
 # What only computes may share the machine with another test; the rest of these two rooms may not.
 TIMED = ("integration", "e2e")
-COMPUTES = ("test_access_routes.py", "test_agent_status_page.py", "test_benchmark_cuts.py",
+COMPUTES = ("test_access_routes.py", "test_agent_cancelling.py", "test_agent_conformance.py", "test_agent_reload.py",
+            "test_agent_status_page.py", "test_benchmark_cuts.py",
             "test_gateway_http.py", "test_hostile_models.py",
             "test_oip_grpc.py", "test_oip_http.py", "test_partitioner_build.py", "test_partitioner_cli.py",
             "test_partitioner_cli_verbs.py", "test_partitioner_joining.py", "test_partitioner_models.py",

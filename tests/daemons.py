@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import io
+import socket
 import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
@@ -22,7 +25,7 @@ from tests.waiting import PATIENCE_S
 
 
 def daemon_of(
-    bundle: Path,
+    bundle: Path | None,
     state_dir: Path,
     *,
     gateways: tuple[str, ...] = (),
@@ -36,6 +39,39 @@ def daemon_of(
                            | dict(settings or {}))  # fmt: skip
     logs = Logs(level="debug", style="json", stream=log or io.StringIO(), repeat_interval_s=0.0)
     return Daemon(loaded.settings, notifier=Notifier(env or {}), logs=logs)
+
+
+class Manager:
+    """systemd's end of the socket."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(str(path))
+        self._socket.setblocking(False)
+
+    def heard(self) -> list[str]:
+        """Everything since the last time."""
+        found: list[str] = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                found += self._socket.recv(4096).decode().splitlines()
+        return found
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def got(daemon: Daemon, path: str, *, method: str = "GET", body: bytes = b"") -> tuple[int, str]:
+    """Status and body of one request over TCP."""
+    assert daemon.door.endpoint is not None
+    connection = http.client.HTTPConnection("127.0.0.1", daemon.door.endpoint.port, timeout=PATIENCE_S)
+    try:
+        connection.request(method, path, body or None)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    finally:
+        connection.close()
 
 
 @contextmanager

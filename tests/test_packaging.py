@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 import tomllib
 from itertools import combinations
 from typing import Any
@@ -63,14 +65,43 @@ def test_what_needs_a_gpu_comes_only_with_the_extras_that_say_so() -> None:
         assert bool(on_gpu) == (extra in ("cuda", "tensorrt", "tensorrt-rtx")), extra
 
 
-def test_the_gateway_on_cuda_is_the_gateway_with_another_onnx_runtime() -> None:
-    assert {r.replace("onnxruntime-gpu[cuda,cudnn]", "onnxruntime") for r in EXTRAS["cuda"]} == set(EXTRAS["gateway"])
-
-
 def test_the_edge_extra_pulls_in_no_model_tools() -> None:
     wanted = " ".join([*PROJECT["project"]["dependencies"], *EXTRAS["edge"]])
     for name in ("onnx>", "onnx-ir", "scipy", "scikit", "matplotlib", "torch"):
         assert name not in wanted
+
+
+def test_the_extra_for_nvidia_is_agent_and_gateway_with_the_other_onnx_runtime() -> None:
+    def but_for_the_runtime(*extras: str) -> set[str]:
+        return {line for extra in extras for line in EXTRAS[extra] if not line.startswith("onnxruntime")}
+
+    assert but_for_the_runtime("cuda") == but_for_the_runtime("edge", "gateway")
+
+
+def test_what_is_copied_onto_a_machine_comes_with_the_wheel() -> None:
+    target = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
+    shared = {path: to for path, to in target["shared-data"].items() if (ROOT / path).is_dir()}
+    assert shared == {"deploy": "share/isthmus"}
+    page = (ROOT / "docs" / "device.md").read_text(encoding="utf-8")
+    named = re.findall(r"/opt/isthmus/share/isthmus/(\S+)", page)
+    assert named
+    assert [name for name in named if not (ROOT / "deploy" / name).is_file()] == []
+
+
+def test_all_that_is_read_beside_the_code_is_in_its_package() -> None:
+    """Pages, their styles and scripts, the gRPC contract: what git does not ignore is built into the wheel."""
+    packages = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    beside = [
+        path
+        for name in packages
+        for path in (ROOT / name).rglob("*")
+        if path.suffix in (".html", ".js", ".css", ".proto")
+    ]
+    assert {path.suffix for path in beside} == {".html", ".js", ".css", ".proto"}
+    ignored = subprocess.run(
+        ["git", "check-ignore", *map(str, beside)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert ignored.stdout == ""
 
 
 def test_the_version_is_the_same_everywhere() -> None:

@@ -17,7 +17,8 @@ from edge_agent.bundles import update as u
 from edge_agent.bundles.disk import Disk
 from edge_agent.bundles.record import Step
 from edge_agent.bundles.shelf import Shelf
-from edge_agent.bundles.updater import Policy, Trusting, Updater
+from edge_agent.bundles.trusting import Trusting
+from edge_agent.bundles.updater import Policy, Updater
 from protocol import messages as m
 from protocol.bundle import MANIFEST, Bundle
 from protocol.signing import Trust
@@ -72,7 +73,7 @@ class FolderGateway:
 
 
 class Unsigned(Trusting):
-    def trust(self, *, received: bool = False) -> Trust:
+    def trust(self, *, received: bool = False, kept: bool = False) -> Trust:
         return Trust(allow_unsigned=True)
 
 
@@ -95,6 +96,7 @@ class Device:
         self.told: list[str] = []
         self.shelf = Shelf(state, Disk(around))
         self.cannot_serve: dict[str, str] = {}
+        self.trust: Callable[[], Trust | None] = lambda: None  # what is asked of a bundle that is to serve
         self.updater = Updater(
             self.shelf,
             switch=self._serve,
@@ -109,7 +111,7 @@ class Device:
         if folder is not None:
             from protocol.errors import EngineError
 
-            bundle = Bundle.open(folder)
+            bundle = Bundle.open(folder, self.trust())
             if bundle.digest in self.cannot_serve:
                 raise EngineError(self.cannot_serve[bundle.digest])
             bundle.verify()  # only whole bundles may ever serve

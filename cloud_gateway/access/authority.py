@@ -19,6 +19,7 @@ from cloud_gateway.access.folder import KeyFolder, ServerKeys
 from cloud_gateway.access.limits import Bucket
 from cloud_gateway.access.roster import Table
 from cloud_gateway.access.zap import PlainText
+from protocol import messages as m
 from protocol import sockets
 from protocol.errors import InputError
 from protocol.sockets import Endpoint
@@ -86,6 +87,13 @@ class Authority:
     def look_soon(self) -> None:
         """The folder was just changed: do not wait for the next look. From any thread."""
         self._look_soon = True
+
+    def server_keys(self) -> tuple[m.ServerKey, ...]:
+        """By what this gateway is known: its key and, while that is being replaced, the next. From any thread."""
+        if (server := self._server) is None:
+            return ()
+        told = [m.ServerKey(server.current.public.data)]
+        return (*told, m.ServerKey(server.next.public.data, server.next_port)) if server.next is not None else (*told,)
 
     @staticmethod
     def tenant(user_id: str) -> str:

@@ -1,6 +1,6 @@
 """The thread that owns the gateway's socket: header decode, session, admission, queueing; nothing heavy, never blocked.
 
-    ROUTER -> unpack header -> session -> dedup -> fit -> desk.submit
+    ROUTER -> unpack header -> session -> intake -> desk.submit
     engine thread --mailbox--> finish -> pack -> ROUTER
 
 The front always drains the socket and answers what it cannot take (flow control is by credit and refusals, never by
@@ -26,7 +26,8 @@ from cloud_gateway.access.enrolment import Enrolment
 from cloud_gateway.access.zap import guest_key
 from cloud_gateway.cached_desk import CachedDesk
 from cloud_gateway.desk import GUEST, Desk
-from cloud_gateway.doors.answers import infer_of, reference_of
+from cloud_gateway.doors.intake import Intake
+from cloud_gateway.doors.newcomers import Newcomers
 from cloud_gateway.doors.peers import Peer, Peers
 from cloud_gateway.doors.replies import Replies
 from cloud_gateway.doors.routes import is_front, user_id_of
@@ -36,8 +37,8 @@ from cloud_gateway.offers.offering import Brought, Offering
 from cloud_gateway.scheduling.admission import Verdict
 from cloud_gateway.seeing.ledger import Ledger
 from cloud_gateway.seeing.tracing import Tracing
-from cloud_gateway.work import Computed, Crashed, Item, NotComputed, nbytes_of
-from protocol import __version__, sockets, wire
+from cloud_gateway.work import Computed, Crashed, Item, NotComputed
+from protocol import __version__, descriptors, sockets, wire
 from protocol import messages as m
 from protocol.errors import NetworkError, WireError
 from protocol.mailbox import Mailbox
@@ -47,6 +48,7 @@ from protocol.wire import Buffer
 
 SMALL_FRAME_NBYTES = 10_000  # below this libzmq keeps frames in a shared, unaligned buffer: copy them out
 FLUSH_MS = 1000
+WATCH_S = 1.0  # connections are looked at this often
 LISTEN_AGAIN_S = 1.0  # where a port was taken
 # A DEALER drops what it has not yet read when its connection closes: give the agents time to read their last answers.
 SETTLE_S = 0.2
@@ -106,7 +108,6 @@ class Frontend:
         self._relayed = relayed
         self._bound = {at: secret for at, secret in authority.secrets(endpoint).items() if at == endpoint}
         self._listen_again_at: float | None = None
-        self._submit = desk_submit(desk) if cache is None else cache.submit
         self._beats = beats
         self._offering = offering
         self._told = told
@@ -115,10 +116,14 @@ class Frontend:
         self._ledger = ledger
         self._replies = Replies(socket, desk, ledger, self.stats, tracing)
         self._peers = Peers()
+        self._newcomers = Newcomers()
+        self._watch_at = 0.0
+        self._monitor = None if relayed or not self._bound else sockets.watch(socket)
+        submit = desk_submit(desk) if cache is None else cache.submit
+        self._intake = Intake(self, catalogue, desk, submit, ledger, self._replies, self.stats)
         self._runner = Runner(desk, ledger, keep=None if cache is None else cache.keep)
         self._crashed = crashed
         self._draining = False
-        self._turn_s = 0.0
         self._end_by: float | None = None
         self._settle_by = 0.0
         self._thread = threading.Thread(target=self._main, name="isthmus-frontend", daemon=True)
@@ -152,6 +157,9 @@ class Frontend:
             self._crashed(error)
         finally:
             self._beats.end("frontend")
+            if self._monitor is not None:
+                self._socket.disable_monitor()
+                self._monitor.close(0)
             self._socket.close(FLUSH_MS)  # answers that were handed over but not yet written still go out
             self.mailbox.close()
 
@@ -171,8 +179,10 @@ class Frontend:
                 self._receive_burst()
             more = self._serve_small()
             now = time.monotonic()
-            self._turn_s = min(max(now - began, self._turn_s * TURN_KEPT), MOST_TURN_S)
+            self._intake.turn_s = min(max(now - began, self._intake.turn_s * TURN_KEPT), MOST_TURN_S)
             self._peers.forget_silent(now=now)
+            self._watch_newcomers(now)
+            self._intake.look(now=now)
             if self._listen_again_at is not None and now >= self._listen_again_at:
                 self._listen_anew()
             self._beats.beat("frontend", now=now)
@@ -226,6 +236,8 @@ class Frontend:
                 self._settle_by = time.monotonic() + SETTLE_S
                 for route in self._peers.greeted():
                     self._replies.send(route, m.Drain("shutting down"))
+                # Once it is whole it would be refused: meanwhile another gateway could have done it.
+                self._intake.refuse_all(m.RejectCode.DRAINING, "the gateway is shutting down", now=time.monotonic())
 
     def _listen_anew(self) -> None:
         if self._relayed:
@@ -240,7 +252,8 @@ class Frontend:
     def _refuse_everything(self, reason: str) -> None:
         """The last act: whoever still waits is told, and can read it, so that no request vanishes."""
         waiting = self._desk.withdraw(lambda item: item.door is self)
-        settle_s = SETTLE_S if len(self._replies.dedup) else 0.0
+        settle_s = SETTLE_S if len(self._replies.dedup) + len(self._intake) else 0.0
+        self._intake.refuse_all(m.RejectCode.INTERNAL, reason, now=time.monotonic())
         self._replies.refuse_all(waiting, self._catalogue.segments, reason[:900])
         time.sleep(settle_s)
 
@@ -260,6 +273,8 @@ class Frontend:
             if (key := guest_key(user_id)) is not None:
                 self._receive_guest(route, key, frames)
                 continue
+            if self._monitor is not None and self._authority.refusal(user_id) is None:
+                self._newcomers.known(int(frames[-1].get(zmq.SRCFD)))
             buffers: list[Buffer] = [f.buffer if len(f) >= SMALL_FRAME_NBYTES else f.bytes for f in frames[1:]]
             try:
                 self._receive(route, user_id, buffers, time.monotonic())
@@ -271,12 +286,27 @@ class Frontend:
 
     # ---- what comes in ----------------------------------------------------------------------------------------------
 
+    def _watch_newcomers(self, now: float) -> None:
+        """Whoever has not shown to be a known agent in time holds a place that agents need."""
+        if self._monitor is None or now < self._watch_at:
+            return
+        self._watch_at = now + WATCH_S
+        for descriptor, is_new in sockets.connections_told(self._monitor):
+            if is_new:
+                self._newcomers.accepted(descriptor, descriptors.peer_of(descriptor), now=now)
+            else:
+                self._newcomers.ended(descriptor)
+        for descriptor, address in self._newcomers.overdue(now=now):
+            if address and descriptors.peer_of(descriptor) == address:
+                self.stats["strangers_hung_up_on"] += 1
+                descriptors.hang_up(descriptor)
+
     def _receive_guest(self, route: bytes, key: bytes, frames: list[zmq.Frame]) -> None:
         """Somebody who is not known may show an invitation; whatever else it says ends its connection."""
         self.stats["guests"] += 1
         taken = len(frames) == 2 and self._enrolment.take_frame(route, key, frames[1].bytes)
         if not taken and not self._relayed:  # behind a front its process counts the connections
-            sockets.hang_up(int(frames[-1].get(zmq.SRCFD)))
+            descriptors.hang_up(int(frames[-1].get(zmq.SRCFD)))
 
     def _receive(self, route: bytes, user_id: str, frames: list[Buffer], now: float) -> None:
         if not frames:
@@ -291,7 +321,8 @@ class Frontend:
             case m.Hello(boot=boot, also=also):
                 self._peers.greet(route, peer, (boot, *also), self._authority.tenant(user_id), now=now)
                 self.stats["hellos"] += 1
-                self._replies.send(route, self._welcome())
+                self._intake.greeted(route, peer)
+                self._replies.send(route, self._welcome(peer.tenant, now))
                 if self._draining:
                     self._replies.send(route, m.Drain("shutting down"))
             case m.Infer():
@@ -300,10 +331,13 @@ class Frontend:
                     self._replies.send(route, m.NeedHello(self.epoch, message.request))
                 else:
                     self._require_own(peer, message.request)
-                    self._infer(route, peer, message, frames[1:], now)
+                    self._intake.infer(route, peer, message, frames[1:], now=now)
+            case m.Chunk() if peer.is_greeted:  # otherwise its Infer was told to greet first
+                self._require_own(peer, message.request)
+                self._intake.chunk(route, peer, message, frames[1:], now=now)
             case m.Cancel(request):
                 self._require_own(peer, request)
-                self._cancel(peer, request)
+                self._intake.cancel(peer, request, now=now)
             case m.Enroll() if (key := self._authority.key_of(user_id)) is not None:
                 self._enrolment.take(route, key, message)
             case m.AskOffers() | m.FetchPart():
@@ -326,13 +360,16 @@ class Frontend:
         if isinstance(message, m.Infer):
             self._ledger.offered(None)
             self._replies.reject(route, message, m.RejectCode.FORBIDDEN, refusal, now=now)
+        elif isinstance(message, m.Chunk):
+            reject = m.Reject(message.request, message.attempt, m.RejectCode.FORBIDDEN, refusal, 0, 0)
+            self._replies.send(route, reject)
 
     def _require_own(self, peer: Peer, request: m.RequestId) -> None:
         """Nobody may fetch or cancel another's request: its id begins with a boot id that the peer greeted with."""
         if request.boot not in peer.boots:
             raise WireError(f"request {request} is not this peer's", "greet with the boot id that your requests bear")
 
-    def _welcome(self) -> m.Welcome:
+    def _welcome(self, tenant: str, now: float) -> m.Welcome:
         limits = self._desk.limits
         return m.Welcome(
             epoch=self.epoch,
@@ -341,58 +378,9 @@ class Frontend:
             credit_nbytes=limits.credit_nbytes,
             segments=tuple(self._catalogue.segments),
             models=tuple(self._catalogue.models),
+            chunk_nbytes=wire.PART_NBYTES,
+            shared_key=self._peers.shares_key(tenant, now=now),
         )
-
-    def _infer(self, route: bytes, peer: Peer, infer: m.Infer, parts: list[Buffer], now: float) -> None:
-        tenant = peer.tenant_of(infer.request.boot)
-        key = (tenant, infer.request, infer.segment)  # nobody is given what another asked for
-        if self._replies.dedup.attach(key, route, infer.attempt):
-            self.stats["duplicates_attached"] += 1
-            return
-        if (answer := self._replies.dedup.finished(key)) is not None:
-            self.stats["duplicates_answered"] += 1
-            self._replies.send_answer(route, infer.attempt, answer)
-            return
-        segment = self._catalogue.segments.get(infer.segment)
-        self._ledger.offered(segment.scope if segment else None)
-        if segment is None:
-            reason = "this gateway does not hold that head/tail pair"
-            self._replies.reject(route, infer, m.RejectCode.UNKNOWN_SEGMENT, reason, now=now)
-            return
-        try:
-            counts = wire.check_parts(infer.tensors, [len(p) for p in parts])
-            rows, layout = segment.fit(infer.tensors)
-            nbytes = nbytes_of(infer.tensors)
-        except (WireError, ValueError) as error:
-            self._replies.reject(route, infer, m.RejectCode.BAD_REQUEST, str(error)[:900], now=now, scope=segment.scope)
-            return
-        if segment.has_drifted(infer.outer_ppm):
-            self.stats["drifted"] += 1
-        item = Item(
-            segment, infer.tensors, parts, counts, infer.checksum, rows, layout, nbytes,
-            now, now + infer.budget_us / 1e6 - self._turn_s,
-            infer.priority, tenant, self, infer, reference_of(infer),
-        )  # fmt: skip
-        verdict = self._submit(item)
-        if verdict is None:
-            self._replies.dedup.start(key, route, infer.attempt)
-        else:
-            self._replies.reject(
-                route, infer, verdict.code, verdict.reason, verdict.retry_after_s, now=now, scope=segment.scope,
-                credit=verdict.credit,
-            )  # fmt: skip
-
-    def _cancel(self, peer: Peer, request: m.RequestId) -> None:
-        """Remove queued work that nobody waits for. What already runs is finished and its answer kept."""
-
-        def is_meant(item: Item) -> bool:
-            return (
-                item.door is self and item.tenant == peer.tenant_of(request.boot) and infer_of(item).request == request
-            )
-
-        for item in self._desk.withdraw(is_meant):
-            self.stats["cancelled"] += 1
-            self._replies.give_up(item, m.RejectCode.CANCELLED, "cancelled by the agent")
 
 
 def _user_id(frame: zmq.Frame) -> str:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from dataclasses import dataclass
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
 
+from protocol import messages as m
 from protocol.control.session import Event, Role, Session, State
 
 SILENT_PEER_S = 30.0
 # A device that changes its bundle speaks with two processes' worth of boot ids for as long as old requests take.
 TWIN_S = 60.0
+TWIN_TOLD_S = 600.0  # after that it may have been mended
 TWIN_ALIVE_S = 10.0  # agents ping every second
 MOST_PEERS = 10_000
+SETTLED = 64  # more than anybody announces in one round trip
 
 
 @dataclass(slots=True)
@@ -19,6 +22,8 @@ class Peer:
     session: Session
     heard_at: float
     boots: tuple[bytes, ...] = ()  # from its Hello: the ids of its requests begin with one of them
+    # Requests (and attempts) that need no chunks (any more), of which some may still come: known, refused, given up.
+    settled: deque[tuple[m.RequestId, int]] = field(default_factory=lambda: deque(maxlen=SETTLED))
     tenant: str = ""  # whose credit its requests use; "" where that is whose boot id they begin with
 
     def tenant_of(self, boot: bytes) -> str:
@@ -36,7 +41,7 @@ class Peers:
     def __init__(self) -> None:
         self._peers: OrderedDict[bytes, Peer] = OrderedDict()
         self._newest: dict[str, tuple[bytes, float]] = {}  # route that greeted last under each key's name, and when
-        self._twins: set[str] = set()  # whose key two devices share, as was said already
+        self._twins: dict[str, float] = {}  # whose key two devices share, and when both were heard last
 
     def __len__(self) -> int:
         return len(self._peers)
@@ -64,12 +69,17 @@ class Peers:
         """
         route, since = self._newest.get(peer.tenant, (b"", now))
         other = self._peers.get(route)
-        if peer.tenant in self._twins or other is None or other.boots[:1] == peer.boots[:1]:
+        if other is None or other.boots[:1] == peer.boots[:1]:
             return False
         if now - since < TWIN_S or now - other.heard_at > TWIN_ALIVE_S:
             return False
-        self._twins.add(peer.tenant)
-        return True
+        is_news = peer.tenant not in self._twins
+        self._twins[peer.tenant] = now
+        return is_news
+
+    def shares_key(self, tenant: str, *, now: float) -> bool:
+        """Whether two devices have spoken with the key of this name lately."""
+        return tenant in self._twins and now - self._twins[tenant] < TWIN_TOLD_S
 
     def drop(self, route: bytes) -> None:
         self._peers.pop(route, None)

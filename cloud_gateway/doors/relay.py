@@ -36,9 +36,10 @@ from cloud_gateway.access.authority import Authority
 from cloud_gateway.access.folder import KeyFolder
 from cloud_gateway.access.zap import guest_key
 from cloud_gateway.doors.holdings import MOVING_NBYTES, Holdings, Window
+from cloud_gateway.doors.newcomers import Newcomers
 from cloud_gateway.doors.routes import peer_of, to_route
+from protocol import descriptors, sockets, wire
 from protocol import messages as m
-from protocol import sockets, wire
 from protocol.errors import InputError, IsthmusError, NetworkError, WireError
 from protocol.sockets import Endpoint
 from protocol.tensors import MAX_TENSORS
@@ -100,6 +101,7 @@ class Relay:
         self._most_nbytes = min(MOST_NBYTES, headroom // 4)
         self._pressed_at = _resident_nbytes() + headroom // 2
         self._holdings = Holdings(most_nbytes=self._most_nbytes + sockets.MAX_FRAME_NBYTES)
+        self._newcomers = Newcomers()
         self._window = Window(nbytes=min(WINDOW_NBYTES, headroom // 8), messages=WINDOW_MESSAGES)
         self._endpoint = Endpoint(order.host, order.port)
         self._held = {self._endpoint: order.listening}
@@ -180,19 +182,21 @@ class Relay:
         self._stats["taken"] += 1
         if count > len(parts):
             self._stats["too_large"] += 1
-            sockets.hang_up(descriptor)
+            descriptors.hang_up(descriptor)
             return True
         # Whether that key still holds is for the gateway to say, with a reason, for every message.
         user_id = "" if self._authority.table is None else _user_id(frame)
         if guest_key(user_id) is not None and (count != 1 or parts[0].bytes[:2] != _ENROLL):
             self._stats["guests_refused"] += 1
-            sockets.hang_up(descriptor)
+            descriptors.hang_up(descriptor)
             return True
+        if guest_key(user_id) is None:
+            self._newcomers.known(descriptor)
         try:
             self._gateway.send_multipart([to_route(self._order.life, peer, user_id), *parts], zmq.NOBLOCK, copy=False)
         except zmq.Again:  # the gateway is going: its agents shall know
             self._stats["undelivered"] += 1
-            sockets.hang_up(descriptor)
+            descriptors.hang_up(descriptor)
             return True
         mark = self._window.sent(nbytes)
         if mark is not None:
@@ -238,20 +242,27 @@ class Relay:
             descriptor = int(told["value"])
             if told["event"] == zmq.EVENT_DISCONNECTED:
                 self._holdings.ended(descriptor)
+                self._newcomers.ended(descriptor)
             elif len(self._holdings) >= self._order.connections:
                 self._stats["connections_refused"] += 1
-                sockets.hang_up(descriptor)
+                descriptors.hang_up(descriptor)
             else:
                 self._stats["connections_accepted"] += 1
                 self._holdings.accepted(descriptor)
+                if self._authority.table is not None:
+                    self._newcomers.accepted(descriptor, descriptors.peer_of(descriptor), now=time.monotonic())
                 self._hurry()
 
     def _look(self, now: float) -> None:
         """Now and then: who holds too much, where to listen, and a sign of life."""
         if now >= self._look_at:
-            for descriptor in self._holdings.inspect(sockets.received_nbytes, pressed=self._is_pressed()):
+            for descriptor in self._holdings.inspect(descriptors.received_nbytes, pressed=self._is_pressed()):
                 self._stats["hoarders"] += 1
-                sockets.hang_up(descriptor)
+                descriptors.hang_up(descriptor)
+            for descriptor, address in self._newcomers.overdue(now=now):
+                if address and descriptors.peer_of(descriptor) == address:
+                    self._stats["strangers_hung_up_on"] += 1
+                    descriptors.hang_up(descriptor)
             self._unseen_nbytes = 0
             # At most 2 % of a processor, however many there are.
             self._pace_s = max(LOOK_S, 50 * (time.monotonic() - now))

@@ -65,19 +65,23 @@ class Offering:
         offer: tuple[str, ...],
         rate: float,
         revocations: Path | None = None,
+        server_keys: Callable[[], tuple[m.ServerKey, ...]] = lambda: (),
         told: Callable[[str, str], None],
         crashed: Callable[[BaseException], None],
     ) -> None:
-        """`offer` names models, `*` all of them; `rate` is in bytes a second for all devices together."""
+        """`offer` names models, `*` all of them; `rate` is in bytes a second for all devices together. With every
+        offer `server_keys` are told.
+        """
         self.stats: Counter[str] = Counter()
         self._served = served
         self._answer = answer
         self._offer = offer
         self._revocations = revocations
         self._revoked: OfferedRevocations | None = None
+        self._server_keys = server_keys
         self._told = told
         self._crashed = crashed
-        self._pace = Pace(rate=rate, burst_nbytes=BURST_NBYTES, now=time.monotonic())
+        self.pace = Pace(rate=rate, burst_nbytes=BURST_NBYTES, now=time.monotonic())
         self._wake = threading.Condition()
         self._waiting: deque[_Question] = deque()
         self._of_peer: Counter[bytes] = Counter()
@@ -87,6 +91,7 @@ class Offering:
         self._names: dict[str, set[str]] = {}  # by bundle digest: what its model is called
         self._stamps: dict[str, object] = {}  # by bundle digest: of its signature, which may come later
         self._looked_at = -LOOK_S
+        self._unknown: tuple[str, ...] = ()  # names that are to be offered, and are not served
         self._thread = threading.Thread(target=self._main, name="isthmus-offers", daemon=True)
 
     # ---- for the door -----------------------------------------------------------------------------------------------
@@ -112,7 +117,7 @@ class Offering:
         with self._wake:
             self._offer = offer
             self._looked_at = -LOOK_S
-            self._pace.retune(rate, now=time.monotonic())
+            self.pace.retune(rate, now=time.monotonic())
 
     def start(self) -> None:
         self._thread.start()
@@ -125,21 +130,21 @@ class Offering:
         if self._thread.is_alive():
             self._thread.join(timeout=5)
 
-    @staticmethod
-    def _nothing(message: m.AskOffers | m.FetchPart) -> m.Message:
+    def _nothing(self, message: m.AskOffers | m.FetchPart) -> m.Message:
         reason = "this gateway offers no bundles: name models under updates.offer in its settings"
         if isinstance(message, m.AskOffers):
-            return m.Offers((), reason)
+            return m.Offers((), reason, server=self._server_keys())
         return m.NoPart(message.file, message.offset, m.NoPartCode.UNKNOWN, reason)
 
     # ---- the thread -------------------------------------------------------------------------------------------------
 
     def _main(self) -> None:
         try:
+            self._look(time.monotonic())
             while (question := self._next()) is not None:
                 brought = self._serve(question)
                 nbytes = sum(map(len, brought.payload))
-                if nbytes and not self._rest(self._pace.take(nbytes, now=time.monotonic())):
+                if nbytes and not self._rest(self.pace.take(nbytes, now=time.monotonic())):
                     return
                 self._answer(brought)
                 with self._wake:
@@ -174,7 +179,7 @@ class Offering:
     def _offers(self, model: str) -> m.Offers:
         bundles = [b for d, b in self._bundles.items() if b is not None and (not model or model in self._names[d])]
         revoked = self._revoked
-        told = (revoked.digest, revoked.file.nbytes) if revoked is not None else (None, 0)
+        told = (*((revoked.digest, revoked.file.nbytes) if revoked is not None else (None, 0)), self._server_keys())
         if bundles:
             return m.Offers(tuple(b.offer for b in bundles[:64]), "", *told)
         which = f"no bundle of a model called {model[:100]!r}" if model else "no bundle just now"
@@ -219,6 +224,7 @@ class Offering:
                 bundles[version.digest] = known
                 names.setdefault(version.digest, set()).update(called)
         self._bundles, self._names = bundles, names
+        self._say_unknown(set(self._offer) - {"*"} - set().union(*names.values()))
         self._files = {digest: file for b in bundles.values() if b is not None for digest, file in b.files.items()}
         if self._revocations is not None:
             try:
@@ -227,6 +233,14 @@ class Offering:
                 self._told("revocations_unreadable", str(error))
         if self._revoked is not None:
             self._files[self._revoked.digest] = self._revoked.file
+
+    def _say_unknown(self, names: set[str]) -> None:
+        """A name that means nothing is a mistake in the settings, or of a model that does not load."""
+        unknown, before = tuple(sorted(names)), self._unknown
+        self._unknown = unknown
+        if unknown and unknown != before:
+            named = ", ".join(map(repr, unknown))
+            self._told("offer_unknown", f"updates.offer names {named}: no such bundle is served, none is offered")
 
     def _open(self, version: Served) -> OfferedBundle | None:
         try:

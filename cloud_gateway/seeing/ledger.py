@@ -8,11 +8,11 @@ forgotten, are added up under "other", so that sums over all scopes never fall a
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 
-from cloud_gateway.seeing.figures import OWN, Figures, Moment, Row, Scope, together
-from protocol.seeing.sums import OTHER
+from cloud_gateway.seeing.figures import OWN, Figures, Row, Scope, together
+from protocol.seeing.snapshots import Snapshot
+from protocol.seeing.sums import OTHER, count
 
 MOST_SCOPES = 64
 MOST_EVENTS = 256
@@ -21,23 +21,7 @@ FOLDED = Scope(OTHER, "", "")
 ALL = Scope("", "", "")
 __all__ = ["FOLDED", "MOST_EVENTS", "MOST_SCOPES", "UNKNOWN", "Ledger", "LedgerSnapshot", "Scope"]
 
-
-@dataclass(frozen=True)
-class LedgerSnapshot:
-    """Everything at one moment; `events` counts what no scope has."""
-
-    uptime_s: float
-    moments: tuple[Moment, ...]
-    events: dict[str, int]
-
-    @cached_property
-    def scopes(self) -> tuple[Figures, ...]:
-        return tuple(moment.figures() for moment in self.moments)
-
-    @cached_property
-    def total(self) -> Figures:
-        """Over all scopes, and quantiles over all samples: computed for people, who ask for it, not for scrapes."""
-        return together(self.moments, ALL).figures()
+LedgerSnapshot = Snapshot[Figures]
 
 
 class Ledger:
@@ -101,9 +85,7 @@ class Ledger:
     def counted(self, what: str, by: int = 1) -> None:
         """Something that no scope has: a duplicate attached, a wire error, a reload. Names are ours, not a peer's."""
         with self._lock:
-            if what not in self._events and len(self._events) >= MOST_EVENTS:
-                what = OTHER
-            self._events[what] = self._events.get(what, 0) + by
+            count(self._events, what, MOST_EVENTS, by)
 
     def forget(self, scope: Scope) -> None:
         """Its version was unloaded: its counters go on under "other", its quantiles end."""
@@ -119,7 +101,8 @@ class Ledger:
         with self._lock:
             self._now = now
             moments = tuple(row.copy(now) for row in self._rows.values())
-            return LedgerSnapshot(now - self._started, moments, dict(self._events))
+            whole = partial(together, moments, ALL)
+            return Snapshot(now - self._started, moments, dict(self._events), whole)
 
     def _row(self, scope: Scope | None) -> Row:
         """A new scope's row, or the one for those that are too many. Called with the lock held."""

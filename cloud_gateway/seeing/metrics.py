@@ -7,7 +7,7 @@ Names are Triton's (`nv_...`) where the meaning is the same, so that its dashboa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate
 
 from cloud_gateway.seeing.engine_metrics import ENGINES
@@ -40,11 +40,6 @@ class Scene:
     standing: Standing
     machine: MachineState
     software: str
-    scoped: tuple[tuple[Figures, str], ...] = field(init=False)  # each scope with its labels as they are written
-
-    def __post_init__(self) -> None:
-        scoped = tuple((figures, labels(**figures.scope._asdict())) for figures in self.snapshot.scopes)
-        object.__setattr__(self, "scoped", scoped)
 
 
 def metrics_text(scene: Scene) -> bytes:
@@ -59,18 +54,18 @@ def _each(read: Callable[[Figures, str], Iterable[Series]]) -> Callable[[Scene],
     """The series of every scope."""
 
     def series(scene: Scene) -> Iterator[Series]:
-        for figures, scope in scene.scoped:
+        for figures, scope in scene.snapshot.labelled:
             yield from read(figures, scope)
 
     return series
 
 
 def _one(read: Callable[[Figures], Value]) -> Callable[[Scene], Iterator[Series]]:
-    return lambda scene: (Series("", scope, read(figures)) for figures, scope in scene.scoped)
+    return lambda scene: (Series("", scope, read(figures)) for figures, scope in scene.snapshot.labelled)
 
 
 def _sum(read: Callable[[Counters], Value]) -> Callable[[Scene], Iterator[Series]]:
-    return lambda scene: (Series("", scope, read(figures.counters)) for figures, scope in scene.scoped)
+    return lambda scene: (Series("", scope, read(figures.counters)) for figures, scope in scene.snapshot.labelled)
 
 
 def _micros(read: Callable[[Counters], float]) -> Callable[[Scene], Iterator[Series]]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from protocol.errors import BundleError, InputError, IsthmusError
+from protocol.errors import BundleError, InputError, IsthmusError, NetworkError
 from protocol.terminal import print_json
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ Gateway = Annotated[
 ]
 Keys = Annotated[Path | None, typer.Option("--keys", help="Folder with agent.key and server.pub.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+Older = Annotated[
+    bool, typer.Option("--older", help="Even if its number is below one that has proven itself on this device.")
+]
 
 
 @app.command("list")
@@ -63,6 +67,7 @@ def list_(config: Config = None, state_dir: State = None, json: Json = False) ->
 @app.command()
 def install(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A bundle on this device.", show_default=False)],
+    older: Older = False,
     config: Config = None,
     state_dir: State = None,
     json: Json = False,
@@ -74,16 +79,21 @@ def install(
     from protocol.bundle import Bundle
 
     settings = _settings(config, state_dir)
-    bundle = Bundle.open(folder, trust_of(settings).trust())
+    store = trust_of(settings)
+    trust = store.trust(kept=True)
+    bundle = Bundle.open(folder, replace(trust, floors={}) if older else trust)
+    if older:
+        store.excuse(bundle.digest)
     shelf = _shelf(settings)
     shelf.make()
-    with _writable(shelf):
+    with _writable(shelf), shelf.bringing():
         if shelf.load().current == bundle.digest:
             _tell(json, {"bundle": bundle.digest, "done": True}, f"bundle {bundle.digest[:12]} runs already")
             return
         if not shelf.folder(bundle.digest).exists():
             shelf.adopt(bundle, whole=False)
-    _do(settings, shelf, Wish("install", bundle.digest), Offered(bundle.digest, again=True, by_hand=True), json=json)
+        wish, event = Wish("install", bundle.digest), Offered(bundle.digest, again=True, by_hand=True)
+        _do(settings, shelf, wish, event, json=json)
 
 
 @app.command()
@@ -91,6 +101,7 @@ def fetch(
     bundle: Annotated[str, typer.Argument(metavar="[DIGEST]", help="Of the offers, or the newest.")] = "",
     gateway: Gateway = None,
     keys: Keys = None,
+    older: Older = False,
     config: Config = None,
     state_dir: State = None,
     json: Json = False,
@@ -98,6 +109,7 @@ def fetch(
     """Take a bundle that a gateway offers, even one that was given up before."""
     from edge_agent.bundles.update import Offered
     from edge_agent.bundles.wishes import Wish
+    from edge_agent.updating import trust_of
 
     settings = _settings(config, state_dir, gateway, keys)
     found = [offer["bundle"] for offer in _offers(settings)["offers"]]
@@ -105,6 +117,8 @@ def fetch(
     if len(chosen) != 1 and (bundle or not chosen):
         fact = f"{len(chosen)} of {len(found)} offers begin with {bundle!r}" if bundle else "nothing is offered"
         raise InputError(fact, "see `edge-agent bundles offers`")
+    if older:
+        trust_of(settings).excuse(chosen[0])
     shelf = _shelf(settings)
     shelf.make()
     _do(settings, shelf, Wish("fetch", chosen[0]), Offered(chosen[0], again=True), json=json)
@@ -202,20 +216,14 @@ def _updater(settings: AgentSettings) -> Updater:
 
 def _offers(settings: AgentSettings) -> dict[str, Any]:
     from edge_agent.bundles.courier import Courier
-    from edge_agent.ways import Ways
-    from protocol import sockets
+    from edge_agent.updating import addresses_of
 
-    gateways = settings.gateways
-    ways = []
-    for text in gateways.endpoints:
-        if text.startswith("srv://"):
-            continue  # `--gateway` names one of them
-        endpoint = sockets.resolve(sockets.parse_endpoint(text))
-        if settings.keys.dir is None:
-            sockets.require_loopback(endpoint, insecure=gateways.insecure, doing="connecting to")
-        ways.append(Ways(endpoint, settings.keys.dir, settings.keys.server_key))
-    if not ways:
+    troubles: list[str] = []
+    addresses = addresses_of(settings, lambda event, text: troubles.append(text))
+    if not addresses:
         raise InputError("no gateway is known", "name one with --gateway")
+    if not (ways := addresses()):
+        raise NetworkError("; ".join(troubles) or "no gateway is known", "check the names, or give an address")
     found = Courier(ways).offers()
     listed = [
         {"model": offer.model, "bundle": offer.bundle.hex(), "counter": offer.counter, "nbytes": offer.nbytes,

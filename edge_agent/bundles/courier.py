@@ -12,7 +12,7 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -29,6 +29,7 @@ from protocol.pace import Pace
 
 PATIENCE_S = 8.0  # of silence, on one connection
 MOST_SILENT = 4  # connections in a row on which nothing came
+STALL_S = 300.0  # of whatever else than the file, however much: others are asked then, and commands are heard
 POLL_MS = 200
 UNPACED = 1e12
 
@@ -46,25 +47,33 @@ class Stopped(Exception):  # noqa: N818 - nothing is wrong
 
 
 class Courier:
-    """`ways` are those to each gateway, the preferred one first."""
+    """`ways` are those to each gateway, the preferred one first. A function is called whenever offers are asked for,
+    and after a fetch that nobody has answered.
+    """
 
     def __init__(
         self,
-        ways: Sequence[GatewayWays],
+        ways: Sequence[GatewayWays] | Callable[[], Sequence[GatewayWays]],
         *,
         bytes_per_s: float = UNPACED,
         patience_s: float = PATIENCE_S,
+        stall_s: float = STALL_S,
         stop: threading.Event | None = None,
+        keys_told: Callable[[tuple[m.ServerKey, ...], bytes], None] = lambda keys, by: None,
     ) -> None:
-        self._ways = tuple(ways)
-        self._patience_s = patience_s
+        """`keys_told` hears by what a gateway says it is known, and the key (32 bytes) that it has just proven."""
+        self._find = ways if callable(ways) else lambda: ways
+        self._ways: tuple[GatewayWays, ...] = ()
+        self._patience_s, self._stall_s = patience_s, stall_s
         self._stop = stop or threading.Event()
+        self._keys_told = keys_told
         self._pace = Pace(rate=bytes_per_s, burst_nbytes=2 * wire.PART_NBYTES, now=time.monotonic())
         self.fetched_nbytes = 0
 
     def offers(self, model: str = "") -> m.Offers:
         """What the first gateway that answers offers. Raises NetworkError if none does."""
-        trouble: IsthmusError = NetworkError("no gateway is known", "name one under gateways.endpoints")
+        self._ways = tuple(self._find())
+        trouble: IsthmusError = _nobody()
         empty: m.Offers | None = None
         for way in self._ways:
             try:
@@ -85,7 +94,8 @@ class Courier:
         Afterwards `part` holds the file whole. Raises NetworkError if nobody sends it, WireError if what came is not
         that file, OSError if the disk does, and Stopped.
         """
-        trouble: IsthmusError = NetworkError("no gateway is known", "name one under gateways.endpoints")
+        trouble: IsthmusError = _nobody()
+        self._ways = self._ways or tuple(self._find())
         for way in self._ways:
             try:
                 self._fetch(way, sha, nbytes, part, disk)
@@ -93,6 +103,7 @@ class Courier:
                 trouble = error
                 continue
             return
+        self._ways = ()
         raise trouble
 
     # ---- one gateway ------------------------------------------------------------------------------------------------
@@ -105,6 +116,8 @@ class Courier:
                 while time.monotonic() < give_up_at:
                     message, _ = self._hear(sock)
                     if isinstance(message, m.Offers):
+                        if message.server and (curve := way.current.curve) is not None:
+                            self._keys_told(message.server, curve.server)
                         return message
             way.turn()
         raise NetworkError(f"no gateway answers at {way.current.endpoint}", "start it, or check the address and keys")
@@ -136,7 +149,7 @@ class Courier:
 
     def _stream(self, sock: sockets.Socket, download: Download) -> Iterator[bytes]:
         """What comes on one connection, in order, until the file is whole or the connection silent."""
-        heard_at = time.monotonic()
+        heard_at = grown_at = time.monotonic()
         may_ask_at = 0.0
         while not download.is_done:
             now = time.monotonic()
@@ -149,12 +162,15 @@ class Courier:
                 heard_at = now
                 for data in download.came(message, parts):
                     self.fetched_nbytes += len(data)
+                    grown_at = now
                     yield data
             elif isinstance(message, m.NoPart):
                 heard_at = now
                 download.refused(message, now=now)
             elif now - max(heard_at, may_ask_at, download.wake_at()) > self._patience_s:
                 return
+            if now - grown_at > self._stall_s:
+                raise NetworkError(f"nothing of the file has come for {self._stall_s:g} s", "ask again later")
 
     def _say(self, sock: sockets.Socket, message: m.Message) -> None:
         give_up_at = time.monotonic() + self._patience_s
@@ -178,6 +194,10 @@ class Courier:
     def _check(self) -> None:
         if self._stop.is_set():
             raise Stopped
+
+
+def _nobody() -> NetworkError:
+    return NetworkError("no gateway is known", "name one under gateways.endpoints, or wait until its name resolves")
 
 
 @contextmanager

@@ -7,6 +7,7 @@ before, its folder after.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -104,3 +105,10 @@ def sha256_of(path: Path) -> str:
     """The sha256 (hex) of a file. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def trouble_of(error: OSError) -> str:
+    """In words that say what to do."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full ({error.strerror}); free some, what came is kept and goes on"
+    return f"the disk refuses ({error.strerror or error})"

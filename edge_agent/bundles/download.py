@@ -86,7 +86,9 @@ class Download:
         if answer.file != self.file or answer.offset not in self._open:
             return
         if answer.code is not m.NoPartCode.BUSY:
-            raise WireError(f"the gateway does not send the file: {answer.reason}", "ask another gateway, or later")
+            raise WireError(
+                f"the gateway does not send the file: {wire.printable(answer.reason)}", "ask another gateway, or later"
+            )
         self._open.remove(answer.offset)
         self._again.append(answer.offset)
         self._again.sort()

@@ -1,10 +1,11 @@
 """Whether a bundle computes on this device what it was built to compute: every head is asked a known question.
 
-    every head loads -> answers twice alike, with finite numbers, all that was promised
-    -> and as the whole model does, where that is on the shelf: the known answer
+    every head loads -> answers twice alike, with finite numbers, all that was promised -> and rightly
 
-The question is drawn from a fixed seed, not from data: how accurate a head is on data says the build's certificate;
-here it is asked whether it computes that function at all.
+What is right says the bundle itself, where its build has put a question with its answers into it (`protocol.known`):
+every head, of a cut too, must give what it gave there, as closely as the build measured. A bundle without one is asked
+noise from a fixed seed, and what answers alone is compared with the whole model: that shows whether it computes that
+function at all. How accurate it is on data says the build's certificate.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from edge_agent.heads import Heads
+from protocol import known
 from protocol.bundle import Bundle, PlacementEntry
 from protocol.engines.ort import OrtEngine
 from protocol.errors import IsthmusError
@@ -40,7 +42,7 @@ def judge(folder: Path, order: Sequence[str] = ()) -> str:
         if heads.failed:
             placement, reason = next(iter(heads.failed.items()))
             return f"{placement} does not load here: {reason}"
-        return _ask_all(bundle, heads)
+        return ask_what_is_known(bundle, heads) or _ask_all(bundle, heads)
     except IsthmusError as error:
         return f"a known question has no answer: {error.fact}"
     finally:
@@ -63,6 +65,24 @@ def cosine(a: Array, b: Array) -> float:
         return -1.0
     scale = float(np.linalg.norm(x) * np.linalg.norm(y))
     return float(x @ y) / scale if scale else float(np.array_equal(x, y))
+
+
+def ask_what_is_known(bundle: Bundle, heads: Heads) -> str:
+    """The build's own question; "" where it put none there."""
+    found = known.of(bundle)
+    if found is None or bundle.manifest.known is None:
+        return ""
+    question_, answers = found
+    asked: set[str | None] = set()
+    for entry in bundle.manifest.placements:
+        if entry.head in asked or entry.head not in answers or entry.id in heads.failed:
+            continue
+        asked.add(entry.head)
+        off, name = known.worst(heads.raw(entry.id, question_), answers[entry.head])
+        most = bundle.manifest.known.most_deviation[entry.head]
+        if not off <= most:
+            return f"{entry.id} does not give the known {name!r}: it is off by {off:.3g}, and {most:.3g} is allowed"
+    return ""
 
 
 def _ask_all(bundle: Bundle, heads: Heads) -> str:

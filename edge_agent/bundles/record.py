@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from dataclasses import dataclass
 from typing import Annotated
 
 import msgspec
@@ -44,6 +45,8 @@ class Record(msgspec.Struct, frozen=True):
     step: Step = Step.IDLE
     candidate: Digest = ""
     by_hand: bool = False  # the candidate was installed here, it did not come over the air
+    asked: bool = False  # an operator wants the candidate: it may be older than what ran here
+    back_to: Digest = ""  # what was gone back to, or asked for: by itself nothing but what is newer takes its place
     starts: int = 0  # of this process since the candidate reached its step: a crash must not repeat for ever
     bad: tuple[Bad, ...] = ()
     said: str = ""  # how the last update ended
@@ -61,6 +64,19 @@ class Record(msgspec.Struct, frozen=True):
         """The same, and `bundle` is not taken again. The oldest is forgotten where there are too many."""
         kept = [bad for bad in self.bad if bad.bundle != bundle]
         return msgspec.structs.replace(self, bad=(*kept, Bad(bundle, reason))[-MOST_BAD:])
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateView:
+    """For status, metrics and doctor: how far things are. Times are monotonic seconds."""
+
+    record: Record
+    trial: str  # how the trial goes; empty without one
+    fetched_nbytes: int
+    checked_at: float | None
+    trouble: str  # why the last check came to nothing
+    held: tuple[str, ...]
+    passed_over: int = 0  # offers of bundles that were refused before, for the same reason
 
 
 def encode(record: Record) -> bytes:

@@ -3,6 +3,8 @@
     STATE/bundles/
       current.json          what runs, what is proven, how far an update has come (see `record`)
       lock                  held by whoever may change anything below
+      bringing              held by a command that brings a bundle beside a daemon, until its wish is there
+      wish.json             what it wishes (see `wishes`)
       parts/SHA256          a file that is arriving; its size says how far it has come
       incoming/DIGEST/      a bundle that is being put together, its manifest first
       held/DIGEST/          bundles that were verified whole: plain folders as `partitioner split` writes them
@@ -16,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import shutil
 import stat
@@ -41,6 +44,7 @@ from protocol.onnx_scan import external_references
 
 MOST_FILES = 10_000
 CURRENT = "current.json"
+WISH = "wish.json"
 
 
 class Shelf:
@@ -60,16 +64,15 @@ class Shelf:
     def lock(self) -> Iterator[bool]:
         """Whether the shelf is ours until the end of the block; False: another process has it."""
         self.make()
-        descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
-        finally:
-            os.close(descriptor)
+        with _locked(self.root / "lock", wait=False) as ours:
+            yield ours
+
+    @contextlib.contextmanager
+    def bringing(self) -> Iterator[None]:
+        """Nobody prunes `incoming` until the end of the block; then only what no wish names."""
+        self.make()
+        with _locked(self.root / "bringing", wait=True):
+            yield
 
     # ---- the record -------------------------------------------------------------------------------------------------
 
@@ -239,6 +242,12 @@ class Shelf:
             self.disk.rename(self.incoming(digest), target)
         return target
 
+    def _wished(self) -> str:
+        """The bundle that a wish names which nobody has taken yet."""
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            return str(json.loads((self.root / WISH).read_bytes()[:4096])["bundle"])
+        return ""
+
     def drop(self, digest: str) -> None:
         """Forget a bundle, held or incoming."""
         for folder in (self.incoming(digest), self.folder(digest)):
@@ -250,13 +259,31 @@ class Shelf:
             for name in os.listdir(above) if above.exists() else ():
                 if name.startswith(LEAVING):
                     self.disk.remove(above / name)
-        gone = [d for d in {*_names(self._held), *_names(self._incoming)} if d not in wanted]
-        for digest in sorted(gone):
-            self.drop(digest)
+        with _locked(self.root / "bringing", wait=False) as ours:
+            wanted |= {self._wished()}
+            coming = _names(self._incoming) if ours else ()
+            gone = [d for d in {*_names(self._held), *coming} if d not in wanted]
+            for digest in sorted(gone):
+                self.drop(digest)
         if not set(_names(self._incoming)) & wanted:
             for sha in _names(self._parts):
                 self.disk.remove(self._parts / sha)
         return sorted(gone)
+
+
+@contextlib.contextmanager
+def _locked(path: Path, *, wait: bool) -> Iterator[bool]:
+    """Whether the file's lock is ours until the end of the block."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
 
 
 def check_listing(bundle: Bundle) -> None:
@@ -271,7 +298,8 @@ def check_listing(bundle: Bundle) -> None:
 
 
 def needed(bundle: Bundle, *, whole: bool) -> list[str]:
-    """Files that a device needs: the heads, and the whole model to compare them with; `whole`: all that are listed.
+    """Files that a device needs: the heads, and the whole model and a known answer to compare them with; `whole`: all
+    that are listed.
 
     Weights beside a graph are known only once the graph is there: ask again when it has come.
     """
@@ -280,6 +308,7 @@ def needed(bundle: Bundle, *, whole: bool) -> list[str]:
         return list(manifest.files)
     graphs = dict.fromkeys(p.head for p in manifest.placements if p.head is not None)
     graphs |= dict.fromkeys(["full.onnx"] if "full.onnx" in manifest.files else [])
+    graphs |= dict.fromkeys([manifest.known.file] if manifest.known is not None else [])
     found = dict.fromkeys(name for name in graphs if name in manifest.files)
     for name in list(found):
         if name.endswith(".onnx") and _size_of(bundle.root, name) == manifest.files[name].nbytes:

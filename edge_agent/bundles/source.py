@@ -62,6 +62,9 @@ def fetch_bundle(
     signed_with = shelf.signed_with(digest)
     known = offer.signature.hex() if offer is not None and offer.signature is not None else signed_with
     if signed_with is None or known != signed_with:
+        offer = _offered(digest, offer, courier)
+        nbytes = offer.manifest_nbytes + offer.signature_nbytes
+        _make_room(shelf, nbytes, most_nbytes=most_nbytes, reserve_nbytes=reserve_nbytes, wanted=wanted)
         _begin(shelf, digest, offer, courier)
     bundle = Bundle.open(shelf.incoming(digest), trust)
     name = bundle.manifest.model.name
@@ -85,8 +88,8 @@ def fetch_bundle(
     return bundle
 
 
-def _begin(shelf: Shelf, digest: str, offer: m.Offer | None, courier: Fetches | None) -> None:
-    """Fetch manifest and signature; neither is parsed."""
+def _offered(digest: str, offer: m.Offer | None, courier: Fetches | None) -> m.Offer:
+    """What may be fetched. It is a gateway's word: whatever is wrong with it is not held against the bundle."""
     if courier is None:
         raise NetworkError("it is not on the shelf, and no gateway is known", "name one under gateways.endpoints")
     if offer is None:
@@ -95,10 +98,16 @@ def _begin(shelf: Shelf, digest: str, offer: m.Offer | None, courier: Fetches | 
     if offer is None:
         raise NetworkError("no gateway offers it any more", "it is taken up again when one does")
     if not 0 < offer.manifest_nbytes <= MOST_MANIFEST_NBYTES or offer.signature_nbytes > dsse.MOST_NBYTES:
-        raise BundleRefusedError(
+        raise BundleError(
             f"a manifest of {offer.manifest_nbytes} and a signature of {offer.signature_nbytes} bytes are offered",
             "no bundle has such",
         )
+    return offer
+
+
+def _begin(shelf: Shelf, digest: str, offer: m.Offer, courier: Fetches | None) -> None:
+    """Fetch manifest and signature; neither is parsed."""
+    assert courier is not None
     signature = None
     if offer.signature is not None:
         signature = _document(shelf, courier, offer.signature.hex(), offer.signature_nbytes)
@@ -113,12 +122,17 @@ def _document(shelf: Shelf, courier: Fetches, sha: str, nbytes: int) -> bytes:
 
 
 def _require_room(shelf: Shelf, nbytes: int, *, most_nbytes: int, reserve_nbytes: int, wanted: frozenset[str]) -> None:
-    """Make room for `nbytes` more. Raises BundleRefusedError if they never fit, OSError if the disk is full."""
+    """Make room for a believed bundle's files. Raises as `_make_room`, and BundleRefusedError if they never fit."""
     if nbytes > most_nbytes:
         raise BundleRefusedError(
             f"it needs {_mib(nbytes)}, and bundles may take {_mib(most_nbytes)} on this device",
             "raise updates.most_mib if that is right",
         )
+    _make_room(shelf, nbytes, most_nbytes=most_nbytes, reserve_nbytes=reserve_nbytes, wanted=wanted)
+
+
+def _make_room(shelf: Shelf, nbytes: int, *, most_nbytes: int, reserve_nbytes: int, wanted: frozenset[str]) -> None:
+    """Make room for `nbytes` more. Raises BundleError if bundles would take too much, OSError if the disk is full."""
     if shelf.nbytes() + nbytes > most_nbytes or shelf.free_nbytes() < nbytes + reserve_nbytes:
         shelf.prune(wanted)
     if shelf.nbytes() + nbytes > most_nbytes:

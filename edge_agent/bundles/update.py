@@ -15,8 +15,8 @@ an agent on the candidate has started (it then runs on trial), and back.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 from edge_agent.bundles.record import Record, Step, changed
 
@@ -210,6 +210,20 @@ class Update:
             case Answered() | Health() | Tick():
                 return self._on_trial(event, now)
 
+    def restored(self) -> Callable[[], None]:
+        """Goes back to what is now: for whoever could not write down what an event has changed."""
+        record, trial = self.record, self._trial and replace(self._trial)
+
+        def restore() -> None:
+            self.record, self._trial = record, trial
+
+        return restore
+
+    def again(self) -> list[Instruction]:
+        """What the step is about, once more; nothing at rest and on trial."""
+        step, record = self.record.step, self.record
+        return [_ON_THE_WAY[step](record.candidate)] if step in _ON_THE_WAY else []
+
     @property
     def is_resting(self) -> bool:
         return self.record.step in RESTING
@@ -233,8 +247,8 @@ class Update:
     def _started(self, now: float) -> list[Instruction]:
         record = self.record
         match record.step:
-            case Step.IDLE | Step.REVERTED:
-                return []
+            case Step.IDLE | Step.REVERTED:  # we may have been stopped before its number was remembered
+                return [Confirm(record.proven)] if record.proven else []
             case Step.REVERTING:  # what it goes back to is what has just started
                 return self._switched(record.current, now)
             case Step.FETCHING:  # a slow link takes many starts
@@ -257,7 +271,9 @@ class Update:
             record = changed(record, bad=tuple(b for b in record.bad if b.bundle != bundle))
         if record.why_bad(bundle) is not None:
             return []
-        self.record = changed(record, step=Step.FETCHING, candidate=bundle, by_hand=offered.by_hand, starts=0)
+        self.record = changed(
+            record, step=Step.FETCHING, candidate=bundle, by_hand=offered.by_hand, asked=offered.again, starts=0
+        )
         how = "was installed here" if offered.by_hand else "is new: fetching what is missing"
         return [Say(f"bundle {bundle[:12]} {how}"), Fetch(bundle)]
 
@@ -313,7 +329,13 @@ class Update:
         record = self.record
         said = f"bundle {record.current[:12]} is proven after {trial.good} good answers"
         self.record = changed(
-            record, step=Step.IDLE, proven=record.current, previous=record.proven, starts=0, said=said
+            record,
+            step=Step.IDLE,
+            proven=record.current,
+            previous=record.proven,
+            back_to=record.current if record.asked else "",
+            starts=0,
+            said=said,
         )
         return [Say(said), Confirm(record.current), Prune()]
 
@@ -323,6 +345,8 @@ class Update:
     def _leave(self, bundle: str, to: str, reason: str, *, for_good: bool) -> list[Instruction]:
         """Run `to` instead of the current `bundle`."""
         record = self.record.with_bad(bundle, reason) if for_good else self.record
+        if record.step is not Step.ON_TRIAL:
+            record = changed(record, back_to=to or record.back_to)
         self._trial = None
         where = f"back to {to[:12]}" if to else "there is no other bundle to go back to"
         said = f"bundle {bundle[:12]} was given up: {reason}; {where}"

@@ -8,7 +8,6 @@ The daemon calls `begin` before it serves, which says what to start and falls ba
 
 from __future__ import annotations
 
-import errno
 import queue
 import threading
 import time
@@ -16,19 +15,23 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
 
 from edge_agent.bundles import update as u
 from edge_agent.bundles.courier import Stopped
-from edge_agent.bundles.record import Record, Step
+from edge_agent.bundles.disk import trouble_of
+from edge_agent.bundles.picking import Picking
+from edge_agent.bundles.record import Record, Step, UpdateView
 from edge_agent.bundles.shelf import Shelf
 from edge_agent.bundles.source import BundleRefusedError, Fetches, fetch_bundle
+from edge_agent.bundles.trusting import Trusting, Trusts
 from edge_agent.bundles.wishes import Wish, take_wish
 from protocol import messages as m
+from protocol import wire
 from protocol.bundle import Bundle
-from protocol.errors import BundleError, InputError, IsthmusError, UntrustedError
-from protocol.signing import Statement, Trust
+from protocol.errors import BundleError, InputError, IsthmusError, ModelError, UntrustedError
+from protocol.signing import Trust
 
+AGAIN_S = 60.0  # after the disk has refused
 LOOK_S = 1.0  # for wishes of the command line
 MIB = 1024 * 1024
 
@@ -44,41 +47,6 @@ class Policy:
     most_nbytes: int = 4096 * MIB  # the shelf may take so much
     reserve_nbytes: int = 64 * MIB  # and must leave so much of the disk to others
     trial: u.TrialRules = field(default_factory=u.TrialRules)
-
-
-@dataclass(frozen=True, slots=True)
-class UpdateView:
-    """For status, metrics and doctor: how far things are. Times are monotonic seconds."""
-
-    record: Record
-    trial: str  # how the trial goes; empty without one
-    fetched_nbytes: int
-    checked_at: float | None
-    trouble: str  # why the last check came to nothing
-    held: tuple[str, ...]
-
-
-class Trusts(Protocol):
-    """Whom to believe, and what to remember of it: see `edge_agent.trust.store.TrustStore`."""
-
-    def trust(self, *, received: bool = False) -> Trust: ...
-
-    def accept(self, statement: Statement) -> None: ...
-
-    def take_revocations(self, data: bytes) -> object: ...
-
-
-class Trusting:
-    """For devices that know no keys: nothing is taken over the air, and what is installed here needs no signature."""
-
-    def trust(self, *, received: bool = False) -> Trust:
-        return Trust(allow_unsigned=not received)
-
-    def accept(self, statement: Statement) -> None:
-        """A bundle is proven."""
-
-    def take_revocations(self, data: bytes) -> object:
-        raise UntrustedError("no key is known here to check revocations with", "see docs/security.md")
 
 
 class Updater:
@@ -115,10 +83,13 @@ class Updater:
         self._lock = ExitStack()
         self._update = u.Update(Record(), self.policy.trial, base.digest if base else "")
         self._offers: dict[str, m.Offer] = {}
+        self._picking = Picking()
         self._revocations: bytes | None = None
         self._checked_at: float | None = None
         self._check_at = 0.0
+        self._again_at = float("inf")  # when to go on where the disk has refused
         self._trouble = ""
+        self._disk = ""  # why the record could not be written down
         self._serving = False
         self._thread = threading.Thread(target=self._main, name="isthmus-updates", daemon=True)
 
@@ -139,7 +110,8 @@ class Updater:
                     raise BundleError(f"bundle {digest[:12]} is damaged: {trouble}", "it is fetched again when offered")
                 serve(self._shelf.folder(digest) if digest else None)
             except IsthmusError as error:
-                if not digest:
+                settings = isinstance(error, InputError) and not isinstance(error, ModelError)
+                if not digest or settings:  # where settings or keys are wrong no bundle is to blame
                     raise
                 on_trial = self._update.record.step is Step.ON_TRIAL and trouble is None
                 self._note(u.Unusable({digest: error.fact}, for_good=on_trial))
@@ -196,8 +168,8 @@ class Updater:
         now = time.monotonic()
         fetched = self._courier.fetched_nbytes if self._courier is not None else 0
         return UpdateView(
-            self._update.record, self._update.trial(now=now), fetched, self._checked_at, self._trouble,
-            tuple(self._shelf.held()),
+            self._update.record, self._update.trial(now=now), fetched, self._checked_at, self._disk or self._trouble,
+            tuple(self._shelf.held()), self._picking.passed_over,
         )  # fmt: skip
 
     # ---- the thread -------------------------------------------------------------------------------------------------
@@ -206,7 +178,12 @@ class Updater:
         try:
             self.handle(u.Started())
             while not self._stop.is_set():
-                self._turn()
+                try:
+                    self._turn()
+                except IsthmusError as error:  # keys that cannot be read just now, and the like
+                    self._complain(str(error))
+                except OSError as error:
+                    self._complain(trouble_of(error))
         except Stopped:
             pass
         except BaseException as error:  # the top of the thread
@@ -225,22 +202,44 @@ class Updater:
             self.handle(event)
         if (wish := take_wish(self._shelf)) is not None:
             self._grant(wish)
+        if time.monotonic() >= self._again_at:
+            self.resume()
         if self._courier is not None and self.policy.automatic and time.monotonic() >= self._check_at:
             self.check()
 
     def handle(self, event: u.Event) -> None:
         """One event and everything that follows from it. On the thread, or before it starts."""
-        todo = self._note(event)
+        self._do(self._note(event))
+
+    def resume(self) -> None:
+        """Go on where the disk has refused."""
+        self._again_at = float("inf")
+        self._do(self._update.again())
+
+    def _do(self, todo: list[u.Instruction]) -> None:
         while todo and not self._stop.is_set():
             following = self._carry_out(todo.pop(0))
             if following is not None:
                 todo += self._note(following)
 
     def _note(self, event: u.Event) -> list[u.Instruction]:
-        before = self._update.record
+        restore, before = self._update.restored(), self._update.record
         instructions = self._update.handle(event, now=time.monotonic())
-        if self._update.record != before:
+        if self._update.record == before:
+            return instructions
+        try:
             self._shelf.save(self._update.record)
+        except OSError as error:
+            # Going on to what is not written down would leave the next start in the dark; only going back may be.
+            if (trouble := f"an update cannot go on: {trouble_of(error)}") != self._disk:  # once
+                self._told("update", trouble)
+            self._disk = trouble
+            if self._update.record.step not in (Step.REVERTING, Step.REVERTED):
+                restore()
+                self._again_at = time.monotonic() + AGAIN_S
+                return []
+        else:
+            self._disk = ""
         return instructions
 
     def _carry_out(self, instruction: u.Instruction) -> u.Event | None:
@@ -265,10 +264,15 @@ class Updater:
                     self._told("update", text)
         except BundleRefusedError as error:
             return u.Failed(str(error), for_good=True)
+        except UntrustedError as error:
+            if (offer := self._offers.get(self._update.record.candidate)) is not None:
+                self._picking.refused(offer, self._trusting.trust(received=True))
+                self._shelf.disk.remove(self._shelf.incoming(offer.bundle.hex()))  # else a liar fills the disk
+            return u.Failed(str(error), for_good=False)
         except IsthmusError as error:
             return u.Failed(str(error), for_good=False)
         except OSError as error:
-            return u.Failed(_disk_trouble(error), for_good=False)
+            return u.Failed(trouble_of(error), for_good=False)
         return None
 
     # ---- the steps --------------------------------------------------------------------------------------------------
@@ -307,8 +311,12 @@ class Updater:
             self._trusting.accept(statement)
 
     def _trust(self) -> Trust:
-        """Of the candidate. What somebody installed here need not be signed where no key is known."""
-        return self._trusting.trust(received=not self._update.record.by_hand)
+        """Of the candidate. What somebody installed here need not be signed where no key is known, and what somebody
+        wants, or went back to, may be older than what ran here.
+        """
+        record = self._update.record
+        kept = record.asked or record.candidate == record.back_to
+        return self._trusting.trust(received=not record.by_hand, kept=kept)
 
     def _model(self) -> str:
         if self.policy.model:
@@ -322,22 +330,25 @@ class Updater:
 
     def check(self) -> None:
         """Ask for offers and revocations, and take the newest bundle that is not known to be bad. On the thread."""
-        now = time.monotonic()
-        self._checked_at, self._check_at = now, now + self.policy.check_every_s
+        self._checked_at = time.monotonic()
+        self._check_at = self._checked_at + self.policy.check_every_s
         if self._courier is None:
             return
+        trust = self._trusting.trust(received=True)
         try:
             found = self._courier.offers(self._model())
         except IsthmusError as error:
             self._complain(str(error))
             return
+        if not trust.keys and not trust.allow_unsigned:
+            self._complain("nothing is taken over the air: no key is known to check it with; `edge-agent keys trust`")
+            return
         self._take_revocations(found)
         self._offers = {offer.bundle.hex(): offer for offer in found.offers}
-        self._trouble = found.reason
+        self._trouble = wire.printable(found.reason)
         record = self._update.record
-        fresh = [d for d in self._offers if record.why_bad(d) is None and d not in record.wanted]
-        if fresh:
-            self.handle(u.Offered(max(fresh, key=lambda d: self._offers[d].counter)))
+        if (offer := self._picking.pick(found.offers, record, trust)) is not None:
+            self.handle(u.Offered(offer.bundle.hex()))
 
     def _complain(self, trouble: str) -> None:
         if trouble != self._trouble:  # once
@@ -350,8 +361,7 @@ class Updater:
         if found.revocations_nbytes > MIB:
             self._complain(f"a list of revocations of {found.revocations_nbytes} bytes is not taken")
             return
-        sha = found.revocations.hex()
-        part = self._shelf.part(sha)
+        part = self._shelf.part(sha := found.revocations.hex())
         try:
             self._courier.fetch(sha, found.revocations_nbytes, part, self._shelf.disk)
             self._trusting.take_revocations(part.read_bytes())
@@ -365,9 +375,8 @@ class Updater:
 
     def _refuse_revoked(self) -> None:
         revocations = self._trusting.trust(received=True).revocations
-        known = {*self._update.record.wanted}
-        revoked = {d: f"it was revoked: {why}" for d, why in (revocations.bundles if revocations else {}).items()}
-        if named := {digest: why for digest, why in revoked.items() if digest in known}:
+        revoked = revocations.bundles if revocations else {}
+        if named := {d: f"it was revoked: {revoked[d]}" for d in self._update.record.wanted if d in revoked}:
             self.handle(u.Unusable(named, for_good=True))
 
     def _grant(self, wish: Wish) -> None:
@@ -384,9 +393,3 @@ class Updater:
                 self.check()
             case "prune":
                 self._shelf.prune(self._update.record.wanted)
-
-
-def _disk_trouble(error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk is full ({error.strerror}); free some, what came is kept and goes on"
-    return f"the disk refuses ({error.strerror or error})"

@@ -6,9 +6,8 @@ import contextlib
 import json
 from typing import Literal, NamedTuple, get_args
 
-from edge_agent.bundles.shelf import Shelf
+from edge_agent.bundles.shelf import WISH, Shelf
 
-WISH = "wish.json"
 MOST_NBYTES = 4096
 Act = Literal["install", "fetch", "roll back", "check", "prune"]
 

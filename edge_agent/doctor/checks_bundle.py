@@ -14,7 +14,8 @@ from protocol.bundle import Bundle, PlacementEntry
 from protocol.messages import PlacementKind
 from protocol.tensors import Array, TensorSpec
 
-SLOWER, MUCH_SLOWER = 1.5, 4.0  # times the plan's seconds
+SLOWER, MUCH_SLOWER = 1.5, 4.0  # times the plan's seconds,
+NOTHING_S = 5e-4  # and at least so much more: below that it is the scheduler's
 LEAST_COSINE = 0.9  # of the outputs with the whole model's: INT8 on noise is not INT8 on data
 _ROUNDS = 15
 _SPEED_BUDGET_S = 1.5  # a head
@@ -22,6 +23,10 @@ _WARM = 2
 
 
 def opens(case: Case) -> Verdict:
+    settings = case.settings
+    if case.bundle_path is None and settings.updates.enabled and settings.gateways.endpoints:
+        remedy = "nothing, if a gateway offers one: `edge-agent bundles offers`; else `edge-agent bundles install DIR`"
+        return warn("no bundle is named or installed: the device waits for its first from a gateway", remedy)
     bundle = case.bundle.really()
     info = bundle.manifest.model
     placements = ", ".join(entry.id for entry in bundle.manifest.placements)
@@ -29,19 +34,27 @@ def opens(case: Case) -> Verdict:
 
 
 def hashes(case: Case) -> Verdict:
+    """What a device needs must be there; what it does not, tails above all, stays away where it came over the air."""
+    from edge_agent.bundles.shelf import needed
+
     bundle = case.bundle()
-    count = bundle.verify()
-    nbytes = sum(entry.nbytes for entry in bundle.manifest.files.values())
-    return ok(f"{count} files, {nbytes / 1e6:.1f} MB, each as the manifest says")
+    files, wanted = bundle.manifest.files, needed(bundle, whole=False)
+    present = [name for name in files if name in wanted or (bundle.root / name).exists()]
+    for name in present:
+        bundle.read(name)
+    away = len(files) - len(present)
+    others = f"; {away} that only gateways need are not here" if away else ""
+    nbytes = sum(files[name].nbytes for name in present)
+    return ok(f"{len(present)} files, {nbytes / 1e6:.1f} MB, each as the manifest says{others}")
 
 
 def signature(case: Case) -> Verdict:
     """What the device's own trust says of it; the daemon asks the same before it serves it."""
-    from edge_agent.trust.store import TrustStore
+    from edge_agent.updating import trust_of
 
     settings = case.settings
-    store = TrustStore(settings.keys.dir or settings.state_dir / "keys", policy=settings.bundle.signatures)
-    statement = store.trust().check(case.bundle().root)
+    store = trust_of(settings)
+    statement = store.trust(kept=settings.bundle.path is None).check(case.bundle().root)
     if statement is not None:
         return ok(f"signed as number {statement.counter} of {statement.model}; {store.describe()}")
     return warn("it is not signed by anybody this device knows", f"`partitioner sign`; {store.describe()}")
@@ -93,10 +106,17 @@ def fallback(case: Case) -> Verdict:
 
 
 def known_answer(case: Case) -> Verdict:
-    """The device's own whole model beside the reference that the bundle holds, on one drawn input."""
+    """What the build put into the bundle to compare with; else the device's own whole model, on one drawn input."""
+    from edge_agent.bundles.first_run import ask_what_is_known
     from protocol.engines.ort import OrtEngine
 
     bundle = case.bundle()
+    if bundle.manifest.known is not None:
+        wrong = ask_what_is_known(bundle, case.heads())
+        asked = len(bundle.manifest.known.most_deviation)
+        if wrong:
+            return fail(wrong, "suspect the memory or the driver if the bundle runs well elsewhere; else rebuild it")
+        return ok(f"{asked} heads answer the build's own question as they did there")
     entry = _alone(bundle)
     if entry is None or entry.id in case.heads().failed:
         raise UnmetError("no placement runs on the device alone (bundle.fallback)")
@@ -131,10 +151,15 @@ def speed(case: Case) -> Verdict:
         remedy = "the planner learns it as it serves; for a better plan measure here: `edge-agent profile KIT`"
         if ratio > MUCH_SLOWER:
             remedy = f"see machine.governor, machine.throttling and machine.load first; {remedy}"
-        found.append(warn(fact, remedy) if ratio > SLOWER else ok(fact))
+        found.append(warn(fact, remedy) if is_slower(seconds, entry.cost.edge_s) else ok(fact))
     if not found:
         raise UnmetError("no head can be timed (bundle.heads)")
     return together(found)
+
+
+def is_slower(seconds: float, planned_s: float) -> bool:
+    """Whether a head takes so much longer than was planned that somebody should know."""
+    return seconds > SLOWER * planned_s and seconds - planned_s > NOTHING_S
 
 
 def measured_s(case: Case, entry: PlacementEntry) -> float:

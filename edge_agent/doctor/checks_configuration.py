@@ -25,7 +25,7 @@ def unread(case: Case) -> Verdict:
     """Variables that look like settings and are not read; what begins with the prefix is checked by the settings."""
     from edge_agent.config import PREFIX
 
-    known = {f"{PREFIX}_CONFIG", f"{PREFIX}_SECRETS_DIR"}
+    known = {f"{PREFIX}_CONFIG", f"{PREFIX}_SECRETS_DIR", f"{PREFIX}_SOCKET", f"{PREFIX}_TOKEN"}
     strange = [name for name in case.env if _is_near(name, PREFIX) and name not in known]
     if strange:
         near = difflib.get_close_matches(strange[0], [*known, f"{PREFIX}__"], n=1, cutoff=0.5)

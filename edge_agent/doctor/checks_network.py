@@ -70,6 +70,9 @@ def welcome(case: Case) -> Verdict:
             return _problem(probe, "welcome")
         seen = probe.welcome
         credit = f"{seen.credit_requests} requests and {seen.credit_nbytes / 1e6:.1f} MB at once"
+        if seen.shared_key:
+            remedy = "remove the copied agent.key from one of them, and `edge-agent enroll` it anew"
+            return warn(f"{probe.endpoint} hears another device that speaks with this device's key", remedy)
         if not seen.credit_requests:
             return warn(f"{probe.endpoint} ({seen.software}) grants no credit", "see the gateway's limits")
         return ok(f"{probe.endpoint} runs {seen.software} and grants {credit}")
@@ -125,7 +128,8 @@ def bandwidth(case: Case) -> Verdict:
         if probe.up_bytes_per_s is None:
             return ok(f"{probe.endpoint}: faster than a probe can measure")
         mbit = probe.up_bytes_per_s / _MBIT
-        fact = f"{probe.endpoint}: about {mbit:.3g} Mbit/s up"
+        shown = f"{mbit:.0f}" if mbit >= 100 else f"{mbit:.3g}"
+        fact = f"{probe.endpoint}: about {shown} Mbit/s up"
         return ok(fact) if bundle is None else _planned(bundle, mbit, fact)
 
     return _each(case, judge)

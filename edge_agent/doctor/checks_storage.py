@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import statistics
 import tempfile
@@ -23,7 +24,7 @@ _MIB = 2**20
 
 def state_dir(case: Case) -> Verdict:
     """The nearest folder that exists is tried: the daemon makes the rest. Nothing is left behind."""
-    folder = case.settings.state_dir
+    folder = case.settings.state_dir.absolute()
     if folder.exists() and not folder.is_dir():
         return fail(f"{folder} is no folder", "name another with state_dir")
     there = _nearest(folder)
@@ -78,7 +79,8 @@ def sync(case: Case) -> Verdict:
                 os.fsync(file.fileno())
                 times.append(time.monotonic() - began)
     except OSError as error:
-        raise UnmetError(f"{there} cannot be written (storage.state_dir): {error.strerror}") from error
+        where = "storage.free" if error.errno == errno.ENOSPC else "storage.state_dir"
+        raise UnmetError(f"{there} cannot be written ({where}): {error.strerror}") from error
     seconds = statistics.median(times)
     fact = f"{seconds * 1e3:.1f} ms for {_SYNC_NBYTES} bytes that are really there"
     if seconds > SLOW_SYNC_S:

@@ -75,7 +75,7 @@ def probe_all(settings: AgentSettings, endpoints: Sequence[str], bundle: Bundle 
 def _probe(probe: GatewayProbe, settings: AgentSettings, model: bytes) -> None:
     step = "resolve"
     try:
-        _resolve(probe)
+        _resolve(probe, settings.gateways.name_servers)
         step = "connect"
         _connect(probe)
         step = "handshake"
@@ -86,16 +86,18 @@ def _probe(probe: GatewayProbe, settings: AgentSettings, model: bytes) -> None:
         _greet(probe, ways, settings.gateways.name, model)
     except IsthmusError as error:
         probe.problems.setdefault(step, (error.fact, error.remedy))
+    except ConnectionRefusedError as error:
+        probe.problems.setdefault(step, (error.strerror or str(error), "start the gateway there, or check the port"))
     except OSError as error:
         probe.problems.setdefault(step, (error.strerror or str(error), "check the address, the network and firewalls"))
 
 
-def _resolve(probe: GatewayProbe) -> None:
+def _resolve(probe: GatewayProbe, servers: Sequence[str]) -> None:
     """Of an SRV record the target that is to be tried first. Raises NetworkError or InputError."""
     source = resolver.parse(probe.endpoint)
     host, port, began = source.host, source.port, time.monotonic()
     if source.is_srv:
-        targets, _ = resolver.ask_srv(source.host)
+        targets, _ = resolver.ask_srv(source.host, servers=[sockets.parse_endpoint(text) for text in servers])
         host, port, probe.targets = targets[0].host, targets[0].port, len(targets)
     probe.literal = resolver.addresses(host, port)[0]
     probe.resolve_s = time.monotonic() - began
@@ -166,7 +168,7 @@ class _Greeting:
                 return False
             self._poller.poll(int((until - now) * 1e3) + 1)
             while self._monitor.poll(0):
-                self._changed(sockets.monitor_event(self._monitor), time.monotonic())
+                self._changed(sockets.monitor_event(self._monitor)[0], time.monotonic())
             while self._socket.poll(0):
                 frames = self._socket.recv_multipart(copy=False)
                 self._received(frames[0].buffer, time.monotonic())
@@ -230,7 +232,10 @@ class _Greeting:
 
     def _is_it_ours(self) -> str:
         if self._probe.encrypted:
-            return "is it a gateway's port, and is its key the one in server.pub?"
+            return (
+                "is it a gateway's port? If its key was replaced while this device was off, copy its server.pub into "
+                "the folder of keys, or `edge-agent enroll --replace` with a new token"
+            )
         return "is it a gateway's port? One with keys hangs up on a device without: keys.dir"
 
     # ---- the link ---------------------------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from edge_agent.outcomes import Outcome, Refusal
-from edge_agent.seeing.causes import causes
 from edge_agent.seeing.standing import AgentStanding, GatewayStanding
 
 CALM_S = 2.0
@@ -87,7 +86,7 @@ class Chronicle:
             said: dict[str, Field] = {
                 "request": outcome.request,
                 "placement": outcome.placement,
-                "cause": ", ".join(causes(outcome.degraded)),
+                "cause": ", ".join(outcome.causes),
                 "reason": outcome.degraded[-1],
             }
             return [Line("warning", "degraded_begins", said)]

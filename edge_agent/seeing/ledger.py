@@ -8,13 +8,12 @@ beyond `most_scopes` are added up under "other", so that sums over all scopes ne
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 
 from edge_agent.outcomes import Answer, Outcome
-from edge_agent.seeing.causes import causes
-from edge_agent.seeing.figures import Figures, Moment, Row, Scope, Stages, together
+from edge_agent.seeing.figures import Figures, Row, Scope, Stages, together
 from protocol.messages import PlacementKind
+from protocol.seeing.snapshots import Snapshot
 from protocol.seeing.sums import OTHER, count
 
 MOST_SCOPES = 48
@@ -24,23 +23,7 @@ FOLDED = Scope(OTHER, "", "", "", "")
 ALL = Scope("", "", "", "", "")
 __all__ = ["FOLDED", "MOST_SCOPES", "Ledger", "LedgerSnapshot", "Scope"]
 
-
-@dataclass(frozen=True)
-class LedgerSnapshot:
-    """Everything at one moment; `events` counts what no scope has."""
-
-    uptime_s: float
-    moments: tuple[Moment, ...]
-    events: dict[str, int]
-
-    @cached_property
-    def scopes(self) -> tuple[Figures, ...]:
-        return tuple(moment.figures() for moment in self.moments)
-
-    @cached_property
-    def total(self) -> Figures:
-        """Over all scopes, and quantiles over all samples: computed for people, who ask for it, not for scrapes."""
-        return together(self.moments, ALL).figures()
+LedgerSnapshot = Snapshot[Figures]
 
 
 class Ledger:
@@ -77,7 +60,6 @@ class Ledger:
     def _answered(self, answer: Answer, budget_s: float, predicted_s: float | None, now: float) -> None:
         t = answer.timings
         stages = Stages(t.edge_s, t.encode_s, t.network_s, t.queue_s, t.decode_s, t.compute_s)
-        why = causes(answer.degraded)
         with self._lock:
             self._now = now
             model, version = self._bundles.get(answer.bundle) or self._nowhere[:2]
@@ -87,7 +69,7 @@ class Ledger:
                 t.total_s,
                 budget_s,
                 predicted_s,
-                why,
+                answer.causes,
                 answer.attempts,
                 answer.hedged,
                 answer.kind != PlacementKind.EDGE_ONLY,
@@ -99,8 +81,7 @@ class Ledger:
     def counted(self, what: str, by: int = 1) -> None:
         """Something that no scope has: a socket made anew, a bundle switched, a stored request. Names are ours."""
         with self._lock:
-            for _ in range(by):
-                count(self._events, what, MOST_EVENTS)
+            count(self._events, what, MOST_EVENTS, by)
 
     def snapshot(self, *, now: float) -> LedgerSnapshot:
         """Everything so far. The copy takes some 30 us a scope; the arithmetic is done when the figures are read."""
@@ -108,7 +89,8 @@ class Ledger:
             self._now = now
             rows = self._rows or {self._nowhere: Row(self._nowhere, now=now)}
             moments = tuple(row.copy(now) for row in rows.values())
-            return LedgerSnapshot(now - self._started, moments, dict(self._events))
+            whole = partial(together, moments, ALL)
+            return Snapshot(now - self._started, moments, dict(self._events), whole)
 
     def _row(self, scope: Scope) -> Row:
         """A scope's row, or the one for those that are too many. Called with the lock held."""

@@ -52,12 +52,11 @@ class Observer:
         self._machine = Machine()
         self._chronicle = Chronicle()
         self._lock = threading.Lock()  # the chronicle's
-        self._predicted: dict[str, float] = {}  # by placement, at the latest look
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="isthmus-seeing", daemon=True)
 
     def start(self) -> None:
-        """Begin to look once a second, so that the log tells what changes and answers are held against the plan."""
+        """Begin to look once a second, so that the log tells what changes."""
         self._thread.start()
 
     def close(self) -> None:
@@ -66,15 +65,13 @@ class Observer:
         if self._thread.is_alive():
             self._thread.join(5.0)
 
-    def observe(self, outcome: Outcome, *, budget_s: float, predicted_s: float | None = None) -> None:
+    def observe(self, outcome: Outcome, *, budget_s: float) -> None:
         """One request has ended: call it once for each, where nobody waits for the answer any more if that can be.
 
-        `budget_s` is what its caller gave it, `predicted_s` what the plan had said for the placement it took; without
-        it what the plan said at the latest look, unless the answer took a detour, which no plan has in it.
+        `budget_s` is what its caller gave it; what the plan had said is in the answer.
         """
         now = self._clock()
-        if predicted_s is None and isinstance(outcome, Answer) and not outcome.degraded:
-            predicted_s = self._predicted.get(outcome.placement)
+        predicted_s = outcome.predicted_s if isinstance(outcome, Answer) else None
         self.ledger.observe(outcome, budget_s=budget_s, predicted_s=predicted_s, now=now)
         if self._log is None:
             return
@@ -102,7 +99,6 @@ class Observer:
         bundle = standing.bundle
         if bundle.digest:
             self.ledger.introduce(bundle.digest, bundle.model, bundle.version)
-        self._predicted = {p.id: p.predicted_s for p in standing.placements if p.predicted_s is not None}
         return standing
 
     def _watch(self) -> None:
@@ -136,5 +132,6 @@ def answered(answer: Answer) -> Line:
             "compute_ms": round(t.compute_s * 1e3, 3),
             "attempts": answer.attempts,
             "degraded": "; ".join(answer.degraded),
+            "cause": ", ".join(answer.causes),
         },
     )

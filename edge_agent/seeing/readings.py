@@ -16,25 +16,26 @@ from protocol.seeing.windows import Quantiles
 
 STAGES = ("edge", "encode", "network", "queue", "decode", "compute", "waited")
 # Triton tells four reasons apart; our own codes are finer and stand in isthmus_agent_refused_requests_total.
-TRITON_REASONS = {"DEADLINE": "REJECTED", "NO_PLACEMENT": "REJECTED", "BUSY": "REJECTED", "CLOSED": "CANCELED"}
+TRITON_REASONS = {"DEADLINE": "REJECTED", "NO_PLACEMENT": "REJECTED", "BUSY": "REJECTED", "CLOSED": "CANCELED",
+                  "CANCELLED": "CANCELED"}  # fmt: skip
 
 
 def each(read: Callable[[Figures, str], Iterable[Series]]) -> Callable[[Scene], Iterator[Series]]:
     """The series of every scope."""
 
     def series(scene: Scene) -> Iterator[Series]:
-        for figures, scope in scene.scoped:
+        for figures, scope in scene.snapshot.labelled:
             yield from read(figures, scope)
 
     return series
 
 
 def one(read: Callable[[Figures], Value]) -> Callable[[Scene], Iterator[Series]]:
-    return lambda scene: (Series("", scope, read(figures)) for figures, scope in scene.scoped)
+    return lambda scene: (Series("", scope, read(figures)) for figures, scope in scene.snapshot.labelled)
 
 
 def total(read: Callable[[Counters], Value]) -> Callable[[Scene], Iterator[Series]]:
-    return lambda scene: (Series("", scope, read(figures.counters)) for figures, scope in scene.scoped)
+    return lambda scene: (Series("", scope, read(figures.counters)) for figures, scope in scene.snapshot.labelled)
 
 
 def model(read: Callable[[Counters], float]) -> Callable[[Scene], Iterator[Series]]:

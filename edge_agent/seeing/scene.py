@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from edge_agent.seeing.figures import Counters, Figures
+from edge_agent.seeing.figures import Counters
 from edge_agent.seeing.ledger import LedgerSnapshot
 from edge_agent.seeing.standing import AgentStanding
-from protocol.seeing.exposition import labels
 from protocol.seeing.machine import MachineState
 
 
@@ -20,16 +19,11 @@ class Scene:
     standing: AgentStanding
     machine: MachineState
     software: str
-    scoped: tuple[tuple[Figures, str], ...] = field(init=False)  # each scope with its labels as they are written
-
-    def __post_init__(self) -> None:
-        scoped = tuple((figures, labels(**figures.scope._asdict())) for figures in self.snapshot.scopes)
-        object.__setattr__(self, "scoped", scoped)
 
     def of_models(self, read: Callable[[Counters], float]) -> dict[tuple[str, str], float]:
         """A counter's sum over the scopes of every model and version."""
         sums: dict[tuple[str, str], float] = {}
-        for figures, _ in self.scoped:
+        for figures in self.snapshot.scopes:
             model = figures.scope[:2]
             sums[model] = sums.get(model, 0) + read(figures.counters)
         return sums

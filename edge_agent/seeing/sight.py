@@ -21,6 +21,7 @@ from edge_agent.seeing.standing import (
     PlacementStanding,
     StoreStanding,
 )
+from edge_agent.version import version_of
 from edge_agent.view import AgentView, GatewayView
 from protocol import phrases
 from protocol.bundle import Bundle
@@ -73,7 +74,8 @@ class Sight:
         agent = self._agent()
         store, board = _unless_broken(self._store), self._look_at_board()
         if agent is None:
-            return AgentStanding(ready=False, reason=self._unwell() or "no agent runs yet", store=store, board=board)
+            reason, coming = self._unwell() or "no agent runs yet", _unless_broken(self._bundle) or BundleStanding()
+            return AgentStanding(ready=False, reason=reason, bundle=coming, store=store, board=board)
         try:
             view = agent.look(explain=True)
         except IsthmusError as error:
@@ -101,6 +103,7 @@ class Sight:
             bundle=_unless_broken(self._bundle) or bundle_standing(agent.bundle),
             store=store,
             board=board,
+            serves_alone=agent.serves_alone,
         )
 
     def _look_at_board(self) -> BoardStanding | None:
@@ -165,7 +168,7 @@ def _explained(explanation: Explanation) -> str:
 
 
 def gateway_standing(gateway: GatewayView) -> GatewayStanding:
-    link = gateway.link
+    link, tcp = gateway.link, gateway.tcp
     return GatewayStanding(
         name=gateway.name,
         state=gateway.state,
@@ -179,6 +182,8 @@ def gateway_standing(gateway: GatewayView) -> GatewayStanding:
         wait_s=gateway.wait_s,
         in_flight=gateway.in_flight,
         in_flight_nbytes=gateway.in_flight_nbytes,
+        tcp_rtt_s=None if tcp is None else tcp.rtt_s,
+        tcp_bytes_per_s=None if tcp is None or tcp.is_limited_by_us else tcp.bytes_per_s,
     )
 
 
@@ -186,7 +191,7 @@ def bundle_standing(bundle: Bundle) -> BundleStanding:
     """What a bundle says of itself."""
     statement = bundle.statement
     signer = "" if statement is None else f"{statement.signer[:12]}, number {statement.counter}"
-    return BundleStanding(bundle.manifest.model.name, "1", bundle.digest, signed_by=signer)
+    return BundleStanding(bundle.manifest.model.name, version_of(bundle), bundle.digest, signed_by=signer)
 
 
 def _without_gateway(view: AgentView, *, alone: bool) -> str:

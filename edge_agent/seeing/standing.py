@@ -35,6 +35,8 @@ class GatewayStanding:
     wait_s: float | None = None  # what we expect: round trip, its queue, and what we have there already
     in_flight: int = 0
     in_flight_nbytes: int = 0
+    tcp_rtt_s: float | None = None  # the kernel's own figures of the connection, which ends at the first proxy
+    tcp_bytes_per_s: float | None = None  # only where the link and not what we had to send has limited it
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,7 @@ class BundleStanding:
     state: str = ""  # where it is in its life: trial, confirmed, ... ; empty where it was named by hand
     signed_by: str = ""  # empty where it is not signed
     coming: str = ""  # in words: what is fetched or tried now
+    refused_offers: int = 0  # of bundles that were refused before, and still for the same reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,7 @@ class StoreStanding:
     nbytes: int = 0
     limit_nbytes: int | None = None
     oldest_s: float | None = None  # how long the oldest has waited
+    trouble: str = ""  # why there is no store just now: it takes nothing, and is tried again
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,3 +97,6 @@ class AgentStanding:
     bundle: BundleStanding = BundleStanding()
     store: StoreStanding | None = None
     board: BoardStanding | None = None
+    serves_alone: bool = False  # whether requests can be answered while no gateway is there
+    known_answers: int | None = None  # how often the known question was answered well
+    state_dir: str = ""

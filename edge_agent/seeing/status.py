@@ -1,4 +1,4 @@
-"""The status document: what the status page draws and `edge-agent status --json` prints. Version `SCHEMA`.
+"""The status document: what the status page draws and `edge-agent status` tells. Version `SCHEMA`.
 
 Everything a person wants to see at once, from the same snapshot as the metrics. Times are seconds, None is unknown.
 """
@@ -13,7 +13,7 @@ from edge_agent.seeing.figures import Figures
 from edge_agent.seeing.scene import Scene
 from protocol.seeing.sums import SLACK_BOUNDS_S
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 def status_document(scene: Scene) -> dict[str, Any]:
@@ -37,11 +37,15 @@ def status_document(scene: Scene) -> dict[str, Any]:
         },
         "placements": standing.placements,
         "gateways": standing.gateways,
+        "connected": any(gateway.ready for gateway in standing.gateways),
+        "serves_alone": standing.serves_alone,
         "pending": standing.pending,
         "edge_factor": standing.edge_factor,
         "bundle": standing.bundle,
         "store": standing.store,
         "board": standing.board,
+        "known_answers": standing.known_answers,
+        "state_dir": standing.state_dir,
         "scopes": [_figures(figures) for figures in scene.snapshot.scopes],
         "total": _figures(scene.snapshot.total),
         "slack_bounds_s": SLACK_BOUNDS_S,

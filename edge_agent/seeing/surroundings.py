@@ -14,7 +14,7 @@ from edge_agent.store.tickets import State
 from protocol.bundle import Bundle
 
 if TYPE_CHECKING:  # a daemon without a store needs no sqlite, and one without updates no courier
-    from edge_agent.bundles.updater import UpdateView
+    from edge_agent.bundles.record import UpdateView
     from edge_agent.store.journal import Journal
 
 
@@ -51,14 +51,18 @@ def read_store(journal: Journal) -> StoreStanding:
     )
 
 
-def bundle_standing(bundle: Bundle, updates: UpdateView) -> BundleStanding:
-    """What the bundle says of itself, whether it is proven, and what comes next."""
+def bundle_standing(bundle: Bundle | None, updates: UpdateView) -> BundleStanding:
+    """What the bundle says of itself, whether it is proven, and what comes next; None where none serves yet."""
     record = updates.record
-    state = "on trial" if record.step is Step.ON_TRIAL else "proven" if bundle.digest == record.proven else ""
     coming = record.said if record.step is Step.REVERTED else updates.trouble
+    if record.step is Step.IDLE and updates.passed_over:
+        coming = coming or record.said
     if record.step is Step.ON_TRIAL:
         coming = updates.trial
     elif record.step not in (Step.IDLE, Step.REVERTED):
         fetched = f", {updates.fetched_nbytes / 1e6:.1f} MB fetched" if record.step is Step.FETCHING else ""
         coming = f"{record.step} {record.candidate[:12]}{fetched}"
-    return replace(sight.bundle_standing(bundle), state=state, coming=coming)
+    if bundle is None:
+        return BundleStanding(coming=coming, refused_offers=updates.passed_over)
+    state = "on trial" if record.step is Step.ON_TRIAL else "proven" if bundle.digest == record.proven else ""
+    return replace(sight.bundle_standing(bundle), state=state, coming=coming, refused_offers=updates.passed_over)

@@ -9,7 +9,9 @@ a request stays with the agent that took it.
 What the agent refuses, and what it is over the wire (see `protocol.oip.service`):
 
     DEADLINE       504   NO_PLACEMENT   503 NOT_READY    BUSY  503
-    BAD_REQUEST    400   CLOSED         503 DRAINING
+    BAD_REQUEST    400   CLOSED         503 DRAINING     CANCELLED   499
+
+Who goes away cancels the door's task, and so the agent's future: see `Agent.submit`.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from typing import Any, Protocol
 from edge_agent.outcomes import Answer, Outcome, StageTimings
 from edge_agent.outcomes import Refusal as Refused
 from edge_agent.serving.counting import Counting
+from edge_agent.version import is_called, version_of
 from protocol import __version__
 from protocol.bundle import Bundle
 from protocol.control.flights import RefusalCode
@@ -47,7 +50,6 @@ PLATFORM, BACKEND = "onnxruntime_onnx", "onnxruntime"
 SERVER = ServerMetadata(
     "isthmus-edge-agent", __version__, ("binary_tensor_data", "statistics", "model_configuration", "parameters")
 )
-VERSION = "1"
 DEFAULT_PRIORITY = 4
 _REFUSALS = {
     RefusalCode.DEADLINE: Refusal.DEADLINE,
@@ -55,6 +57,7 @@ _REFUSALS = {
     RefusalCode.BAD_REQUEST: Refusal.BAD_REQUEST,
     RefusalCode.BUSY: Refusal.BUSY,
     RefusalCode.CLOSED: Refusal.DRAINING,
+    RefusalCode.CANCELLED: Refusal.CANCELLED,
 }
 _STAGES = tuple(StageTimings.__slots__)
 
@@ -72,7 +75,7 @@ class AgentService:
     """The `InferenceService` of a device. `current` gives the agent that new requests go to.
 
     `observe` is told of every outcome, with the request's budget in seconds. `unwell` says why the device cannot answer
-    now, or "".
+    now, or "", and `live` whether waiting may help: if not, only another process can.
     """
 
     def __init__(
@@ -83,14 +86,20 @@ class AgentService:
         most_pending: int = 64,
         observe: Callable[[Outcome, float], None] = lambda outcome, budget_s: None,
         unwell: Callable[[], str] = lambda: "",
+        live: Callable[[], bool] = lambda: True,
     ) -> None:
         self._current = current
         self._deadline_s = deadline_s
         self._most_pending = most_pending
         self._observe = observe
         self._unwell = unwell
+        self._live = live
         self._pending = 0
         self._counts: dict[str, Counting] = {}  # by bundle
+
+    def retune(self, *, deadline_s: float, most_pending: int) -> None:
+        """For requests from now on."""
+        self._deadline_s, self._most_pending = deadline_s, most_pending
 
     @property
     def pending(self) -> int:
@@ -121,7 +130,7 @@ class AgentService:
         outputs = outcome.outputs
         if request.outputs:
             outputs = {name: outputs[name] for name in request.outputs if name in outputs}
-        return InferResponse(request.model, VERSION, request.id, outputs, provenance(outcome))
+        return InferResponse(request.model, version_of(agent.bundle), request.id, outputs, provenance(outcome))
 
     async def _ask(self, agent: Serving, request: InferRequest) -> Outcome:
         known = [spec.name for spec in agent.bundle.manifest.model.outputs]
@@ -142,6 +151,9 @@ class AgentService:
         self._pending += 1
         try:
             outcome = await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            self._observe(Refused("", RefusalCode.CANCELLED, "its caller went away", 0.0), budget_s)
+            raise
         finally:
             self._pending -= 1
         self._observe(outcome, budget_s)
@@ -151,14 +163,16 @@ class AgentService:
 
     def _find(self, model: str, version: str | None) -> Serving:
         agent = self._current()
-        name = agent.bundle.manifest.model.name
-        if model != name or version not in (None, VERSION):
+        bundle = agent.bundle
+        name = bundle.manifest.model.name
+        if model != name or not is_called(bundle, version):
             what = f"model {model[:128]!r}" + (f" version {version[:20]!r}" if version is not None else "")
-            raise OipError(Refusal.NOT_FOUND, f"{what} is not here; this device serves {name!r} version {VERSION}")
+            here = f"this device serves {name!r} version {version_of(bundle)}"
+            raise OipError(Refusal.NOT_FOUND, f"{what} is not here; {here}")
         return agent
 
     async def live(self) -> bool:
-        return not self._unwell()
+        return self._live()
 
     async def ready(self) -> bool:
         return not self._unwell()
@@ -171,9 +185,10 @@ class AgentService:
         return SERVER
 
     async def model_metadata(self, model: str, version: str | None) -> ModelMetadata:
-        info = self._find(model, version).bundle.manifest.model
+        bundle = self._find(model, version).bundle
+        info = bundle.manifest.model
         inputs, outputs = ([_tensor(spec) for spec in specs] for specs in (info.inputs, info.outputs))
-        return ModelMetadata(info.name, [VERSION], PLATFORM, inputs, outputs)
+        return ModelMetadata(info.name, [version_of(bundle)], PLATFORM, inputs, outputs)
 
     async def model_config(self, model: str, version: str | None) -> dict[str, Any]:
         """No batching by the device: `dims` hold every dimension, the batch's too."""
@@ -197,13 +212,14 @@ class AgentService:
     async def statistics(self, model: str | None, version: str | None) -> Sequence[ModelStatistics]:
         agent = self._current() if model is None else self._find(model, version)
         counts = self._counts.get(agent.bundle.digest, Counting())
-        return [counts.statistics(agent.bundle.manifest.model.name, VERSION)]
+        return [counts.statistics(agent.bundle.manifest.model.name, version_of(agent.bundle))]
 
     async def repository_index(self, *, ready_only: bool) -> Sequence[RepositoryEntry]:
-        name, reason = self._current().bundle.manifest.model.name, self._unwell()
+        bundle, reason = self._current().bundle, self._unwell()
+        name, version = bundle.manifest.model.name, version_of(bundle)
         if reason:
-            return [] if ready_only else [RepositoryEntry(name, VERSION, "UNAVAILABLE", reason)]
-        return [RepositoryEntry(name, VERSION, "READY")]
+            return [] if ready_only else [RepositoryEntry(name, version, "UNAVAILABLE", reason)]
+        return [RepositoryEntry(name, version, "READY")]
 
     async def load(self, model: str, parameters: Mapping[str, Parameter], *, tenant: str) -> None:
         raise _bundles_come_otherwise()
@@ -217,7 +233,7 @@ def _priority(request: InferRequest) -> int:
 
 
 def provenance(answer: Answer) -> dict[str, Parameter]:
-    """Where an answer was made, as parameters: `degraded` is there only if it was not made where the plan wanted."""
+    """Where an answer was made, as parameters: `degraded` and `causes` only if it was not where the plan wanted it."""
     found: dict[str, Parameter] = {
         "placement": answer.placement,
         "kind": answer.kind,
@@ -231,12 +247,15 @@ def provenance(answer: Answer) -> dict[str, Parameter]:
         "down_bytes": answer.down_nbytes,
     }
     found |= {f"{stage.removesuffix('_s')}_us": int(getattr(answer.timings, stage) * 1e6) for stage in _STAGES}
+    if answer.predicted_s is not None:
+        found["predicted_us"] = int(answer.predicted_s * 1e6)
     if answer.gateway:
         found["gateway"] = answer.gateway
     if answer.hedged:
         found["hedged"] = True
     if answer.degraded:
         found["degraded"] = "; ".join(answer.degraded)
+        found["causes"] = ",".join(answer.causes)
     return found
 
 

@@ -157,7 +157,9 @@ def _document(ticket: Ticket) -> dict[str, Any]:
 
 
 def _made(answer: Answer) -> dict[str, Any]:
-    return {name: getattr(answer, name) for name in ("placement", "precision", "engine", "bundle", "degraded")}
+    return {
+        name: getattr(answer, name) for name in ("placement", "precision", "engine", "bundle", "degraded", "causes")
+    }
 
 
 def _shapes(tensors: Tensors) -> dict[str, dict[str, Any]]:

@@ -43,7 +43,7 @@ class Carrier(Protocol):
 
 
 class Forwarder:
-    """`start` and `close`; `wake` when a gateway has come back.
+    """`start` and `close`; `wake` when a gateway has come back, or another agent answers.
 
     `current` gives the agent that answers now, and `accepts` tells what its model takes from what it does not; `live`
     says how many requests of others are unanswered, `serves` the name of the model (requests for others wait), or None

@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from edge_agent.serving.service import VERSION, provenance
+from edge_agent.serving.service import provenance
 from edge_agent.store.journal import Journal
 from edge_agent.store.tickets import Accepts, State, StoreError, StoreFullError, Ticket, Wish
 from protocol.errors import InputError
@@ -52,9 +52,12 @@ class Note(msgspec.Struct, frozen=True, omit_defaults=True):
 _note = msgspec.json.Decoder(Note)
 
 
-def routes(journal: Journal, accepts: Accepts, *, why: Callable[[], str] = lambda: "") -> list[Route]:
-    """`accepts` raises InputError (or OipError) for what is not answered here; `why` says why nothing is being sent."""
-    store = _Store(journal, accepts, why)
+def routes(
+    journal: Journal, accepts: Accepts, *, why: Callable[[], str] = lambda: "", trouble: Callable[[], str] = lambda: ""
+) -> list[Route]:
+    """`accepts` raises InputError (or OipError) for what is not answered here; `why` says why nothing is being sent,
+    `trouble` why there is no store to speak of, which is then refused as NOT_READY."""
+    store = _Store(journal, accepts, why, trouble)
     named = f"{PATH}/{{name}}"  # a model's or a ticket: OpenAPI takes one name for one place
     return [
         Route("POST", named, "infer", "Store a request to this model for a late answer", store.put, "Infer"),
@@ -65,12 +68,14 @@ def routes(journal: Journal, accepts: Accepts, *, why: Callable[[], str] = lambd
 
 
 class _Store:
-    def __init__(self, journal: Journal, accepts: Accepts, why: Callable[[], str]) -> None:
+    def __init__(self, journal: Journal, accepts: Accepts, why: Callable[[], str], trouble: Callable[[], str]) -> None:
         self._journal = journal
         self._accepts = accepts
         self._why = why
+        self._trouble = trouble
 
     async def put(self, call: Call) -> Answer:
+        self._require()
         work = functools.partial(self._offer, call)
         try:
             offered = await asyncio.to_thread(work) if len(call.body) > _ELSEWHERE_NBYTES else work()
@@ -87,7 +92,11 @@ class _Store:
         return _told(await self._found(self._journal.dropping, call), removed=True)
 
     async def totals(self, _: Call) -> Answer:
-        totals = await asyncio.to_thread(self._journal.totals)
+        self._require()
+        try:
+            totals = await asyncio.to_thread(self._journal.totals)
+        except StoreError as error:
+            raise _not_now(error) from None
         caps = self._journal.caps
         document = {
             "tickets": totals.tickets,
@@ -98,6 +107,10 @@ class _Store:
         }
         return Answer(codec.to_json(document))
 
+    def _require(self) -> None:
+        if trouble := self._trouble():
+            raise _not_now(trouble)
+
     def _offer(self, call: Call) -> Future[str]:
         length = call.headers.get(b"inference-header-content-length")
         model = call.names["name"]
@@ -107,6 +120,7 @@ class _Store:
         return self._journal.offer(_wish(request, form))
 
     async def _found(self, ask: Callable[..., Future[Ticket | None]], call: Call) -> Ticket:
+        self._require()
         name = call.names["name"]
         try:
             found = await _on_disk(ask(name, tenant=call.tenant))
@@ -123,7 +137,11 @@ async def _on_disk(future: Future[T]) -> T:
     except StoreFullError as error:
         raise OipError(Refusal.BUSY, str(error), retry_after_s=5.0) from None
     except StoreError as error:
-        raise OipError(Refusal.NOT_READY, str(error), retry_after_s=30.0) from None
+        raise _not_now(error) from None
+
+
+def _not_now(trouble: object) -> OipError:
+    return OipError(Refusal.NOT_READY, f"the store cannot be used now: {trouble}", retry_after_s=30.0)
 
 
 def _wish(request: InferRequest, form: codec.Form) -> Wish:
@@ -162,7 +180,8 @@ def _told(ticket: Ticket, *, removed: bool = False) -> Answer:
     known = ticket.answer.outputs
     outputs = {name: known[name] for name in note.outputs if name in known} or known
     parameters = {**provenance(ticket.answer), "ticket": ticket.id}
-    body, json_nbytes = codec.encode(InferResponse(ticket.model, VERSION, note.id, outputs, parameters), note.form)
+    version = ticket.answer.bundle[:12]  # the bundle that serves now may be another
+    body, json_nbytes = codec.encode(InferResponse(ticket.model, version, note.id, outputs, parameters), note.form)
     if json_nbytes is None:
         return Answer(body)
     return Answer(body, _OCTETS, headers=((b"inference-header-content-length", b"%d" % json_nbytes),))

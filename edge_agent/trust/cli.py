@@ -13,13 +13,18 @@ if TYPE_CHECKING:
     from edge_agent.trust.store import TrustStore
 
 STATE_DIR = Path("/var/lib/isthmus")
-KEYS = STATE_DIR / "keys"
 
 keys_app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="The device's own key, and the keys that it believes."
 )
 Keys = Annotated[
-    Path, typer.Option("--keys", envvar="ISTHMUS_AGENT__KEYS__DIR", help="Folder of keys, made if it is not there.")
+    Path | None,
+    typer.Option(
+        "--keys",
+        envvar="ISTHMUS_AGENT__KEYS__DIR",
+        help="Folder of keys, made if it is not there; else keys/ of the state directory.",
+        show_default=False,
+    ),
 ]
 State = Annotated[
     Path,
@@ -36,13 +41,15 @@ def enroll(
             envvar="ISTHMUS_AGENT_TOKEN", help="What `cloud-gateway keys invite` has printed.", show_default=False
         ),
     ],
-    keys_dir: Keys = KEYS,
+    keys_dir: Keys = None,
+    state_dir: State = STATE_DIR,
     replace: Annotated[bool, typer.Option("--replace", help="Forget the gateway that server.pub names.")] = False,
     json: Json = False,
 ) -> None:
     """Make this device known at a gateway: its key is made here, and the gateway's keys are kept."""
     from edge_agent.trust.enrol import enrol
 
+    keys_dir = keys_dir or state_dir / "keys"
     made = enrol(gateway, token, keys_dir, replace=replace)
     if json:
         server = [{"key": k.data.hex(), "fingerprint": k.fingerprint, "port": k.port} for k in made.server]
@@ -53,14 +60,15 @@ def enroll(
 
 @keys_app.command()
 def show(
-    keys_dir: Keys = KEYS,
+    keys_dir: Keys = None,
+    state_dir: State = STATE_DIR,
     name: Annotated[str, typer.Option(help="What this device calls itself, where its key is made now.")] = "edge-agent",
     json: Json = False,
 ) -> None:
     """Print this device's public key (made if there is none), for `cloud-gateway keys add NAME --key`."""
     from edge_agent.trust.identity import identity
 
-    public = identity(keys_dir, name).public
+    public = identity(keys_dir or state_dir / "keys", name).public
     if json:
         print_json({"name": public.name, "key": public.data.hex(), "fingerprint": public.fingerprint})
     else:
@@ -72,6 +80,7 @@ def trust(
     known: Annotated[
         list[str], typer.Argument(metavar="FILE.pub...", help="Who signs bundles: current key, next key.")
     ],
+    keys_dir: Keys = None,
     state_dir: State = STATE_DIR,
     json: Json = False,
 ) -> None:
@@ -79,22 +88,23 @@ def trust(
     from edge_agent.trust.store import TrustStore
     from protocol import signers
 
-    store = TrustStore(state_dir / "keys")
+    store = TrustStore(keys_dir or state_dir / "keys")
     store.believe(tuple(key for text in known for key in signers.given_verify_keys(text)))
     _show(store, json=json)
 
 
 @keys_app.command()
-def trusted(state_dir: State = STATE_DIR, json: Json = False) -> None:
+def trusted(keys_dir: Keys = None, state_dir: State = STATE_DIR, json: Json = False) -> None:
     """Say whose bundles are taken here, how new they must be, and what was revoked."""
     from edge_agent.trust.store import TrustStore
 
-    _show(TrustStore(state_dir / "keys"), json=json)
+    _show(TrustStore(keys_dir or state_dir / "keys"), json=json)
 
 
 @keys_app.command()
 def revocations(
     file: Annotated[Path, typer.Argument(help="A list of `partitioner revoke`.", show_default=False)],
+    keys_dir: Keys = None,
     state_dir: State = STATE_DIR,
     json: Json = False,
 ) -> None:
@@ -106,7 +116,7 @@ def revocations(
         data = file.read_bytes()
     except OSError as error:
         raise InputError(f"{file} cannot be read ({error.strerror})", "name the list") from error
-    store = TrustStore(state_dir / "keys")
+    store = TrustStore(keys_dir or state_dir / "keys")
     store.take_revocations(data)
     _show(store, json=json)
 

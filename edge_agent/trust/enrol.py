@@ -50,13 +50,14 @@ def enrol(gateway: str, text: str, folder: Path, *, replace: bool = False, patie
     answer = _ask(endpoint, CurveClient(pair.secret, token.server), token, patience_s)
     if answer.refusal:
         raise InputError(
-            f"the gateway refuses: {answer.refusal}", "ask for a new one: `cloud-gateway keys invite NAME`"
+            f"the gateway refuses: {wire.printable(answer.refusal)}",
+            "ask for a new one: `cloud-gateway keys invite NAME`",
         )
     server = tuple(PublicKey(key.key, "gateway", key.port) for key in answer.server)
     if token.server not in {key.data for key in server}:
         raise WireError("the gateway does not name its own key", "update the gateway")
     keys.write_public(folder / "server.pub", server)
-    return Enrolment(answer.name, pair.public.fingerprint, server)
+    return Enrolment(wire.printable(answer.name), pair.public.fingerprint, server)
 
 
 def _require_no_other(folder: Path, token: Token, *, replace: bool) -> None:
@@ -119,7 +120,7 @@ def _ask_once(
                 return answer
             if monitor not in ready:
                 continue
-            event = sockets.monitor_event(monitor)
+            event, _ = sockets.monitor_event(monitor)
             if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                 raise InputError(
                     "the gateway does not let this device in: no invitation is open there, or its key was revoked",

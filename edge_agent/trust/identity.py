@@ -12,7 +12,7 @@ from protocol.keys import KeyPair
 def identity(folder: Path, name: str = "edge-agent") -> KeyPair:
     """The device's key pair; made if there is none. Raises InputError if it cannot be read, or made."""
     path = folder / "agent.key"
-    if path.exists():
+    if keys.is_there(path):
         return keys.read_pair(path)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

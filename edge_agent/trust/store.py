@@ -1,12 +1,17 @@
 """Whom a device believes about bundles, and what it must not forget: files in one folder, each replaced whole.
 
     KEYS/bundle.pub          public keys of who signs bundles: the current one and, while it is being replaced, the next
-    KEYS/remembered.json     the least counter by model name, which only ever rises, and the newest list of revocations
+    KEYS/remembered.json     the least counter by model name, which only ever rises; bundles that may run below it; the
+                             newest list of revocations
 
     policy        where bundle.pub is there        where it is not
     auto          signatures are required          a bundle named on this device is taken unsigned, one received refused
     required      required                         every bundle is refused
     unsigned      unsigned bundles are taken       taken
+
+A bundle may run below the least counter if it has proven itself here (an operator, or a revocation, went back to it)
+or if somebody on this device asked for it by name. That is remembered by its digest, for the last few: it lets in no
+other old bundle, and nothing old that merely comes over the air.
 
 A list of revocations is checked when it is taken, and believed from then on whatever becomes of the key that signed it.
 If what is remembered cannot be read no bundle is used: beginning anew would let old and revoked ones in again.
@@ -24,6 +29,7 @@ from typing import Literal
 import msgspec
 
 from protocol import keys, signers
+from protocol.bundle import HexDigest
 from protocol.documents import decode_document
 from protocol.errors import InputError
 from protocol.signers import VerifyKey
@@ -31,13 +37,15 @@ from protocol.signing import Counter, Revocations, Statement, Trust
 
 SCHEMA_VERSION = 1
 MOST_KEYS = 2
+MOST_EXCUSED = 4  # what runs, what is proven, what was before, and one that an operator asks for
 Policy = Literal["auto", "required", "unsigned"]
 
 
 class Remembered(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`floors` is the least counter by model name."""
+    """`floors` is the least counter by model name; `excused` are bundles that it does not bind, the newest last."""
 
     floors: dict[str, Counter] = {}
+    excused: tuple[HexDigest, ...] = ()
     revocations: Revocations | None = None
     schema_version: int = SCHEMA_VERSION
 
@@ -57,13 +65,21 @@ class TrustStore:
 
     def known(self) -> tuple[VerifyKey, ...]:
         """The keys that are believed, the current one first; none where none was given. Raises InputError."""
-        return signers.read_verify_keys(self._keys) if os.path.lexists(self._keys) else ()
+        return signers.read_verify_keys(self._keys) if keys.is_there(self._keys) else ()
 
-    def trust(self, *, received: bool = False) -> Trust:
-        """What bundles are checked with now; `received` ones came over the air. Raises InputError."""
+    def trust(self, *, received: bool = False, kept: bool = False) -> Trust:
+        """What bundles are checked with now. `received` ones came over the air; `kept` ones are on this device already,
+        or somebody here asked for them by name. Raises InputError.
+        """
         known, remembered = self.known(), self.remembered()
-        allow = self.policy == "unsigned" or (self.policy == "auto" and not known and not received)
-        return Trust(known, self._threshold if known else 1, allow, remembered.floors, remembered.revocations)
+        return Trust(
+            known,
+            self._threshold if known else 1,
+            allow_unsigned=self.policy == "unsigned" or (self.policy == "auto" and not known and not received),
+            floors=remembered.floors,
+            revocations=remembered.revocations,
+            excused=frozenset(remembered.excused if kept else ()),
+        )
 
     def describe(self) -> str:
         """One sentence for people: what happens to signed and unsigned bundles here. Raises InputError."""
@@ -83,7 +99,7 @@ class TrustStore:
 
     def remembered(self) -> Remembered:
         """Raises InputError if it cannot be read."""
-        if not os.path.lexists(self._remembered):
+        if not keys.is_there(self._remembered):
             return Remembered()
         try:
             data = self._remembered.read_bytes()
@@ -97,15 +113,21 @@ class TrustStore:
     # ---- changes ----------------------------------------------------------------------------------------------------
 
     def accept(self, statement: Statement) -> None:
-        """This bundle has proven itself: older ones of its model are not taken again. Raises InputError.
+        """This bundle has proven itself: older ones of its model are not taken again, but it may be gone back to.
+        Raises InputError.
 
         Not before it is confirmed: what is on trial must leave the way back open.
         """
         with self._locked():
             before = self.remembered()
-            if statement.counter > before.floors.get(statement.model, 0):
-                floors = {**before.floors, statement.model: statement.counter}
-                self._write(msgspec.structs.replace(before, floors=floors))
+            counter = max(statement.counter, before.floors.get(statement.model, 0))
+            after = _excusing(before, statement.manifest_sha256)
+            self._write(msgspec.structs.replace(after, floors={**before.floors, statement.model: counter}))
+
+    def excuse(self, digest: str) -> None:
+        """Somebody on this device wants this bundle, whatever its number. Raises InputError."""
+        with self._locked():
+            self._write(_excusing(self.remembered(), digest))
 
     def take_revocations(self, data: bytes) -> Revocations:
         """Check a signed list and keep it. Raises UntrustedError if it is not to be believed, or older than ours."""
@@ -137,3 +159,8 @@ class TrustStore:
             yield
         finally:
             os.close(handle)
+
+
+def _excusing(remembered: Remembered, digest: str) -> Remembered:
+    others = [known for known in remembered.excused if known != digest]
+    return msgspec.structs.replace(remembered, excused=(*others, digest)[-MOST_EXCUSED:])

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from partitioner.people.world import HEADER_NBYTES, Outcome, Request, Scene, busy_s, expected_s, served_s
+from protocol.control.causes import Cause, Why
 from protocol.control.flights import CancelRemote, Finish, Instruction, Prepare, Row, Send
 from protocol.control.ladder import Ladder
 from protocol.control.link import LinkEstimator
@@ -293,6 +294,7 @@ class Replay:
     def _land(self, seq: int, attempt: int, residence_s: float, queue_s: float, down_nbytes: float) -> None:
         """An answer is there: what it says about the link. Earlier attempts are not answered any more."""
         self._heard_s = self._now
+        self.ladder.fleet.current.heard(now=self._now)
         for key in [k for k in self._out if k[0] == seq and k[1] < attempt]:
             del self._out[key]
         trip = self._out.pop((seq, attempt), None)
@@ -332,7 +334,7 @@ class Replay:
         self.estimator.lost()
         self._up_s = self._down_s = self._now
         self._time.at(self.scene.trace.arrival_s(self._now, HELLO_NBYTES) + 2 * self.scene.rtt_s, self._welcomed)
-        self._carry_out(self.ladder.link_lost("the gateway has fallen silent", now=self._now))
+        self._carry_out(self.ladder.link_lost(Why(Cause.SILENCE, "the gateway has fallen silent"), now=self._now))
 
     def _welcomed(self) -> None:
         self._up, self._heard_s = True, self._now

@@ -54,6 +54,7 @@ class Order:
     lossless_input: bool = False  # full-cloud may not send JPEG
     inputs: tuple[str, ...] = ()  # declared images, in the grammar of docs/inputs.md
     common_suffix: bool = False  # tails that end alike also as bridges to one suffix
+    known_answer: bool = True  # one sample and its answers are shipped, for devices to try the bundle with
     force: bool = False
     source_digest: str = ""  # of the model that a plan was made for; "" accepts any
 

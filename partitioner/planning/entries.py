@@ -17,6 +17,7 @@ from partitioner.planning import select
 from partitioner.planning.costs import EDGE_ONLY, FULL_CLOUD, id_of
 from partitioner.planning.ends import Ends
 from partitioner.planning.joining import Joined
+from partitioner.planning.known import make_known
 from partitioner.planning.workshop import Segment, Variant, Workshop
 from partitioner.planning.write import with_weights
 from partitioner.solver.constraints import described
@@ -60,6 +61,12 @@ def compose(
     for name, segment in segments.items():
         placements += [_cut_entry(name, segment, v, entries, costs) for v in segment.variants]
     placements = [p for p in (*placements, _edge_entry(ends, costs)) if p.id in costs]  # some break a constraint
+    question = make_known(shop, tuple(placements), files) if order.known_answer else "it was not wanted"
+    if isinstance(question, str):
+        notes = (*notes, f"no known answer: {question}")
+    else:
+        files[question[0].file] = question[1]
+        entries[question[0].file] = FileEntry(bundle.sha256(question[1]), len(question[1]))
     manifest = Manifest(
         schema_version=bundle.SCHEMA_VERSION,
         model=ModelInfo(
@@ -81,6 +88,7 @@ def compose(
         suffix=CommonSuffix(SUFFIX, joined.batch_axes, joined.output_axes, joined.difference)
         if isinstance(joined, Joined)
         else None,
+        known=None if isinstance(question, str) else question[0],
     )
     return manifest, files
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable
 
 from protocol.control.breaker import Breaker
+from protocol.control.causes import Cause, Why
 from protocol.control.flights import Row
 from protocol.latency import LinkState
 from protocol.messages import PlacementKind
@@ -16,6 +17,9 @@ from protocol.messages import PlacementKind
 LONGEST_DEVICE_WAIT_S = 3.0  # trying a head again costs one local failure and no round trip
 SHORTEST_CAP_S = 1.0  # so long what a gateway granted less than its credit holds at least
 SERVICE_LEARNING = 0.2
+NO_ANSWER = Why(Cause.SILENCE, "the gateway does not answer")
+# Holds until something comes: a ping is a cheaper trial than a request.
+SILENT = Why(Cause.SILENCE, "nothing comes from the gateway")
 # Beyond the bandwidth-delay product: what the loop and the other side's threads may take to react.
 WINDOW_SLACK_S = 0.01
 
@@ -26,11 +30,11 @@ class Device:
     def __init__(self, rows: Iterable[Row]) -> None:
         self.rows = {row.id: row for row in rows}
         self.local = next((r.id for r in self.rows.values() if r.kind is PlacementKind.EDGE_ONLY), None)
-        heads = {r.head or r.id: Breaker(longest_wait_s=LONGEST_DEVICE_WAIT_S) for r in self.rows.values()}
+        heads = {r.head or r.id: Breaker[Why](longest_wait_s=LONGEST_DEVICE_WAIT_S) for r in self.rows.values()}
         self.breakers = {r.id: heads[r.head or r.id] for r in self.rows.values()}
-        self.disabled: dict[str, str] = {}  # for good: what is on the device does not load
+        self.disabled: dict[str, Why] = {}  # for good: what is on the device does not load
 
-    def reason(self, row: Row, *, now: float) -> str | None:
+    def reason(self, row: Row, *, now: float) -> Why | None:
         """Why the device's share of this placement cannot be done now."""
         if row.id in self.disabled:
             return self.disabled[row.id]
@@ -50,17 +54,20 @@ class Remote:
         """Of several gateways those of the lowest `rank` are used as long as any of them can be."""
         self.name = name
         self.rank = rank
+        self.weight = 0  # its share in a draw among those of its rank
         self.rows = {row.id: row for row in rows if row.kind is not PlacementKind.EDGE_ONLY}
-        tails = {r.tail or r.id: Breaker() for r in self.rows.values()}
+        tails = {r.tail or r.id: Breaker[Why]() for r in self.rows.values()}
         self.tails = {r.id: tails[r.tail or r.id] for r in self.rows.values()}
-        self.breaker = Breaker()
+        self.breaker = Breaker[Why]()
         self.link: LinkState | None = None  # as last measured
-        self.link_reason: str | None = "no gateway has answered yet"
-        self.broken: dict[str, str] = {}  # not at this gateway; forgotten with the next Welcome
+        self.link_reason: Why | None = Why.lost("no gateway has answered yet")
+        self._heard_at: float | None = None
+        self.broken: dict[str, Why] = {}  # not at this gateway; forgotten with the next Welcome
         self.held: frozenset[bytes] = frozenset()
         self.service_s = 0.0  # what a request's compute there usually takes
         self.credit_requests = 0
         self.credit_nbytes = 0
+        self.chunk_nbytes = 0  # the largest chunk that it takes; 0: none
         self._cap_requests = math.inf  # less than the credit, because the gateway said so
         self._cap_until = 0.0
 
@@ -68,7 +75,7 @@ class Remote:
         """What its last life could not do says nothing about this one."""
         self.link_reason = None
         self.broken.clear()
-        self.breaker = Breaker()
+        self.breaker = Breaker[Why]()
         self._cap_requests = math.inf
         self.refreshed(held, credit_requests, credit_nbytes)
 
@@ -76,6 +83,26 @@ class Remote:
         """The same life says anew what it holds and grants."""
         self.held = held
         self.credit_requests, self.credit_nbytes = credit_requests, credit_nbytes
+
+    def heard(self, *, now: float) -> None:
+        """Anything came from it, be it the answer to a ping."""
+        self._heard_at = now
+        if self.link_reason == SILENT:
+            self.link_reason = None
+
+    def timed_out(self, sent_at: float, *, replaced: bool, now: float) -> bool:
+        """An attempt that was sent at `sent_at` was not answered in time. Whether nothing else has come either, so that
+        what is sent after it would end the same way: then nothing is, until something comes. Else it counts as a
+        failure. That is for devices on which something else can take over (`replaced`), and who tell what they hear.
+        """
+        if replaced and self._heard_at is not None and self._heard_at < sent_at:
+            self.breaker.released()
+            if self.link_reason is None:
+                self.link_reason = SILENT
+                return True
+        else:
+            self.breaker.failed(NO_ANSWER, now=now)
+        return False
 
     def granted(self, in_flight: int, more: int, wait_s: float, *, now: float) -> None:
         """It takes only `more` requests beyond the `in_flight` that it has of us; holds while it lets us wait."""
@@ -107,14 +134,14 @@ class Remote:
         ahead_s = nbytes / self.link.uplink_bytes_per_s + requests * self.service_s
         return self.link.rtt_s + self.link.queue_s + ahead_s
 
-    def reason(self, row: Row, *, now: float) -> str | None:
+    def reason(self, row: Row, *, now: float) -> Why | None:
         """Why this gateway's share of the placement cannot be done now."""
         if self.link_reason is not None:
             return self.link_reason
         if row.id in self.broken:
             return self.broken[row.id]
         if row.segment not in self.held:
-            return f"the gateway does not hold {row.id}"
+            return Why(Cause.NOT_HELD, f"the gateway does not hold {row.id}")
         for breaker in (self.breaker, self.tails[row.id]):
             if breaker.refuses(now=now):
                 return breaker.reason

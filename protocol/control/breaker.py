@@ -9,6 +9,9 @@ CLOSED --`threshold` failures in a row--> OPEN --after `wait`--> HALF_OPEN --suc
 from __future__ import annotations
 
 import enum
+from typing import Generic, TypeVar
+
+Reason = TypeVar("Reason")  # whatever its owner tells as the reason
 
 
 class BreakerState(enum.StrEnum):
@@ -17,12 +20,12 @@ class BreakerState(enum.StrEnum):
     HALF_OPEN = "half-open"
 
 
-class Breaker:
+class Breaker(Generic[Reason]):
     """Says whether something that failed may be tried again. All times are monotonic seconds."""
 
     def __init__(self, *, threshold: int = 3, wait_s: float = 1.0, longest_wait_s: float = 10.0) -> None:
         self.state = BreakerState.CLOSED
-        self.reason = ""
+        self.reason: Reason | None = None
         self._threshold = threshold
         self._first_wait_s = wait_s
         self._longest_wait_s = longest_wait_s
@@ -56,14 +59,14 @@ class Breaker:
         if self._paused:
             return  # an answer to something older is no invitation to come back before the pause is over
         self.state = BreakerState.CLOSED
-        self.reason = ""
+        self.reason = None
         self._opens_until = 0.0
 
     def released(self) -> None:
         """The trial ended without saying anything about what this breaker watches: another may follow."""
         self._trial_since = None
 
-    def failed(self, reason: str, *, now: float) -> None:
+    def failed(self, reason: Reason, *, now: float) -> None:
         self._failures += 1
         self.reason = reason
         self._trial_since = None
@@ -74,7 +77,7 @@ class Breaker:
         self.state = BreakerState.OPEN
         self._opens_until = max(self._opens_until, now + self._wait_s)
 
-    def hold_off(self, reason: str, wait_s: float, *, now: float) -> None:
+    def hold_off(self, reason: Reason, wait_s: float, *, now: float) -> None:
         """The other side asked for a pause: open at once for `wait_s`, without counting a failure."""
         self.reason = reason
         self.state = BreakerState.OPEN

@@ -5,11 +5,17 @@
 One of the two is the gateway in use, the other is drawn: with that memory fewer choices balance better than two fresh
 draws do (Mitzenmacher, Prabhakar, Shah: Load balancing with memory, 2002), a device stays where frames of its stream
 are known, and a fleet of devices does not run to whichever gateway was idle a moment ago.
+
+Who is drawn is a matter of the weights that DNS gave (RFC 2782): of two with 3 and 1 the first is drawn three times out
+of four, and where all are 0 everybody has the same share. One with 0 beside others is drawn as if it had a hundredth of
+the least.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import NamedTuple, Protocol
 
 from protocol.control.availability import Device, Remote
@@ -17,6 +23,7 @@ from protocol.control.flights import Flight, Phase, Row
 
 WORTH_LEAVING = 0.2  # a gateway is left for one that promises at least this share less wait ...
 WORTH_LEAVING_S = 0.001  # ... and this much: below it, the difference is jitter
+NEXT_TO_NEVER = 100  # who has no weight beside others that have some is drawn this many times less than the least
 
 
 class Chance(Protocol):
@@ -37,6 +44,16 @@ class Load(NamedTuple):
 
     requests: int = 0
     nbytes: int = 0
+    there_nbytes: int = 0  # of these, what is known to have arrived, in chunks
+
+    @property
+    def way_nbytes(self) -> int:
+        """What still has to cross, or may have to."""
+        return self.nbytes - self.there_nbytes
+
+    def plus(self, nbytes: int, left_nbytes: int) -> Load:
+        """With one more request."""
+        return Load(self.requests + 1, self.nbytes + nbytes, self.there_nbytes + nbytes - left_nbytes)
 
 
 class Fleet:
@@ -74,19 +91,21 @@ class Fleet:
         found: dict[str, Load] = {}
         for flight in flights:
             if flight.phase is Phase.SENT:
-                requests, nbytes = found.get(flight.gateway, (0, 0))
-                found[flight.gateway] = Load(requests + 1, nbytes + flight.nbytes)
+                found[flight.gateway] = found.get(flight.gateway, Load()).plus(flight.nbytes, flight.left_nbytes)
         return found
 
     def for_any_work(self, flight: Flight, flights: Iterable[Flight], *, now: float) -> Remote:
-        """The gateway to plan with: of those that can do most of the placements the better of two."""
+        """The gateway to plan with: of the lowest rank that can do any placement, those that can do most; of these the
+        better of two."""
         if len(self.remotes) <= 1:
             return self.current
         barred = self._barred(now=now)
         able = {n: self.able(remote, flight, barred=barred, now=now) for n, remote in self.remotes.items()}
-        most = max(able.values())
-        if most == 0:
+        lowest = min((self.remotes[n].rank for n, count in able.items() if count), default=None)
+        if lowest is None:
             return self.current
+        able = {n: count for n, count in able.items() if self.remotes[n].rank == lowest}
+        most = max(able.values())
         return self.choose([self.remotes[n] for n, count in able.items() if count == most], self.loads(flights))
 
     def for_row(
@@ -102,15 +121,26 @@ class Fleet:
         left = [r for r in among if r.rank == lowest]
         first = next((r for r in left if r.name == self.in_use), None)
         if first is None:
-            first = left[self._chance.randrange(len(left))]
+            first = self._drawn(left)
         others = [r for r in left if r is not first]
         if others:
-            other = others[self._chance.randrange(len(others))]
-            here, there = (r.wait_s(*loads.get(r.name, Load())) for r in (first, other))
+            other = self._drawn(others)
+            at = [loads.get(r.name, Load()) for r in (first, other)]
+            here, there = first.wait_s(at[0].requests, at[0].way_nbytes), other.wait_s(at[1].requests, at[1].way_nbytes)
             if there < (1 - WORTH_LEAVING) * here and there < here - WORTH_LEAVING_S:
                 first = other
         self.in_use = first.name
         return first
+
+    def _drawn(self, among: Sequence[Remote]) -> Remote:
+        """One of them by chance, each with the share that is its weight."""
+        if len(among) == 1:
+            return among[0]
+        least = min((r.weight for r in among if r.weight), default=0)
+        if not least:
+            return among[self._chance.randrange(len(among))]
+        ends = list(accumulate(r.weight * NEXT_TO_NEVER or least for r in among))
+        return among[bisect_right(ends, self._chance.randrange(ends[-1]))]
 
     def able(self, remote: Remote, flight: Flight, *, barred: Collection[str] | None = None, now: float) -> int:
         """How many placements this gateway could do its share of for this request; none once it was not in time.

@@ -6,6 +6,7 @@ import enum
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from protocol.control.causes import Cause, Why, causes, sentences
 from protocol.errors import InvariantViolation
 from protocol.messages import PlacementKind
 
@@ -16,6 +17,7 @@ class RefusalCode(enum.StrEnum):
     BAD_REQUEST = "BAD_REQUEST"  # the gateway says that the tensors do not fit
     BUSY = "BUSY"  # too many requests are already waiting on this device
     CLOSED = "CLOSED"  # the agent was shut down first
+    CANCELLED = "CANCELLED"  # its caller wants no answer any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ class Send:
     attempt: int
     budget_s: float  # what is left for the gateway once upload and return are subtracted
     gateway: str = ""
+    chunk_nbytes: int = 0  # the payload goes in chunks of this size; 0: in one message
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,7 @@ class Finish:
     """The request is over: answered with the placement's result, or refused when `code` is set.
 
     `gateway` did the remote share of the answer; "" for one made on the device. `hedged`: both were at work.
+    `degraded` are sentences, `causes` the causes of these, each once.
     """
 
     seq: int
@@ -71,6 +75,8 @@ class Finish:
     reason: str = ""
     gateway: str = ""
     hedged: bool = False
+    causes: tuple[Cause, ...] = ()
+    predicted_s: float | None = field(default=None, compare=False)  # what was planned; None after a detour
 
 
 Instruction = Prepare | Send | CancelRemote | Finish
@@ -89,13 +95,18 @@ class Flight:
     seq: int
     deadline: float
     priority: int = 4  # 0 first
+    rows: int = 1  # how many times the work that was planned
     nbytes: int = 0
     placement: str = ""
     gateway: str = ""  # where it is, or will probably be sent
     phase: Phase = Phase.PREPARING
     attempt: int = 0
     not_before: float = 0.0
+    sent_at: float = 0.0  # the current attempt
     attempt_until: float = float("inf")
+    until: float = float("inf")  # when the answer to the current attempt must be back
+    chunk_nbytes: int = 0  # the current attempt goes in chunks of this size; 0: in one message
+    left_nbytes: int = 0  # of the current attempt, what is not known to be at the gateway
     generation: int = 0  # counts preparations, so that a late one is told from the current one
     sent_as: list[str] = field(default_factory=list)  # placement of each attempt
     sent_to: list[str] = field(default_factory=list)  # gateway of each attempt
@@ -105,34 +116,39 @@ class Flight:
     refusals: int = 0  # how often the gateway has said that it cannot be in time
     encoded_anew: bool = False  # since the gateway had forgotten the frame before
     local_hopeless: bool = False  # edge-only had to start but could not
-    degraded: list[str] = field(default_factory=list)
-    avoided: dict[str, str] = field(default_factory=dict)  # placements, wherever
-    avoided_at: dict[str, dict[str, str]] = field(default_factory=dict)  # placements, by gateway
+    predicted_s: float | None = None  # of the placement that was chosen first, until a step fails
+    degraded: list[Why] = field(default_factory=list)
+    avoided: dict[str, Why] = field(default_factory=dict)  # placements, wherever
+    avoided_at: dict[str, dict[str, Why]] = field(default_factory=dict)  # placements, by gateway
     left: set[str] = field(default_factory=set)  # gateways that were not in time: others are tried first
 
-    def avoid(self, placements: Iterable[str], why: str, *, at: str) -> None:
+    def avoid(self, placements: Iterable[str], why: Why, *, at: str) -> None:
         """Not these again for this request at the gateway `at`."""
         self.avoided_at.setdefault(at, {}).update(dict.fromkeys(placements, why))
 
-    def avoided_with(self, gateway: str) -> dict[str, str]:
+    def avoided_with(self, gateway: str) -> dict[str, Why]:
         """What this request shall not be done as, with that gateway, and why."""
         return self.avoided | self.avoided_at.get(gateway, {})
 
-    def note(self, why: str) -> None:
+    def note(self, why: Why) -> None:
         """Reasons hold figures that differ each time: one of a kind is enough."""
-        kind = why.split(":")[0]
-        if all(noted.split(":")[0] != kind for noted in self.degraded):
+        kind = why.sentence.split(":")[0]
+        if all(noted.sentence.split(":")[0] != kind for noted in self.degraded):
             self.degraded.append(why)
 
     def finish(self, gateway: str) -> Finish:
         """Answered, with the remote share done by `gateway`; "" for none."""
-        degraded = tuple(self.degraded)
-        return Finish(self.seq, self.placement, self.attempt, degraded, gateway=gateway, hedged=self.hedged)
+        return Finish(
+            self.seq, self.placement, self.attempt, sentences(self.degraded), gateway=gateway, hedged=self.hedged,
+            causes=causes(self.degraded), predicted_s=self.predicted_s,
+        )  # fmt: skip
 
     def refusal(self, code: RefusalCode, reason: str) -> Finish:
         """Not answered."""
-        degraded = tuple(self.degraded)
-        return Finish(self.seq, self.placement, self.attempt, degraded, code, reason, hedged=self.hedged)
+        return Finish(
+            self.seq, self.placement, self.attempt, sentences(self.degraded), code, reason, hedged=self.hedged,
+            causes=causes(self.degraded),
+        )  # fmt: skip
 
     def validate(self) -> None:
         """Raise InvariantViolation if it is in a state that cannot be."""

@@ -18,6 +18,7 @@ When a step fails, its *cause* decides the next placement:
                                    duplicates)
     link lost                   -> another gateway, else edge-only, else keep and send again under the same id
     budget used up              -> refusal
+    its caller went away        -> nothing more: what has not begun does not, and gateways are told
 
 A request that goes to another gateway keeps its id and is cancelled at the first; what is prepared is sent as it is.
 The caller's deadline bounds everything: an attempt may only take what leaves enough time for edge-only after it. With
@@ -28,7 +29,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from protocol.control.availability import Device
+from protocol.control.availability import NO_ANSWER, SILENT, Device
+from protocol.control.causes import Cause, Why
 from protocol.control.demand import DemandMeter
 from protocol.control.explanation import Explanation
 from protocol.control.fleet import Chance, Fleet
@@ -44,7 +46,8 @@ from protocol.messages import PlacementKind, RejectCode
 
 LONGEST_PAUSE_S = 30.0  # whatever a gateway asks for
 MOST_PENDING = 256
-CODEC_REFUSED = f"gateway {RejectCode.BAD_REQUEST}:"
+NO_TIME_LEFT = Why(Cause.NO_TIME, "no time left to wait for the gateway")
+NOT_IN_TIME = Why(Cause.SILENCE, "the gateway did not answer in time")
 ONLY = ("",)  # the name of the gateway where there is but one
 
 
@@ -79,12 +82,14 @@ class Ladder:
 
     # ---- events of requests -----------------------------------------------------------------------------------------
 
-    def submitted(self, seq: int, deadline: float, *, priority: int = 4, now: float) -> list[Instruction]:
+    def submitted(
+        self, seq: int, deadline: float, *, priority: int = 4, rows: int = 1, now: float
+    ) -> list[Instruction]:
         """A caller wants an answer by `deadline`; of those that wait for credit the lowest `priority` goes first."""
         if seq in self.flights:
             raise InvariantViolation(f"request {seq} was submitted twice")
         self.demand.arrived(pending=len(self.flights), now=now)
-        flight = self.flights[seq] = Flight(seq, deadline, priority)
+        flight = self.flights[seq] = Flight(seq, deadline, priority, rows)
         if len(self.flights) > MOST_PENDING:
             return [self._refuse(flight, RefusalCode.BUSY, f"{MOST_PENDING} requests are already waiting")]
         return self._steps.place(flight, now=now)
@@ -96,8 +101,8 @@ class Ladder:
             return []
         row = self._rows[self._local if flight.hedge and self._local else flight.placement]
         self.device.breakers[row.id].succeeded()
-        self.planner.observe_edge(row.id, edge_s)
-        self.planner.observe_nbytes(row.id, nbytes)
+        self.planner.observe_edge(row.id, edge_s, flight.rows)
+        self.planner.observe_nbytes(row.id, nbytes, flight.rows)
         if now >= flight.deadline:
             return self._expire(flight, now=now)
         if row.kind is PlacementKind.EDGE_ONLY:
@@ -118,17 +123,18 @@ class Ladder:
         if flight is None:
             return []
         failed = self._local if flight.hedge and self._local else flight.placement
+        why, told = Why(Cause.DEVICE, reason), Why(Cause.DEVICE, f"{failed}: {reason}")
         if sound:
             self.device.breakers[failed].released()
         else:
-            self.device.breakers[failed].failed(reason, now=now)
-        flight.avoided |= dict.fromkeys({failed, *self.device.sharing(failed, head=True)}, reason)
+            self.device.breakers[failed].failed(why, now=now)
+        flight.avoided |= dict.fromkeys({failed, *self.device.sharing(failed, head=True)}, why)
         if flight.hedge:
             flight.hedge, flight.local_hopeless = 0, True
-            flight.note(f"{failed}: {reason}")
+            flight.note(told)
             return []  # the attempt beside it goes on
         prefer = self._ways.best_full_cloud(flight, now=now) if self._rows[failed].kind is PlacementKind.CUT else None
-        return self._steps.step_down(flight, f"{failed}: {reason}", prefer=prefer, now=now)
+        return self._steps.step_down(flight, told, prefer=prefer, now=now)
 
     def _preparing(self, seq: int, generation: int) -> Flight | None:
         """The request, if it still waits for this preparation."""
@@ -151,8 +157,9 @@ class Ladder:
         remote.served(compute_s)
         # What one codec of the same work was refused for and another was not is that gateway's want of the codec.
         same = self.device.sharing(flight.placement)
-        remote.broken |= {i: why for i, why in flight.avoided.items() if i in same and CODEC_REFUSED in why}
-        self.planner.observe_tail(flight.placement, compute_s)
+        refused = ((i, why) for i, why in flight.avoided.items() if why.cause is Cause.GATEWAY_BAD_REQUEST)
+        remote.broken |= {i: why for i, why in refused if i in same}
+        self.planner.observe_tail(flight.placement, compute_s, gateway, flight.rows)
         if now >= flight.deadline:
             return [*cancel, self._late(flight), *self._outbox.send_ready(now=now)]
         return [*cancel, self._finish(flight, gateway), *self._outbox.send_ready(now=now)]
@@ -176,7 +183,7 @@ class Ladder:
         flight = self.flights.get(seq)
         if flight is None or flight.phase is not Phase.SENT or attempt != flight.attempt or gateway != flight.gateway:
             return []
-        why = f"gateway {code}: {reason}"
+        why = Why.refused(code, reason)
         remote, placement = self._ways.of(flight), flight.placement
         prefer = None
         again = code in (RejectCode.BUSY, RejectCode.DRAINING, RejectCode.DEADLINE)
@@ -213,10 +220,30 @@ class Ladder:
         backed = bool(flight.hedge) or another is not None or self._margins.local_can_follow(flight)
         if code is RejectCode.DEADLINE and flight.refusals > 1 and not backed:
             # Asking again would upload everything again, and the gateway has said twice that it cannot be in time.
-            return [self._refuse(flight, RefusalCode.DEADLINE, why), *self._outbox.send_ready(now=now)]
+            return [self._refuse(flight, RefusalCode.DEADLINE, why.sentence), *self._outbox.send_ready(now=now)]
         flight.not_before = now + pause_s
         down = self._steps.step_down(flight, why, prefer=prefer, again=again, another=another, now=now)
         return down + self._outbox.send_ready(now=now)
+
+    def there(self, seq: int, attempt: int, left_nbytes: int, *, gateway: str = "", now: float) -> list[Instruction]:
+        """All but `left_nbytes` of what this attempt sends in chunks has arrived."""
+        flight = self.flights.get(seq)
+        if flight is None or flight.gateway != gateway:
+            return []
+        return self._outbox.there(seq, attempt, left_nbytes, now=now)
+
+    def budget_s(self, seq: int, rest_nbytes: int, *, now: float) -> float:
+        """What the gateway may still take for this request if `rest_nbytes` have to cross first."""
+        return self._outbox.budget_s(seq, rest_nbytes, now=now)
+
+    def cancelled(self, seq: int, *, now: float) -> list[Instruction]:
+        """Its caller wants no answer any more. One that has ended meanwhile is no news."""
+        flight = self.flights.get(seq)
+        if flight is None:
+            return []
+        out = self._steps.withdraw(flight)
+        return [*out, self._refuse(flight, RefusalCode.CANCELLED, "its caller withdrew it"),
+                *self._outbox.send_ready(now=now)]  # fmt: skip
 
     def unsent(self, seq: int, *, now: float) -> None:
         """A Send could not be carried out (no connection at this moment): it is ready again."""
@@ -224,20 +251,21 @@ class Ladder:
 
     def disable(self, id_: str, reason: str) -> None:
         """This placement's head could not be loaded: it is never used."""
-        self.device.disabled[id_] = reason
+        self.device.disabled[id_] = Why(Cause.DEVICE, reason)
 
     def close(self) -> list[Instruction]:
         return [self._refuse(f, RefusalCode.CLOSED, "the agent was shut down") for f in list(self.flights.values())]
 
     # ---- events of gateways -----------------------------------------------------------------------------------------
 
-    def gateway_found(self, name: str, *, rank: int = 0) -> None:
+    def gateway_found(self, name: str, *, rank: int = 0, weight: int = 0) -> None:
         """A gateway that may be there; it is used once it has welcomed us, those of a higher rank only without it."""
-        self.fleet.add(name).rank = rank
+        remote = self.fleet.add(name)
+        remote.rank, remote.weight = rank, weight
 
     def gateway_gone(self, name: str, reason: str, *, now: float) -> list[Instruction]:
         """It is to be used no more, nor waited for."""
-        out = self.link_lost(reason, gateway=name, now=now)
+        out = self.link_lost(Why.lost(reason), gateway=name, now=now)
         self.fleet.remove(name)
         return out
 
@@ -247,32 +275,35 @@ class Ladder:
         held: frozenset[bytes],
         credit_requests: int,
         credit_nbytes: int,
+        chunk_nbytes: int = 0,
         gateway: str = "",
         anew: bool = True,
         now: float,
     ) -> list[Instruction]:
         """A gateway welcomed us; `held` are the digests of the segments and models it can work on.
 
-        `anew` is False where it only answers another greeting on a connection that never broke.
+        `chunk_nbytes` is the largest chunk that it takes; 0: payloads go in one message. `anew` is False where it only
+        answers another greeting on a connection that never broke.
         """
         remote = self.fleet.of(gateway)
+        remote.chunk_nbytes = chunk_nbytes
         if anew or remote.link_reason is not None:
             remote.welcomed(held, credit_requests, credit_nbytes)
         else:
             remote.refreshed(held, credit_requests, credit_nbytes)
         return self._outbox.send_ready(now=now)
 
-    def link_lost(self, reason: str, *, gateway: str = "", now: float) -> list[Instruction]:
+    def link_lost(self, why: Why, *, gateway: str = "", now: float) -> list[Instruction]:
         """The gateway is gone or no longer takes requests. What was in flight goes elsewhere, or waits."""
-        self.fleet.of(gateway).link_reason = reason
-        return self._all_step_down(gateway, (Phase.SENT, Phase.READY), reason, now=now)
+        self.fleet.of(gateway).link_reason = why
+        return self._all_step_down(gateway, (Phase.SENT, Phase.READY), why, now=now)
 
-    def draining(self, reason: str, *, gateway: str = "", now: float) -> list[Instruction]:
+    def draining(self, why: Why, *, gateway: str = "", now: float) -> list[Instruction]:
         """The gateway takes nothing new; what it holds it still answers."""
-        self.fleet.of(gateway).link_reason = reason
-        return self._all_step_down(gateway, (Phase.READY,), reason, now=now)
+        self.fleet.of(gateway).link_reason = why
+        return self._all_step_down(gateway, (Phase.READY,), why, now=now)
 
-    def _all_step_down(self, gateway: str, phases: tuple[Phase, ...], why: str, *, now: float) -> list[Instruction]:
+    def _all_step_down(self, gateway: str, phases: tuple[Phase, ...], why: Why, *, now: float) -> list[Instruction]:
         out: list[Instruction] = []
         for flight in [f for f in self.flights.values() if f.gateway == gateway and f.phase in phases]:
             out += self._steps.step_down(flight, why, another=self._ways.another(flight, now=now), now=now)
@@ -297,29 +328,30 @@ class Ladder:
             if flight.phase is Phase.SENT and now >= flight.attempt_until:
                 out += self._time_out(flight, now=now)
             elif flight.phase is Phase.READY and now >= self._ways.too_late_at(flight):
-                out += self._steps.step_down(flight, "no time left to wait for the gateway", now=now)
+                out += self._steps.step_down(flight, NO_TIME_LEFT, now=now)
                 flight.local_hopeless = flight.phase is Phase.READY
         return out + self._outbox.send_ready(now=now)
 
     def _time_out(self, flight: Flight, *, now: float) -> list[Instruction]:
-        self._ways.of(flight).breaker.failed("the gateway does not answer", now=now)
-        flight.left.add(flight.gateway)
+        remote = self._ways.of(flight)
+        silent = remote.timed_out(flight.sent_at, replaced=self._local is not None, now=now)
+        flight.left.add(remote.name)
+        out = self._all_step_down(remote.name, (Phase.READY,), SILENT, now=now) if silent else []
         if flight.hedge:
             flight.attempt_until = flight.deadline  # edge-only is at work already; the answer may still be first
-            return []
+            return out
         another = self._ways.another(flight, now=now)
-        return self._steps.step_down(flight, "the gateway did not answer in time", another=another, now=now)
+        return out + self._steps.step_down(flight, NOT_IN_TIME, another=another, now=now)
 
     def _expire(self, flight: Flight, *, now: float) -> list[Instruction]:
         if flight.phase is Phase.SENT:
-            self._ways.of(flight).breaker.failed("the gateway does not answer", now=now)
+            self._ways.of(flight).breaker.failed(NO_ANSWER, now=now)
         return [*self._steps.leave(flight), self._late(flight)]
 
     def _late(self, flight: Flight) -> Finish:
         doing = {Phase.PREPARING: "the device was at work", Phase.READY: "waiting for the gateway"}
-        return self._refuse(
-            flight, RefusalCode.DEADLINE, f"the budget ran out: {doing.get(flight.phase, 'on its way')}"
-        )
+        why = f"the budget ran out: {doing.get(flight.phase, 'on its way')}"
+        return self._refuse(flight, RefusalCode.DEADLINE, why)
 
     # ---- answers to the shell ---------------------------------------------------------------------------------------
 
@@ -338,13 +370,14 @@ class Ladder:
 
     def unavailable(self, *, now: float, gateway: str | None = None) -> dict[str, str]:
         """For every placement that cannot be used now, with this gateway or the one in use, why."""
-        return self._ways.reasons(self.fleet.current if gateway is None else self.fleet.of(gateway), now=now)
+        remote = self.fleet.current if gateway is None else self.fleet.of(gateway)
+        return {id_: why.sentence for id_, why in self._ways.reasons(remote, now=now).items()}
 
     def explain(self, *, now: float) -> Explanation:
         """Why requests are placed as they are now, and what would change that. Changes nothing."""
         remote = self.fleet.current
         return self.planner.explain(
-            remote.link, self._ways.reasons(remote, now=now), demand=self._steps.demand_now(None, now=now)
+            remote.link, self.unavailable(now=now), demand=self._steps.demand_now(None, now=now), gateway=remote.name
         )
 
     def validate(self) -> None:

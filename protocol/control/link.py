@@ -46,6 +46,7 @@ DEVIATIONS_PER_MEAN = 1.2533  # standard deviation over mean absolute deviation,
 OF_A_MEDIAN = 1.2533  # standard deviation of a median over that of a mean, normal distribution
 NOISE_LEARNING_RATE = 0.1
 FIRST_PROBE_NBYTES = 8_000
+BULK_S = 0.2  # chunks of one payload count together until they took so long: each alone measures the thread that reads
 
 
 class Sample(NamedTuple):
@@ -65,6 +66,7 @@ class LinkEstimator:
         self._last_rtt_s = 0.0
         self._answered: deque[tuple[float, int]] = deque(maxlen=MOST_AHEAD)  # (at, nbytes)
         self._through_at = -math.inf  # when the last message was through the uplink
+        self._bulk = (0, 0.0)  # bytes and seconds of the chunks that were not yet made a sample
         self._noise: float | None = None  # mean absolute deviation of a sample from the estimate before it, relative
 
     def observe(
@@ -105,11 +107,21 @@ class LinkEstimator:
             if self._samples and now - self._samples[-1].at < CLEAN_FOR_S:
                 return
             nbytes += ahead_nbytes
-        transfer_s = max(transfer_s, TRANSFER_FLOOR_S)
-        weight = min(nbytes / FULL_WEIGHT_NBYTES, 1.0)
-        self._learn_noise(transfer_s / nbytes)
-        self._samples.append(Sample(transfer_s / nbytes, weight, now))
-        self._drop_what_a_step_made_old()
+        self._sample(nbytes, max(transfer_s, TRANSFER_FLOOR_S), now)
+
+    def observe_chunk(self, *, nbytes: int, round_trip_s: float, now: float) -> None:
+        """One acknowledged piece of a payload: `nbytes` were sent with and since the piece before it."""
+        if not self._round_trips:
+            return
+        through_at = now - self.rtt_s(now)
+        transfer_s = max(min(round_trip_s - self.rtt_s(now), through_at - self._through_at), 0.0)
+        self._through_at = max(self._through_at, through_at)
+        self._answered.append((now, nbytes))
+        bulk_nbytes, bulk_s = self._bulk[0] + nbytes, self._bulk[1] + transfer_s
+        self._bulk = bulk_nbytes, bulk_s
+        if bulk_s >= BULK_S:
+            self._bulk = (0, 0.0)
+            self._sample(bulk_nbytes, bulk_s, now)
 
     def probe_nbytes(self, now: float) -> int:
         """How large a probe would now be useful; 0 when ordinary traffic says enough."""
@@ -135,6 +147,7 @@ class LinkEstimator:
         """The link broke: what queued before says nothing about what comes after, and T0 is to be measured anew."""
         self._queue_s = 0.0
         self._through_at = -math.inf
+        self._bulk = (0, 0.0)
         self._last_rtt_s = self._round_trips[0][1] if self._round_trips else self._last_rtt_s
         self._round_trips.clear()
 
@@ -161,6 +174,11 @@ class LinkEstimator:
             spread = DEVIATIONS_PER_MEAN * self._noise
             doubt = OF_A_MEDIAN * spread / math.sqrt(len(self._samples))
         return LinkState(rate, self.rtt_s(now), rate, self._queue_s, spread, doubt)
+
+    def _sample(self, nbytes: int, transfer_s: float, now: float) -> None:
+        self._learn_noise(transfer_s / nbytes)
+        self._samples.append(Sample(transfer_s / nbytes, min(nbytes / FULL_WEIGHT_NBYTES, 1.0), now))
+        self._drop_what_a_step_made_old()
 
     def _learn_noise(self, seconds_per_byte: float) -> None:
         if len(self._samples) < STEP_SAMPLES:

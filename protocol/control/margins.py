@@ -28,9 +28,13 @@ class Margins:
 
     def travel_s(self, flight: Flight, link: LinkState | None) -> float:
         """Upload and return of what is prepared: an upper quantile, not the mean. 0 while the link is unknown."""
+        return self.crossing_s(flight.nbytes, link)
+
+    def crossing_s(self, nbytes: int, link: LinkState | None) -> float:
+        """The same for any number of bytes."""
         if link is None:
             return 0.0
-        return (flight.nbytes / link.uplink_bytes_per_s + link.rtt_s) * TRAVEL_MARGIN
+        return (nbytes / link.uplink_bytes_per_s + link.rtt_s) * TRAVEL_MARGIN
 
     def ahead_s(self, nbytes: int, link: LinkState | None) -> float:
         """How long what was sent before and not yet answered keeps the uplink busy, at worst."""
@@ -38,7 +42,9 @@ class Margins:
 
     def attempt_until(self, flight: Flight, ahead_s: float, link: LinkState | None, *, now: float) -> float:
         """When an attempt that is sent now, behind `ahead_s` of others, is given up."""
-        predicted_s = self._planner.predict(link)[flight.placement]
+        predicted_s = self._planner.predict(link, flight.gateway, flight.rows)[flight.placement]
+        if link is not None:  # the prediction is for what usually crosses
+            predicted_s = max(predicted_s, flight.left_nbytes / link.uplink_bytes_per_s + link.rtt_s)
         allowed_s = max(ATTEMPT_FACTOR * predicted_s, SHORTEST_ATTEMPT_S)
         return min(now + ahead_s + allowed_s, max(self._local_start(flight, link), 0.0))
 
@@ -50,7 +56,7 @@ class Margins:
         local = self._device.local
         if local is None or not self.local_can_follow(flight):
             return math.inf
-        predicted = self._planner.predict(link)
+        predicted = self._planner.predict(link, flight.gateway, flight.rows)
         tight_at = flight.deadline - max(HEDGE_RESERVE_FACTOR * predicted[local], LOCAL_RESERVE_MIN_S)
         return max(tight_at, now + ahead_s + predicted[flight.placement])
 
@@ -72,5 +78,5 @@ class Margins:
         local = self._device.local
         if local is None or not self.local_can_follow(flight):
             return flight.deadline
-        predicted_s = self._planner.predict(link)[local]
+        predicted_s = self._planner.predict(link, flight.gateway, flight.rows)[local]
         return flight.deadline - max(LOCAL_RESERVE_FACTOR * predicted_s, LOCAL_RESERVE_MIN_S)

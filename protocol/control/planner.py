@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from protocol.control.demand import NO_DEMAND, Demand
 from protocol.control.explanation import Circumstances, Explanation, Reckoned, explained
-from protocol.control.learned import Candidate, Learned, Reckoning, works
+from protocol.control.learned import MOST_GATEWAYS, Candidate, Learned, Reckoning, works
 from protocol.control.objectives import LATENCY, Objective, probability_late
 from protocol.control.speeds import LEARNING_RATE
 from protocol.errors import InputError
@@ -43,6 +43,8 @@ OVERLOADED_S = 1e6  # for each 1 of utilisation: more than any answer takes
 # last measurement a placement gets one request, if it is not predicted to be much slower than the best.
 STALE_AFTER = 200
 WORTH_A_TRY = 1.5
+# What was left because it had become slower is tried again after so many decisions, then after twice as many.
+RETRY_AFTER = 10
 
 # What is assumed before anything was measured: a decent mobile link. The first requests replace it.
 ASSUMED_LINK = LinkState(uplink_bytes_per_s=10e6 / 8, rtt_s=0.03, downlink_bytes_per_s=10e6 / 8)
@@ -50,11 +52,11 @@ _LEARNED_NOISE = math.sqrt(LEARNING_RATE / (2 - LEARNING_RATE))  # of a factor, 
 
 
 class Decision(NamedTuple):
-    """The chosen placement. `because_of` holds, when a better one could not be used, that one's id and why."""
+    """The chosen placement. `instead_of` is the better one, where that could not be used."""
 
     id: str
     predicted_s: float
-    because_of: tuple[str, str] | None = None
+    instead_of: str | None = None
 
 
 class Planner:
@@ -76,68 +78,85 @@ class Planner:
         self._sized_at: dict[str, int] = {}  # number of the decision after which each was last measured
         self._used: dict[str, None] = {}  # placements that were ever chosen
         self._tried_at: dict[str, int] = {}  # number of the decision that last chose this work
+        self._patience: dict[str, int] = {}  # decisions until what was tried in vain is tried again
         self._decisions = 0
         self._switched_at = -math.inf
-        self._predicted: tuple[LinkState, int, dict[str, float]] | None = None
+        self._budget_s: float | None = None  # of the last request that was decided
+        self._predicted: dict[str, tuple[LinkState, int, dict[str, float]]] = {}  # by gateway
 
     # ---- decisions --------------------------------------------------------------------------------------------------
 
-    def predict(self, link: LinkState | None) -> dict[str, float]:
-        """Predicted latency in seconds of every placement for one request alone, as if each could be used. Not to be
-        changed."""
+    def predict(self, link: LinkState | None, gateway: str = "", rows: int = 1) -> dict[str, float]:
+        """Predicted latency in seconds of every placement for one request of `rows` alone over this link to this
+        gateway, as if each could be used. Not to be changed."""
         state, version = link or ASSUMED_LINK, self.learned.version
-        if self._predicted is None or self._predicted[1] != version or self._predicted[0] != state:
-            x, y = 1 / state.uplink_bytes_per_s, 1 / state.downlink_bytes_per_s
+        if rows != 1:
             travel_s = state.rtt_s + state.queue_s
-            predicted = {
-                id_: line.local_s + line.remote_s + travel_s + line.up_nbytes * x + line.down_nbytes * y
-                if line.crosses
-                else line.local_s
-                for id_, line in self.learned.all().items()
+            return {
+                id_: travel_s + rows * (alone_s - travel_s)
+                if self.learned.all(gateway)[id_].crosses
+                else rows * alone_s
+                for id_, alone_s in self.predict(link, gateway).items()
             }
-            self._predicted = state, version, predicted
-        return self._predicted[2]
+        known = self._predicted.get(gateway)
+        if known is not None and known[1] == version and known[0] == state:
+            return known[2]
+        x, y = 1 / state.uplink_bytes_per_s, 1 / state.downlink_bytes_per_s
+        travel_s = state.rtt_s + state.queue_s
+        predicted = {  # unpacked: half the time of looking eight fields up by name
+            id_: local_s + remote_s + travel_s + up_nbytes * x + down_nbytes * y if crosses else local_s
+            for id_, (_, local_s, remote_s, up_nbytes, down_nbytes, crosses, _, _) in self.learned.all(gateway).items()
+        }
+        if known is None and len(self._predicted) >= MOST_GATEWAYS:
+            self._predicted.clear()
+        self._predicted[gateway] = state, version, predicted
+        return predicted
 
-    def local_s(self, id_: str) -> float:
+    def local_s(self, id_: str, rows: int = 1) -> float:
         """Seconds that head and encoding of a placement are predicted to keep the device busy."""
-        return self.learned.all()[id_].local_s
+        return rows * self.learned.all()[id_].local_s
 
     def decide(
         self,
         link: LinkState | None,
-        unavailable: Mapping[str, str],
+        unavailable: Collection[str],
         *,
         demand: Demand = NO_DEMAND,
         budget_s: float | None = None,
+        gateway: str = "",
+        rows: int = 1,
         now: float | None = None,
     ) -> Decision | None:
         """The best placement that can be used, or None. Does not change the current placement for a detour:
         what is unavailable for a moment stays current, so that its return is not held back by hysteresis.
 
-        `demand` is what device and uplink have to do, `budget_s` what is left of this request's, `now` is in monotonic
-        seconds (None: no dwell time).
+        `demand` is what device and uplink have to do, `budget_s` what is left of this request's, `gateway` is who would
+        do the rest, over `link`, `rows` how many times the planned work it is; `now` is in monotonic seconds (None: no
+        dwell time).
         """
         self._decisions += 1
+        self._budget_s = budget_s
         if self._decisions % STALE_AFTER == 0:
             self._forget_old_sizes()
         state = link or ASSUMED_LINK
-        seen = _Weighing(self, state, demand, budget_s)
+        seen = _Weighing(self, state, demand, budget_s, gateway, rows)
         usable = [id_ for id_ in seen.predicted if id_ not in unavailable]
-        stale = self._stale(seen, usable)
-        if stale is not None:
-            return self._choose(stale, seen)
+        again = self._stale(seen, usable) or self._hopeful(seen, usable)
+        if again is not None:
+            return self._choose(again, seen)
         wanted = seen.best(seen.predicted)
         if self.current is not None and wanted != self.current:
             score = seen.score(self.current)
-            if score - seen.score(wanted) <= self._gain_needed(wanted, score, state, now):
+            if score - seen.score(wanted) <= self._gain_needed(wanted, score, seen, now):
                 wanted = self.current
         if not usable:
             return None
         if wanted in unavailable:
-            return self._choose(seen.best(usable), seen, (wanted, unavailable[wanted]))
+            return self._choose(seen.best(usable), seen, instead_of=wanted)
         if wanted != self.current:
             self.switches += self.current is not None
             self.current, self._switched_at = wanted, now if now is not None else -math.inf
+            self._patience.pop(wanted, None)
         if budget_s is not None and seen.expected_s(wanted) > budget_s:  # for this request alone
             fastest = min(usable, key=seen.expected_s)
             wanted = fastest if seen.expected_s(fastest) <= budget_s else wanted
@@ -150,14 +169,19 @@ class Planner:
         *,
         demand: Demand = NO_DEMAND,
         budget_s: float | None = None,
+        gateway: str = "",
     ) -> Explanation:
-        """Why the current placement, why none of the others, and what would change that. Changes nothing."""
+        """Why the current placement, why none of the others, and what would change that. Changes nothing.
+
+        Without a `budget_s` the next request is taken to have that of the last one.
+        """
         state = link or ASSUMED_LINK
-        weighed = _Weighing(self, state, demand, budget_s)
+        budget_s = self._budget_s if budget_s is None else budget_s
+        weighed = _Weighing(self, state, demand, budget_s, gateway)
         needed = 0.0
         if self.current is not None:
             best = weighed.best(weighed.predicted)
-            needed = self._gain_needed(best, weighed.score(self.current), state, None)
+            needed = self._gain_needed(best, weighed.score(self.current), weighed, None)
         reckoned = [
             Reckoned(
                 id_,
@@ -167,22 +191,21 @@ class Planner:
                 _utilisation(line, state, demand),
                 weighed.score(id_) >= OVERLOADED_S / 2,
             )
-            for id_, line in self.learned.all().items()
+            for id_, line in weighed.lines.items()
         ]
         seen = Circumstances(
             self.objective, state, link is not None, demand, budget_s, self.learned.device_factor, needed
         )
         return explained(reckoned, self.current, unavailable, seen)
 
-    def _gain_needed(self, best: str, score: float, state: LinkState, now: float | None) -> float:
+    def _gain_needed(self, best: str, score: float, seen: _Weighing, now: float | None) -> float:
         """By how much `best` must beat the current placement, whose score is given, to take over."""
-        current = self.current or best
+        current, state = self.current or best, seen.state
         needed = LEAST_GAIN_S * self.objective.latency
         if state.doubt is None or self.objective.deadline > 0:
             needed = max(needed, HYSTERESIS * score)
         if state.doubt is not None:
-            lines = self.learned.all()
-            old, new = lines[current], lines[best]
+            old, new = seen.lines[current], seen.lines[best]
             slope = old.up_nbytes - new.up_nbytes
             slope += (old.down_nbytes - new.down_nbytes) * state.uplink_bytes_per_s / state.downlink_bytes_per_s
             parts = [slope / state.uplink_bytes_per_s * state.doubt]
@@ -195,17 +218,19 @@ class Planner:
             needed = max(needed, DWELL_GAIN * score)
         return needed
 
-    def _choose(self, id_: str, seen: _Weighing, because_of: tuple[str, str] | None = None) -> Decision:
+    def _choose(self, id_: str, seen: _Weighing, *, instead_of: str | None = None) -> Decision:
         self._used[id_] = None
         for work in self._works[id_]:
+            if self._decisions - self._tried_at.get(work, 0) >= RETRY_AFTER:
+                self.learned.doubt(work)
             self._tried_at[work] = self._decisions
-        return Decision(id_, seen.expected_s(id_), because_of)
+        return Decision(id_, seen.expected_s(id_), instead_of)
 
     def _stale(self, seen: _Weighing, usable: Sequence[str]) -> str | None:
         """A usable placement that was once in use, whose work was not done for long, and that may be better than it is
         thought to be. A sibling that does the same work keeps it fresh, so that many codecs cost no more than one."""
         before = self._decisions - STALE_AFTER
-        if all(at >= before for at in self._tried_at.values()):
+        if min(self._tried_at.values(), default=before) >= before:
             return None
         bound = WORTH_A_TRY * seen.score(seen.best(seen.predicted))
         worth = [
@@ -217,20 +242,52 @@ class Planner:
         ]
         return min(worth, key=seen.score, default=None)
 
+    def _hopeful(self, seen: _Weighing, usable: Sequence[str]) -> str | None:
+        """A usable placement that was left because it had become slower, and that would be the best at its usual speed.
+
+        What made a device slow for a moment does not say when it ends: only trying shows. Each trial in vain doubles
+        the time to the next; one that finds it fast again is repeated at once until that is certain.
+        """
+        recovering = self.learned.recovering
+        if not usable or (self._decisions % RETRY_AFTER and not (recovering and self._patience)):
+            return None
+        best = seen.best(usable)
+        bound = (1 - LEAST_GAIN) * seen.score(best) - LEAST_GAIN_S * self.objective.latency
+        found: tuple[float, str] | None = None
+        for id_, hoped in self.learned.hopes(seen.gateway).items():
+            if id_ == best or id_ not in usable or not self._may_retry(id_, recovering):
+                continue
+            score = seen.score_if(id_, hoped if seen.rows == 1 else hoped.times(seen.rows))
+            if score < (bound if found is None else found[0]):
+                found = score, id_
+        if found is None:
+            return None
+        id_ = found[1]
+        if not recovering.intersection(self._works[id_]):
+            self._patience[id_] = min(2 * self._patience.get(id_, RETRY_AFTER), STALE_AFTER)
+        return id_
+
+    def _may_retry(self, id_: str, recovering: Collection[str]) -> bool:
+        patience = self._patience.get(id_)
+        if patience is not None and any(work in recovering for work in self._works[id_]):
+            return True
+        last = min(self._tried_at.get(work, 0) for work in self._works[id_])
+        return self._decisions - last >= (patience or RETRY_AFTER)
+
     # ---- what is learned --------------------------------------------------------------------------------------------
 
-    def observe_edge(self, id_: str, edge_s: float) -> None:
+    def observe_edge(self, id_: str, edge_s: float, rows: int = 1) -> None:
         """What head and encoding of one request really took on the device."""
-        self.learned.edge(id_, edge_s)
+        self.learned.edge(id_, edge_s / rows)
 
-    def observe_nbytes(self, id_: str, nbytes: int) -> None:
+    def observe_nbytes(self, id_: str, nbytes: int, rows: int = 1) -> None:
         """How much one request's encoding really was."""
-        self.learned.nbytes(id_, nbytes)
+        self.learned.nbytes(id_, nbytes / rows)
         self._sized_at[id_] = self._decisions
 
-    def observe_tail(self, id_: str, compute_s: float) -> None:
-        """What the batch that this request was in took at the gateway."""
-        self.learned.tail(id_, compute_s)
+    def observe_tail(self, id_: str, compute_s: float, gateway: str = "", rows: int = 1) -> None:
+        """What the batch that this request was in took at this gateway."""
+        self.learned.tail(id_, compute_s / rows, gateway)
 
     def _forget_old_sizes(self) -> None:
         """What a placement sent long ago says nothing about the scene of today: then the plan's size counts again."""
@@ -243,12 +300,17 @@ class Planner:
 class _Weighing:
     """Scores of one moment, reckoned when they are asked for: most placements are so slow that no queue matters."""
 
-    def __init__(self, planner: Planner, state: LinkState, demand: Demand, budget_s: float | None) -> None:
-        self.predicted = planner.predict(state)
+    def __init__(
+        self, planner: Planner, state: LinkState, demand: Demand, budget_s: float | None, gateway: str, rows: int = 1
+    ) -> None:
+        self.state, self.gateway, self.rows = state, gateway, rows
+        self.predicted = planner.predict(state, gateway, rows)
+        self.lines = planner.learned.all(gateway)
+        if rows != 1:
+            self.lines = {id_: line.times(rows) for id_, line in self.lines.items()}
         self._plain = demand == NO_DEMAND and planner.objective.is_latency
         self._objective, self._current = planner.objective, planner.current
-        self._lines = planner.learned.all()
-        self._state, self._demand, self._budget_s = state, demand, budget_s
+        self._demand, self._budget_s = demand, budget_s
         self._known: dict[str, tuple[float, float]] = {}
 
     def best(self, among: Collection[str]) -> str:
@@ -274,21 +336,28 @@ class _Weighing:
     def _weighed(self, id_: str) -> tuple[float, float]:
         known = self._known.get(id_)
         if known is None:
-            line, state, demand = self._lines[id_], self._state, self._demand
-            wait = _wait_s(line, state, demand)
-            expected_s = self.predicted[id_] + wait
-            busy = _utilisation(line, state, demand) if demand.per_s else 0.0
-            if busy > (ENDURED if id_ == self._current else SUSTAINED):
-                score = OVERLOADED_S * busy
-            elif self._objective.is_latency:
-                score = expected_s
-            else:
-                score = self._weigh(line, expected_s, wait)
-            known = self._known[id_] = expected_s, score
+            known = self._known[id_] = self._weighed_as(id_, self.lines[id_], self.predicted[id_])
         return known
 
+    def score_if(self, id_: str, line: Reckoning) -> float:
+        """The score of a placement if this were its cost."""
+        known = self.lines[id_]
+        faster_s = known.local_s + known.remote_s - line.local_s - line.remote_s
+        return self._weighed_as(id_, line, self.predicted[id_] - faster_s)[1]
+
+    def _weighed_as(self, id_: str, line: Reckoning, alone_s: float) -> tuple[float, float]:
+        state, demand = self.state, self._demand
+        wait = _wait_s(line, state, demand)
+        expected_s = alone_s + wait
+        busy = _utilisation(line, state, demand) if demand.per_s else 0.0
+        if busy > (ENDURED if id_ == self._current else SUSTAINED):
+            return expected_s, OVERLOADED_S * busy
+        if self._objective.is_latency:
+            return expected_s, expected_s
+        return expected_s, self._weigh(line, expected_s, wait)
+
     def _weigh(self, line: Reckoning, expected_s: float, wait: float) -> float:
-        late, state = 0.0, self._state
+        late, state = 0.0, self.state
         if self._objective.deadline > 0 and self._budget_s is not None:
             upload_s = line.up_nbytes / state.uplink_bytes_per_s * state.spread
             deviation_s = math.hypot(line.local_s * line.local_noise, line.remote_s * line.remote_noise, upload_s, wait)

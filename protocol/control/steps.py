@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from protocol.control.availability import Remote
+from protocol.control.causes import Why, sentences
 from protocol.control.demand import Demand, DemandMeter
 from protocol.control.fleet import Fleet
 from protocol.control.flights import CancelRemote, Flight, Instruction, Phase, Prepare, RefusalCode
@@ -45,14 +46,16 @@ class Steps:
         unavailable = self._ways.reasons(remote, now=now) | flight.avoided_with(remote.name)
         demand = self.demand_now(flight, now=now)
         budget_s = flight.deadline - now
-        decision = self._planner.decide(remote.link, unavailable, demand=demand, budget_s=budget_s, now=now)
+        decision = self._planner.decide(
+            remote.link, unavailable, demand=demand, budget_s=budget_s, gateway=remote.name, rows=flight.rows, now=now
+        )
         if decision is None:
             return self._wait_or_refuse(flight, unavailable, now=now)
         if self._expects_gateway and remote.link is None and remote.link_reason is not None:
             flight.note(remote.link_reason)  # without a link the plan is a guess, but this much is known
-        elif decision.because_of is not None:
-            wanted, why = decision.because_of
-            flight.note(why if wanted in why else f"{wanted}: {why}")
+        elif (wanted := decision.instead_of) is not None:
+            flight.note(unavailable[wanted].about(wanted))
+        flight.predicted_s = decision.predicted_s if flight.generation == 0 else None
         return self.prepare(flight, decision.id, remote, now=now)
 
     def demand_now(self, flight: Flight | None, *, now: float) -> Demand:
@@ -68,10 +71,20 @@ class Steps:
         self._ways.of(flight).tails[flight.placement].released()
         return [CancelRemote(flight.seq, flight.gateway)]
 
+    def withdraw(self, flight: Flight) -> list[Instruction]:
+        """Nobody waits for this request any more: whoever may be at work on it is told."""
+        if flight.phase is Phase.PREPARING:
+            self._device.breakers[flight.placement].released()
+        elif flight.phase is Phase.SENT:
+            self._ways.of(flight).tails[flight.placement].released()
+        if flight.hedge and self._local is not None:
+            self._device.breakers[self._local].released()
+        return [CancelRemote(flight.seq, gateway) for gateway in dict.fromkeys(flight.sent_to)]
+
     def step_down(
         self,
         flight: Flight,
-        why: str,
+        why: Why,
         *,
         prefer: tuple[str, Remote] | None = None,
         again: bool = True,
@@ -81,6 +94,7 @@ class Steps:
         """The current placement failed this request; take the next-best one: `another` gateway, what is preferred,
         edge-only. `again`: the same one may work later. Whoever calls lets `send_ready` follow."""
         flight.note(why)
+        flight.predicted_s = None
         again = again and flight.phase is not Phase.PREPARING
         if flight.phase is Phase.PREPARING:
             flight.avoided[flight.placement] = why
@@ -107,7 +121,7 @@ class Steps:
             return []
         return (cancel if again else []) + self.place(flight, now=now)
 
-    def _wait_or_refuse(self, flight: Flight, unavailable: Mapping[str, str], *, now: float) -> list[Instruction]:
+    def _wait_or_refuse(self, flight: Flight, unavailable: Mapping[str, Why], *, now: float) -> list[Instruction]:
         """No placement can be used now. If only link or gateway need a moment the request waits, else it is refused."""
         waiting = self._ways.worth_waiting_for(flight, now=now)
         if waiting is not None:
@@ -115,7 +129,7 @@ class Steps:
             for why in reasons:
                 flight.note(why)
             return self.prepare(flight, placement, remote, now=now)
-        reason = "; ".join(dict.fromkeys(unavailable.values())) or "the bundle has no placement"
+        reason = "; ".join(sentences(unavailable.values())) or "the bundle has no placement"
         del self._flights[flight.seq]
         return [flight.refusal(RefusalCode.NO_PLACEMENT, reason)]
 
@@ -127,7 +141,7 @@ class Steps:
         flight.hedge = 0
         flight.attempt_until = flight.deadline
         self._device.breakers[placement].passing(now=now)
-        self._demand.preparing(self._planner.local_s(placement), now=now)
+        self._demand.preparing(self._planner.local_s(placement, flight.rows), now=now)
         return [Prepare(flight.seq, placement, flight.gateway)]
 
     def begin_hedge(self, flight: Flight, *, now: float) -> list[Instruction]:
@@ -139,5 +153,5 @@ class Steps:
         flight.generation += 1
         flight.hedge, flight.hedged = flight.generation, True
         self._device.breakers[local].passing(now=now)
-        self._demand.preparing(self._planner.local_s(local), now=now)
+        self._demand.preparing(self._planner.local_s(local, flight.rows), now=now)
         return [Prepare(flight.seq, local)]

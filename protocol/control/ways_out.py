@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from protocol.control.availability import Device, Remote
+from protocol.control.causes import Why
 from protocol.control.fleet import Fleet
 from protocol.control.flights import Flight, Phase
 from protocol.control.margins import Margins
@@ -41,7 +42,7 @@ class WaysOut:
             return flight.deadline, self.too_late_at(flight), flight.not_before or flight.deadline
         return (flight.deadline,)
 
-    def reasons(self, remote: Remote, *, now: float) -> dict[str, str]:
+    def reasons(self, remote: Remote, *, now: float) -> dict[str, Why]:
         """For every placement that cannot be used now with this gateway, why."""
         found = {}
         for row in self._rows.values():
@@ -60,7 +61,7 @@ class WaysOut:
             unavailable = self.reasons(remote, now=now).keys() | flight.avoided_with(remote.name).keys()
             usable = [r.id for r in rows if r.id not in unavailable]
             if usable:
-                predicted = self._planner.predict(remote.link) if len(usable) > 1 else {}
+                predicted = self._planner.predict(remote.link, remote.name, flight.rows) if len(usable) > 1 else {}
                 return min(usable, key=lambda id_: predicted.get(id_, 0.0)), remote
         return None
 
@@ -80,20 +81,20 @@ class WaysOut:
             for remote in self._fleet.remotes.values()
         )
 
-    def worth_waiting_for(self, flight: Flight, *, now: float) -> tuple[str, Remote, tuple[str, ...]] | None:
+    def worth_waiting_for(self, flight: Flight, *, now: float) -> tuple[str, Remote, tuple[Why, ...]] | None:
         """The placement that only waits for link or gateway, where, and what is in its way."""
         current = self._fleet.current
         for remote in (current, *(r for r in self._fleet.remotes.values() if r is not current)):
             avoided = flight.avoided_with(remote.name)
             waiting = {
-                row.id: remote.reason(row, now=now) or ""
+                row.id: remote.reason(row, now=now)
                 for row in remote.rows.values()
                 if row.id not in avoided
                 and self._device.reason(row, now=now) is None
                 and remote.may_return(row, now=now)
             }
             if waiting:
-                predicted = self._planner.predict(remote.link)
+                predicted = self._planner.predict(remote.link, remote.name, flight.rows)
                 best = min(waiting, key=lambda id_: predicted[id_])
-                return best, remote, tuple(dict.fromkeys(waiting.values()))
+                return best, remote, tuple(dict.fromkeys(why for why in waiting.values() if why is not None))
         return None

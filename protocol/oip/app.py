@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import socket
 import urllib.parse
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, TypeAlias
@@ -21,8 +22,9 @@ from protocol import __version__
 from protocol.oip import codec, encodings
 from protocol.oip.endpoints import Endpoints
 from protocol.oip.openapi import document
+from protocol.oip.origins import refuse_pages
 from protocol.oip.routes import Answer, Call, Route, Router
-from protocol.oip.service import Guard, InferenceService, OipError, Refusal
+from protocol.oip.service import Guard, InferenceService, OipError, Refusal, is_local
 
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
@@ -61,6 +63,7 @@ class OipApp:
         self.draining = False
         self._turned_away = turned_away
         self._guard = guard
+        self._machine = socket.gethostname()
         self._body_nbytes = body_nbytes
         self._room = _Room(total_nbytes)
         routes = [*Endpoints(service, admin=admin).routes(), *extra]
@@ -103,6 +106,9 @@ class OipApp:
         client = scope.get("client")
         address = client[0] if client and client[0] else "unix"
         credential = _credential(request.headers)
+        if credential is None:
+            named = address != "unix" and is_local(address)
+            refuse_pages(request.headers, machine=self._machine, checks_name=named)
         announced = request.announced_nbytes
         tenant = self._guard.check(role=route.role, credential=credential, address=address, nbytes=announced or 0)
         is_in = True
@@ -295,7 +301,12 @@ _NO_QUERY: dict[str, str] = {}
 
 def _query(scope: Message) -> dict[str, str]:
     text: bytes = scope["query_string"]
-    return dict(urllib.parse.parse_qsl(text.decode("latin-1"), max_num_fields=32)) if text else _NO_QUERY
+    if not text:
+        return _NO_QUERY
+    try:
+        return dict(urllib.parse.parse_qsl(text.decode("latin-1"), max_num_fields=32))
+    except ValueError:
+        raise OipError(Refusal.BAD_REQUEST, "the query has more than 32 fields") from None
 
 
 def _refusal(error: OipError) -> Answer:

@@ -55,8 +55,8 @@ class Refusals:
                 setattr(self, each.name, mine + its)
 
 
-def count(counts: dict[str, int], what: str, most: int = MOST_CODES) -> None:
-    """One more of `what`; kinds beyond `most` are counted as `OTHER`."""
+def count(counts: dict[str, int], what: str, most: int = MOST_CODES, by: int = 1) -> None:
+    """`by` more of `what`; kinds beyond `most` are counted as `OTHER`."""
     if what not in counts and len(counts) >= most:
         what = OTHER
-    counts[what] = counts.get(what, 0) + 1
+    counts[what] = counts.get(what, 0) + by

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pytest
 
 from tests.processes import BIN, ROOT, finished, running
+from tests.waiting import until
 
 # Everything is mounted read-only but the folder that is given, which has to be a mount of its own for that.
 CONFINED = """
@@ -35,14 +36,15 @@ def run(bundle: Path, state: Path, *options: str) -> tuple[str, ...]:
 
 
 def test_it_says_where_it_serves_answers_and_ends_cleanly_on_sigterm(
-    toy_bundle: Path, tmp_path: Path, toy_samples: npt.NDArray[Any]
+    toy_bundle: Path, tmp_path: Path, toy_samples: npt.NDArray[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     np.savez(tmp_path / "samples.npz", x=toy_samples[:4])
     np.save(tmp_path / "one.npy", toy_samples[0])
     with running(*run(toy_bundle, tmp_path / "s")) as daemon:
         ready = daemon.json()
         assert (ready["event"], ready["endpoint"], ready["model"]) == ("ready", "edge-only", "model")
-        one = finished("edge-agent", "infer", str(tmp_path / "one.npy"), "--socket", ready["socket"])
+        monkeypatch.setenv("ISTHMUS_AGENT__STATE_DIR", str(tmp_path / "s"))  # as the settings of a device say it
+        one = finished("edge-agent", "infer", str(tmp_path / "one.npy"))
         assert json.loads(one.stdout)["kind"] == "edge-only"
         many = finished("edge-agent", "infer", str(tmp_path / "samples.npz"), "--socket", f"http://{ready['http']}",
                         "--concurrency", "2")  # fmt: skip
@@ -51,7 +53,7 @@ def test_it_says_where_it_serves_answers_and_ends_cleanly_on_sigterm(
         asked = finished("edge-agent", "status", "--socket", ready["socket"])
         assert asked.stdout.startswith("model: well, up ")
         status = json.loads(finished("edge-agent", "status", "--socket", ready["socket"], "--json").stdout)
-        assert status["bundle"] == ready["bundle"]
+        assert status["bundle"]["digest"] == ready["bundle"]
         daemon.popen.send_signal(signal.SIGTERM)
         stopped = daemon.json()
         assert daemon.wait() == 0
@@ -93,7 +95,7 @@ def test_it_needs_no_home_and_writes_to_its_folder_alone(toy_bundle: Path, tmp_p
         ready = json.loads(line)
         assert ready["event"] == "ready"
         asked = finished("edge-agent", "status", "--socket", ready["socket"], "--json")
-        assert json.loads(asked.stdout)["well"]
+        assert json.loads(asked.stdout)["ready"]
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0, process.communicate()[1]
     finally:
@@ -120,7 +122,35 @@ def test_what_cannot_be_served_is_one_sentence_with_its_code(
     assert "Traceback" not in done.stderr
 
 
+def test_without_a_bundle_it_says_what_it_waits_for_and_ends_cleanly(tmp_path: Path) -> None:
+    command = ("edge-agent", "run", "--gateway", "tcp://127.0.0.1:1", "--state-dir", str(tmp_path / "s"), "--http",
+               "127.0.0.1:0", "--json")  # fmt: skip
+    with running(*command) as daemon:
+        waiting = daemon.json()
+        assert waiting["event"] == "waiting"
+        assert "it waits for the first one from tcp://127.0.0.1:1" in waiting["reason"]
+        asked = finished("edge-agent", "status", "--socket", waiting["socket"])
+        assert asked.stdout.startswith("no model: unwell: no bundle serves on this device")
+        daemon.popen.send_signal(signal.SIGTERM)
+        assert daemon.wait() == 0
+    none = finished("edge-agent", "run", "--state-dir", str(tmp_path / "s"), "--http", "127.0.0.1:0")
+    assert none.returncode == 3
+    assert "no gateway is named; name one with --bundle" in none.stderr
+
+
 def test_asking_where_nobody_runs_is_one_sentence(tmp_path: Path) -> None:
     done = finished("edge-agent", "status", "--socket", str(tmp_path / "none.sock"))
     assert done.returncode == 6
     assert "start one with `edge-agent run`" in done.stderr
+
+
+def test_sighup_reads_the_settings_again(toy_bundle: Path, tmp_path: Path) -> None:
+    file = tmp_path / "agent.toml"
+    file.write_text("")
+    with running(*run(toy_bundle, tmp_path / "s", "--config", str(file))) as daemon:
+        daemon.json()
+        file.write_text("requests.deadline_ms = 70\nhttp.max_connections = 9\n")
+        daemon.popen.send_signal(signal.SIGHUP)
+        until(lambda: "http.max_connections will change with a restart" in "".join(daemon.errors), "nobody read them")
+        daemon.popen.send_signal(signal.SIGTERM)
+        assert daemon.wait() == 0

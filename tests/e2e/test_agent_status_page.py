@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from edge_agent.seeing.page import page_html
 from edge_agent.seeing.status import status_json
+from protocol.control.causes import Cause
 from tests.agent_scenes import new_scene, scene
 from tests.pages import (
     Site,
@@ -33,6 +35,11 @@ def test_the_page_names_nothing_outside_itself_but_the_status_beside_it() -> Non
     assert_names_nothing_outside(page_html)
 
 
+@pytest.mark.parametrize("cause", Cause)
+def test_every_cause_has_words_on_the_page(cause: Cause) -> None:
+    assert re.search(rf"\b{cause}: \"[a-z]", page_html()[0].decode())
+
+
 @needs_chromium
 def test_the_owner_of_a_device_reads_where_requests_run_and_why(site: Site, tmp_path: Path) -> None:
     dom = browse(site, tmp_path, "--dump-dom")
@@ -53,7 +60,7 @@ def test_the_owner_of_a_device_reads_where_requests_run_and_why(site: Site, tmp_
 def test_an_agent_that_has_done_nothing_says_so_and_not_zero(site: Site, tmp_path: Path) -> None:
     site.body = status_json(new_scene())
     read = words(browse(site, tmp_path, "--dump-dom"))
-    for told in ("Not ready Starting", "no request was placed yet", "none: no gateway is named", "Nothing yet."):
+    for told in ("Not ready Starting", "no request was placed yet", "none serves yet", "Nothing yet."):
         assert told in read, f"{told!r} is not on the page: {read}"
     assert "°C" not in read
     assert "NaN" not in read

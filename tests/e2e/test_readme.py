@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -29,11 +30,13 @@ def _free_port() -> int:
 
 # As it is written, but for the ports: the machine's own may be taken.
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+LOCAL_API = f"127.0.0.1:{_free_port()}"
 README = README.replace(":7447", f":{_free_port()}").replace(":7480", f":{_free_port()}")
+README = README.replace("127.0.0.1:7490", LOCAL_API)
 # Searches end early here; everything else runs as it is written.
 QUICKLY = " --budget-s 2 --recipe-budget-s 0 --no-memory"
 pytestmark = pytest.mark.timeout(900)  # whichever test is first waits for all the partitioner's commands
-ENVIRONMENT = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
+ENVIRONMENT = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "ISTHMUS_AGENT__HTTP__BIND": LOCAL_API}
 
 
 def blocks(heading: str, language: str) -> list[str]:
@@ -46,7 +49,7 @@ def blocks(heading: str, language: str) -> list[str]:
 def commands(block: str) -> list[str]:
     """Its lines without what only sets up a shell (the tests have an environment already) and without comments."""
     lines = [line.split("  #")[0].strip() for line in block.splitlines()]
-    return [line for line in lines if line and "activate" not in line]
+    return [line for line in lines if line and "activate" not in line and not line.startswith("export ")]
 
 
 @pytest.fixture(scope="module")
@@ -146,50 +149,103 @@ def ran(checkout: Path) -> dict[str, Ran]:
         return {name: future.result() for name, future in futures.items()}
 
 
+@contextlib.contextmanager
+def serving(command: str, checkout: Path, **environment: str) -> Iterator[str]:
+    """A command that keeps serving; gives what it is ready with, and sees that it ends cleanly."""
+    process = subprocess.Popen(
+        ["bash", "-c", f"exec {command}"],
+        cwd=checkout, env=ENVIRONMENT | environment, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        ready = process.stdout.readline()
+        assert ready.startswith("ready "), ready
+        yield ready.split()[1]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait(10)
+        process.stdout.close()  # type: ignore[union-attr]
+
+
 @pytest.fixture(scope="module")
 def gateway(checkout: Path, ran: dict[str, Ran]) -> Iterator[str]:
     """The last command of the first terminal, serving."""
     assert not ran["by hand"].failed, ran["by hand"].failed
     _, serve = by_hand()
     assert serve.startswith("cloud-gateway serve")
-    process = subprocess.Popen(
-        ["bash", "-c", f"exec {serve}"], cwd=checkout, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stdout is not None
-        ready = process.stdout.readline()
-        assert ready.startswith("ready tcp://"), ready
-        yield ready.split()[1]
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
-    finally:
-        process.kill()
-        process.wait(10)
+    with serving(serve, checkout) as endpoint:
+        assert endpoint.startswith("tcp://"), endpoint
+        yield endpoint
 
 
-def test_the_second_terminal_answers_five_real_images(gateway: str, checkout: Path) -> None:
+@pytest.fixture(scope="module")
+def agent(gateway: str, checkout: Path) -> Iterator[str]:
+    """The second terminal, serving."""
     (run,) = commands(blocks("By hand", "sh")[1])
-    done = shell(run, checkout)
-    assert done.returncode == 0, done.stderr
-    first, *lines = done.stdout.splitlines()
-    assert first == f"ready {gateway}"
+    assert run.startswith("edge-agent run")
+    with serving(run, checkout) as endpoint:
+        yield endpoint
+
+
+def test_the_third_terminal_is_answered_by_the_agent(agent: str, gateway: str, checkout: Path) -> None:
+    assert agent in (gateway, "edge-only")  # where the machine is busy it serves before the gateway has answered
+    asked = blocks("By hand", "sh")[2]
+    (socket_path,) = re.findall(r"^export ISTHMUS_AGENT_SOCKET=(\S+)$", asked, flags=re.MULTILINE)
+    said = {}
+    for command in commands(asked):
+        done = shell(f"export ISTHMUS_AGENT_SOCKET={socket_path}; {command}", checkout)
+        verb = command.split()[1] if command.startswith("edge-agent") else command.split()[-1].rpartition("/")[2]
+        assert done.returncode in ((0, 11) if verb == "doctor" else (0,)), f"{command}\n{done.stdout}\n{done.stderr}"
+        said[verb] = done.stdout
+    first, *lines = said["infer"].splitlines()
+    assert first in (f"ready {gateway}", "ready edge-only")
     answers = [json.loads(line) for line in lines]
     assert [a["status"] for a in answers] == ["answered"] * 5
     assert all("placement" in a and "degraded" in a and "timings_ms" in a for a in answers)
+    assert "digits" in said["status"]
+    assert "next request runs as" in said["explain"]
+    assert json.loads(said["digits"])["name"] == "digits"
+    assert said["metrics"].startswith("# HELP")
+    assert re.search(r"^\d+ checks: \d+ ok", said["doctor"], flags=re.MULTILINE)
 
 
-def test_the_python_client_answers(gateway: str, checkout: Path) -> None:
-    (code,) = blocks("By hand", "python")
+@pytest.mark.parametrize("way", range(3), ids=["the standard client", "the typed client", "no daemon"])
+def test_every_way_to_ask_from_python_is_answered(agent: str, checkout: Path, way: int) -> None:
+    if way == 0:
+        pytest.importorskip("tritonclient.http")
+    code = blocks("Ways to ask", "python")[way]
     frame = "import numpy as np\nframe = np.load('digits-data/held_out.npz')['image'][:1]\n"
     done = subprocess.run(
         [str(BIN / "python"), "-c", frame + code], cwd=checkout, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert re.match(r"\d (full-cloud|cut-1|edge-only)[.a-z0-9]* 0\.\d+", done.stdout)
+    assert re.match(r"\d (full-cloud|cut-1|edge-only)[.a-z0-9]*", done.stdout)
+
+
+def test_a_device_enrols_and_serves_the_bundle_that_it_is_sent(checkout: Path, ran: dict[str, Ran]) -> None:
+    assert not ran["by hand"].failed, ran["by hand"].failed
+    of_gateway, of_device = (
+        [command.replace(of_first, of_second) for command in commands(block)]
+        for of_first, of_second in [(re.findall(r"tcp://127\.0\.0\.1:(\d+)", README)[0], str(_free_port()))]
+        for block in blocks("A device that nobody visits", "sh")[:2]
+    )
+    *before, serve = of_gateway
+    said = [shell(command, checkout) for command in before]
+    assert [done.returncode for done in said] == [0] * len(before), [done.stderr for done in said]
+    token = next(line for done in said for line in done.stdout.splitlines() if line.startswith("isthmus-invite_"))
+    with serving(serve, checkout, ISTHMUS_GATEWAY__HTTP__BIND="127.0.0.1:0"):
+        *before, run = [command.replace("isthmus-invite_...", token) for command in of_device]
+        chain = run_chain(before, checkout)
+        assert not chain.failed, chain.failed
+        with serving(run, checkout, ISTHMUS_AGENT__HTTP__BIND="127.0.0.1:0"):
+            done = shell("edge-agent bundles list --state-dir camera-7", checkout)
+            assert "(current)" in done.stdout, done.stdout + done.stderr
 
 
 def test_the_foreign_client_answers(gateway: str, checkout: Path) -> None:
-    (command,) = commands(blocks("By hand", "sh")[2])
+    (command,) = commands(blocks("Ways to ask", "sh")[0])
     done = shell(command, checkout)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) >= 3
@@ -223,10 +279,12 @@ def test_every_link_of_the_readme_leads_somewhere(link: str) -> None:
 
 
 def test_the_exit_codes_are_those_of_the_code() -> None:
+    from edge_agent.doctor.cli import SOMETHING_FAILS
     from edge_agent.outcomes import RefusedError
+    from edge_agent.store.tickets import StoreError
     from protocol import errors
 
     classes = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, errors.IsthmusError)]
     documented = {int(code) for code in re.findall(r"^\| (\d+) \|", README, re.MULTILINE)}
     documented |= {int(code) for code in re.findall(r"\| (\d+) \| [^|]+ \|$", README, re.MULTILINE)}
-    assert documented == {c.exit_code for c in [*classes, RefusedError]} | {0, 1, 2}
+    assert documented == {c.exit_code for c in [*classes, RefusedError, StoreError]} | {0, 1, 2, SOMETHING_FAILS}

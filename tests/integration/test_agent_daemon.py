@@ -21,12 +21,13 @@ import trustme
 from tritonclient.utils import InferenceServerException
 
 from cloud_gateway.gateway import Gateway
+from edge_agent.cli_ask import lines
 from edge_agent.daemon import Daemon
 from edge_agent.local_client import AsyncLocalClient, LocalClient, unwrap
 from edge_agent.outcomes import Refusal
 from protocol.control.flights import RefusalCode
 from protocol.errors import InputError, NetworkError
-from tests.daemons import compute_hangs, daemon_of
+from tests.daemons import compute_hangs, daemon_of, got
 from tests.waiting import PATIENCE_S, until
 
 Images = npt.NDArray[Any]
@@ -85,8 +86,10 @@ def test_the_device_answers_alone_where_no_gateway_is_there_and_says_so(toy_bund
     daemon.start()
     try:
         standing = daemon.standing()
-        assert (standing.connected, standing.serves_alone, standing.well) == (False, True, True)
+        assert (standing.gateways[0].ready, standing.serves_alone, standing.ready) == (False, True, True)
         assert "on the device alone" in daemon.in_a_sentence()
+        (out,) = [line for line in lines(json.loads(got(daemon, "/status.json")[1])) if "cannot be used" in line]
+        assert out.startswith("  full-cloud, cut-1"), "one line for one reason"
         with LocalClient(daemon.door.unix_socket or "") as client:
             answer = unwrap(client.infer({"x": np.zeros((1, 3, 16, 16), np.float32)}, deadline_s=20.0))
         assert answer.kind == "edge-only"
@@ -131,7 +134,9 @@ def test_one_answer_comes_by_every_way(alone: Daemon, toy_samples: Images) -> No
 
 def test_the_model_describes_itself_as_a_triton_would(alone: Daemon, toy_samples: Images) -> None:
     with triton.InferenceServerClient(address(alone)) as client:
-        metadata = client.get_model_metadata("model", "1")
+        version = alone.agent.bundle.digest[:12]  # it is not signed: nobody has given it a number
+        metadata = client.get_model_metadata("model", version)
+        assert metadata["versions"] == [version]
         assert metadata["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 3, 16, 16]}]
         config = client.get_model_config("model")
         assert config["max_batch_size"] == 0
@@ -142,7 +147,7 @@ def test_the_model_describes_itself_as_a_triton_would(alone: Daemon, toy_samples
         assert after["success"]["count"] == before["success"]["count"] + 1
         assert after["success"]["ns"] > before["success"]["ns"]
         assert client.get_model_repository_index() == [
-            {"name": "model", "version": "1", "state": "READY", "reason": ""}
+            {"name": "model", "version": version, "state": "READY", "reason": ""}
         ]
         assert client.get_server_metadata()["name"] == "isthmus-edge-agent"
         with pytest.raises(InferenceServerException, match="administration over the network is off"):
@@ -152,7 +157,7 @@ def test_the_model_describes_itself_as_a_triton_would(alone: Daemon, toy_samples
 @pytest.mark.parametrize(
     ("model", "version", "name", "shape", "words"),
     [
-        ("other", "", "x", (1, 3, 16, 16), "model 'other' is not here; this device serves 'model' version 1"),
+        ("other", "", "x", (1, 3, 16, 16), "model 'other' is not here; this device serves 'model' version "),
         ("model", "2", "x", (1, 3, 16, 16), "version '2' is not here"),
         ("model", "", "y", (1, 3, 16, 16), "the model takes"),
         ("model", "", "x", (1, 3, 8, 8), "shape"),
@@ -329,9 +334,8 @@ def test_a_device_that_cannot_answer_its_own_question_is_not_ready(toy_bundle: P
             until(client.is_ready)
             daemon.agent.heads.deactivate()  # as a driver that has gone away
             until(lambda: not client.is_ready(), "it is still called ready")
-            status = client.document("/v2/isthmus/status")
-            assert not status["well"]
-            assert "known question" in status["reason"]
+            until(lambda: not client.document("/v2/isthmus/status")["ready"], "the status does not say so")
+            assert "known question" in client.document("/v2/isthmus/status")["reason"]
             daemon.agent.heads.activate()
             until(client.is_ready, "it never got well again")
     finally:

@@ -66,6 +66,7 @@ def test_page_metrics_and_log_tell_of_a_gateway_that_goes_and_comes(toy_bundle: 
         status = seen.status()
         assert (status["ready"], status["gateways"][0]["ready"]) == (True, True)
         assert status["gateways"][0]["rtt_s"] > 0
+        assert 0 < status["gateways"][0]["tcp_rtt_s"] < 10, "the kernel was asked about the same connection"
         assert {p["id"] for p in status["placements"]} == {"full-cloud", "edge-only"}
         assert status["bundle"]["digest"] == agent.bundle.digest
 

@@ -249,7 +249,7 @@ class Knocker:
                 if change is wanted:
                     return
             if (why := self._connection.overdue(now=time.monotonic())) is not None:
-                self.recreated.append(why)
+                self.recreated.append(why.sentence)
                 self._connection.recreate(now=time.monotonic())
         raise TimeoutError(f"no {wanted} within {PATIENCE_S} s; seen {self.seen}")
 
@@ -322,6 +322,22 @@ def test_a_server_key_is_rotated_while_agents_stay_connected(
         keys.write_public(old / "server.pub", folder.public_keys())  # copied late, read without a restart
         first.until(Change.HANDSHAKE)
         assert door.authority.tenant(first.says(door)) == "good"
+
+
+def test_an_agent_that_is_hung_up_on_looks_at_its_keys_again_soon(
+    tmp_path: Path, knockers: list[Knocker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge_agent.connection.RECREATE_S", 3600.0)
+    monkeypatch.setattr("edge_agent.connection.TURN_S", 0.2)
+    folder = _made(tmp_path / "keys")
+    mine = _agent_folder(tmp_path / "mine", folder)
+    keys.write_public(mine / "server.pub", (OTHER_SERVER.public,))
+    with Door(folder) as door:
+        knockers.append(knocker := Knocker(Ways(door.endpoint, mine)))
+        knocker.until(Change.HUNG_UP)
+        keys.write_public(mine / "server.pub", folder.public_keys())
+        knocker.until(Change.HANDSHAKE)
+        assert knocker.recreated[0] == "the gateway hangs up: its key may be another than we know"
 
 
 def _listen(door: Door) -> None:

@@ -72,6 +72,20 @@ def test_a_damaged_head_is_found_by_its_hash_and_costs_no_other_check_its_verdic
     assert findings["bundle.speed"].fact == "the heads could not be loaded (bundle.heads)"
 
 
+def test_tails_that_did_not_come_over_the_air_are_no_failure_and_a_head_that_is_gone_is_one(
+    tmp_path: Path, toy_bundle: Path
+) -> None:
+    copy = tmp_path / "bundle"
+    shutil.copytree(toy_bundle, copy)
+    (copy / "cut-1" / "tail.onnx").unlink()
+    findings = examined(tmp_path, "bundle.opens", "bundle.hashes", bundle__path=str(copy))
+    assert failures(findings) == []
+    assert "1 that only gateways need are not here" in findings["bundle.hashes"].fact
+    (copy / "cut-1" / "head.onnx").unlink()
+    findings = examined(tmp_path, "bundle.opens", "bundle.hashes", bundle__path=str(copy))
+    assert failures(findings) == ["bundle.hashes"]
+
+
 def test_an_unsigned_bundle_is_a_failure_where_signatures_are_required(tmp_path: Path, toy_bundle: Path) -> None:
     bundle = str(toy_bundle)
     taken = examined(tmp_path, "bundle.opens", "bundle.signature", bundle__path=bundle)
@@ -99,6 +113,7 @@ def test_a_port_where_nobody_listens_is_told_from_one_that_speaks_http(tmp_path:
         port = reserved.getsockname()[1]
     nobody = examined(tmp_path, "network", gateways__endpoints=[f"tcp://127.0.0.1:{port}"])
     assert failures(nobody) == ["network.connect"]
+    assert nobody["network.connect"].remedy == "start the gateway there, or check the port"
     assert "network.connect" in nobody["network.welcome"].fact
     with web_server() as url:
         findings = examined(tmp_path, "network", gateways__endpoints=[url])

@@ -24,10 +24,16 @@ from cloud_gateway.access.invitations import Invitation
 from cloud_gateway.access.invite_cli import keys_app
 from cloud_gateway.gateway import Gateway
 from edge_agent.agent import Agent, AgentConfig
+from edge_agent.bundles.courier import Courier
 from edge_agent.cli import app as edge_agent_app
+from edge_agent.config import AgentSettings, GatewaysSettings, KeysSettings
+from edge_agent.doctor.case import Case
+from edge_agent.doctor.examination import examine
+from edge_agent.doctor.registry import chosen
 from edge_agent.outcomes import Answer
 from edge_agent.trust import identity
 from edge_agent.trust.enrol import enrol
+from edge_agent.updating import _keeper, addresses_of
 from protocol import invitation, keys
 from protocol import messages as m
 from protocol.errors import InputError, NetworkError
@@ -126,6 +132,43 @@ def test_both_server_keys_are_kept_while_the_gateways_key_is_replaced(place: Pla
     assert keys.read_public(tmp_path / "device" / "server.pub") == made.server
 
 
+def test_a_device_that_asks_during_a_rotation_survives_it_untouched_and_one_that_was_off_is_told_what_to_do(
+    place: Place, toy_bundle: Path, tmp_path: Path
+) -> None:
+    asks, off = tmp_path / "asks", tmp_path / "off"
+    enrol(place.endpoint, place.invite("camera-7"), asks)
+    enrol(place.endpoint, place.invite("camera-8"), off)
+    before = place.folder.server_keys().current.public.data
+    with place.folder.locked():
+        place.folder.begin_rotation(7448)
+    authority = place.gateway.authority
+    until(lambda: len(authority.server_keys()) == 2, "the gateway did not notice")
+    settings = AgentSettings(
+        state_dir=tmp_path, keys=KeysSettings(dir=asks), gateways=GatewaysSettings(endpoints=(place.endpoint,))
+    )
+    told: list[str] = []
+    keep = _keeper(settings, lambda event, text: told.append(text))
+    courier = Courier(addresses_of(settings), patience_s=1.0, keys_told=keep)
+    courier.offers()
+    assert [key.data for key in keys.read_public(asks / "server.pub")] == [k.key for k in authority.server_keys()]
+    assert ["is replacing its key" in text for text in told] == [True]
+    with place.folder.locked():
+        place.folder.finish_rotation()
+    until(lambda: [k.key for k in authority.server_keys()] != [before], "the gateway did not notice")
+    until(lambda: len(authority.server_keys()) == 1, "the gateway did not notice")
+    config = AgentConfig(bundle=toy_bundle, gateway=place.endpoint, keys=asks)
+    with Agent(config) as agent:
+        assert agent.wait_ready(PATIENCE_S)
+    courier.offers()
+    assert before not in {key.data for key in keys.read_public(asks / "server.pub")}, (
+        "the old key is believed no longer"
+    )
+    case = Case(overrides={"gateways.endpoints": [place.endpoint], "keys.dir": str(off)})
+    [handshake] = examine(case, chosen(("network.handshake",)))
+    assert handshake.status == "fail"
+    assert "copy its server.pub into the folder of keys, or `edge-agent enroll --replace`" in handshake.remedy
+
+
 def test_of_many_devices_with_one_token_one_becomes_known(place: Place, tmp_path: Path) -> None:
     token = place.invite("camera-7")
     place.invite("camera-8")  # so that strangers may still come in when the first token is used up
@@ -222,6 +265,23 @@ def test_a_guest_that_says_anything_else_is_hung_up_on_and_served_nothing(place:
     assert place.gateway.frontend.agents == 0
 
 
+def test_a_guest_that_stays_silent_is_hung_up_on_and_a_known_agent_is_not(place: Place, tmp_path: Path) -> None:
+    device = tmp_path / "device"
+    enrol(place.endpoint, place.invite("camera-7"), device)
+    place.invite("camera-8")
+    place.gateway.frontend._newcomers._patience_s = 0.5
+    server = place.folder.server_keys().current.public.data
+    stats = place.gateway.stats
+    known = CurveClient(keys.read_pair(device / "agent.key").secret, server)
+    with WireClient(place.endpoint, curve=known) as agent:
+        agent.send(m.Hello(agent.boot, "camera-7", "test", bytes(32)))
+        assert isinstance(agent.receive(), m.Welcome)
+        with WireClient(place.endpoint, curve=CurveClient(keys.make_pair("stranger").secret, server)):
+            until(functools.partial(_more, stats, "strangers_hung_up_on", 0), "it was not hung up on")
+        agent.send(m.Ping(1))
+        assert isinstance(agent.receive(), m.Pong), "the connection of a known agent stands"
+
+
 def test_a_front_that_is_a_process_hands_on_what_shows_a_token_and_nothing_else(
     toy_bundle: Path, tmp_path: Path
 ) -> None:
@@ -237,7 +297,7 @@ def test_a_front_that_is_a_process_hands_on_what_shows_a_token_and_nothing_else(
             with WireClient(place.endpoint, curve=curve) as client:
                 if client.socket.poll(1000, zmq.POLLOUT):
                     client.send(m.Ping(1))
-                    assert client.silent(1.5)
+                    assert client.silent(0.3)
             return _more(stats, "front_guests_refused", 0)
 
         until(is_refused, "the front has let it pass")

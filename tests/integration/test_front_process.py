@@ -112,9 +112,9 @@ def test_a_front_that_is_killed_mid_traffic_loses_nothing_and_nothing_runs_twice
         config = AgentConfig(bundle=toy_bundle, gateway=str(gateway.endpoint), placements=("full-cloud",))
         with Agent(config) as agent:
             assert agent.wait_ready(PATIENCE_S)
-            with gateway.desk.paused():  # once while all of them are held ...
+            with gateway.desk.paused():  # once while the gateway holds as many as the agent's window lets out ...
                 futures = [agent.submit(sample, deadline_s=30.0) for _ in range(burst)]
-                until(lambda: gateway.stats().get("requests") == burst, "all requests are held")
+                until(lambda: gateway.stats().get("requests", 0) >= 2, "requests are held")
                 kill(front)
             for answered in (0, burst // 2):  # ... and twice in the middle of things
                 futures += [agent.submit(sample, deadline_s=30.0) for _ in range(burst)]
@@ -124,7 +124,7 @@ def test_a_front_that_is_killed_mid_traffic_loses_nothing_and_nothing_runs_twice
         stats = gateway.stats()
     assert [type(outcome) for outcome in outcomes] == [Answer] * (3 * burst), outcomes
     assert stats["results"] == 3 * burst, "each ran exactly once"
-    assert stats["requests"] >= 4 * burst, "those that were held were asked for again"
+    assert stats["requests"] > 3 * burst, "those that were held were asked for again"
     assert stats["front_restarts"] == 3
 
 

@@ -238,6 +238,16 @@ def test_a_blackhole_delivers_nothing_and_heals_without_loss(echo: EchoServer) -
             assert receive(late, 5) == b"hello"
 
 
+def test_a_link_that_is_half_open_takes_what_it_is_given_and_brings_no_answer(echo: EchoServer) -> None:
+    with LinkEmulator(echo.address, rtt_ms=2) as link, connect(link) as client:
+        ping_s(client)
+        link.blackhole(side="down")
+        client.sendall(b"heard?")
+        assert_silent(client)
+        link.blackhole(False, side="down")
+        assert receive(client, 6) == b"heard?"
+
+
 def test_a_reset_closes_what_is_open_and_welcomes_what_comes(echo: EchoServer) -> None:
     with LinkEmulator(echo.address) as link, connect(link) as client:
         ping_s(client)

@@ -104,6 +104,19 @@ def exchange(server: OipServer, request: bytes) -> Reply:
         return Reply(read_all(peer))
 
 
+@pytest.mark.parametrize("field", ["origin: https://evil.example", "origin: null", "host: evil.example:7480"])
+def test_web_pages_of_others_are_refused_and_do_nothing(server: OipServer, service: ToyService, field: str) -> None:
+    host = () if field.startswith("host") else ("host: 127.0.0.1",)
+    lines = ["POST /v2/models/echo/infer HTTP/1.1", *host, field, "content-type: text/plain", "content-length: 2"]
+    reply = exchange(server, "\r\n".join([*lines, "connection: close", "", "{}"]).encode())
+    assert (reply.status, reply.code) == (403, "FORBIDDEN")
+
+
+def test_a_query_of_too_many_fields_is_refused_as_such(server: OipServer) -> None:
+    reply = exchange(server, b"GET /v2?%s HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n" % (b"&a=b" * 40))
+    assert (reply.status, reply.code) == (400, "BAD_REQUEST")
+
+
 def infer(body: bytes, *fields: str, length: int | None = None, close: bool = True) -> bytes:
     lines = ["POST /v2/models/echo/infer HTTP/1.1", "host: x", *fields]
     lines.append(f"content-length: {len(body) if length is None else length}")

@@ -60,7 +60,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def test_a_bundle_opens_and_holds_every_placement(bundle: Bundle) -> None:
-    assert bundle.verify() == 6
+    assert bundle.verify() == 7
     families = dict.fromkeys(p.id.partition(".")[0] for p in bundle.manifest.placements)
     assert list(families) == ["full-cloud", "cut-1", "cut-2", "edge-only"]
     cuts = {"full-cloud": ("x",), "cut-1": ("r3",), "cut-2": ("r1", "c3"), "edge-only": ()}
@@ -174,7 +174,7 @@ def test_outputs_before_the_cut_stay_on_the_device(tmp_path: Path) -> None:
     entry = manifest.placements[1]
     assert entry.head_outputs == ("early",)
     assert [t.spec.name for t in entry.boundary] == ["r3"]
-    assert recheck(tmp_path / "bundle", None).files == 4
+    assert recheck(tmp_path / "bundle", None).files == 5
 
 
 def test_auto_ships_fp32_where_int8_misses_the_bound_and_says_why(

@@ -48,3 +48,11 @@ def test_while_the_compute_thread_hangs_a_rehearsal_is_not_answered(
             waiting = agent.rehearse({"x": toy_samples[:1]}, placement="edge-only")
             assert not waiting.done()
         assert waiting.result(PATIENCE_S).outputs["logits"].shape == (1, 10)
+
+
+def test_what_is_sent_whole_lies_where_the_caller_has_it(toy_bundle: Path, toy_samples: npt.NDArray[Any]) -> None:
+    x = np.ascontiguousarray(toy_samples[:1])
+    with Agent(AgentConfig(toy_bundle, placements=("full-cloud",))) as agent:
+        made = agent.rehearse({"x": x}, placement="full-cloud").result(10)
+    plain = [np.frombuffer(part, np.uint8) for part in made.buffers]
+    assert any(np.shares_memory(part, x) for part in plain), "its bytes were copied"

@@ -8,6 +8,7 @@ from pathlib import Path
 from cloud_gateway.config import MIB, GatewaySettings, load_settings
 from cloud_gateway.gateway import Gateway
 from cloud_gateway.steering import Steering
+from protocol.messages import AskOffers
 from protocol.settings import documented
 from tests.processes import running
 from tests.waiting import until
@@ -19,7 +20,7 @@ CHANGED: dict[str, object] = {
     "scheduling.efficiency_delay_ms": 4.0, "scheduling.ageing_s": 2.0, "scheduling.margin": 1.5,
     "limits.pending_requests": 77, "limits.pending_mib": 7, "limits.credit_requests": 5, "limits.credit_mib": 3,
     "drain.grace_s": 1.5, "cache.size_mib": 2, "cache.ttl_s": 9.0, "access.failed_attempts_per_minute": 4,
-    "logs.level": "warning", "logs.repeat_interval_s": 3.0,
+    "logs.level": "warning", "logs.repeat_interval_s": 3.0, "updates.offer": ["*"], "updates.mib_per_s": 2.0,
 }  # fmt: skip
 
 
@@ -33,6 +34,7 @@ def test_every_reloadable_field_takes_effect_while_serving(toy_bundle: Path) -> 
     with Gateway(load_settings(env={}, overrides=start).settings) as gateway:
         steering = Steering(gateway, lambda: load_settings(env={}, overrides=wanted), watched=[])
         assert steering.reloader.reload().outcome == "unchanged"
+        assert gateway.offering.ask(b"device", AskOffers()) is not None  # that nothing is offered
         wanted |= CHANGED
         done = steering.reloader.reload()
         assert (done.outcome, set(done.applied)) == ("applied", CHANGED.keys())
@@ -42,6 +44,8 @@ def test_every_reloadable_field_takes_effect_while_serving(toy_bundle: Path) -> 
         assert (gateway.logs.level, gateway.logs.repeat_interval_s) == ("warning", 3.0)
         assert (gateway.catalogue.defaults.delay_s, gateway.catalogue.defaults.ageing_s) == (0.004, 2.0)
         assert gateway.catalogue.defaults.margin == 1.5
+        assert gateway.offering.pace.rate == 2 * MIB
+        assert gateway.offering.ask(b"device", AskOffers()) is None  # it has to look: the answer comes by message
 
 
 def test_sighup_with_a_wrong_file_keeps_serving_as_before_and_says_why(toy_bundle: Path, tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from edge_agent.agent import Agent, AgentConfig
+from edge_agent.bundles.cli import app as bundles_app
+from edge_agent.daemon import Daemon
 from edge_agent.outcomes import Answer
 from edge_agent.trust.store import TrustStore
 from partitioner.cli import app
@@ -19,7 +21,8 @@ from protocol import signers
 from protocol.bundle import MANIFEST, MANIFEST_DIGEST, SIGNATURE, sha256
 from protocol.errors import BundleError, UntrustedError
 from protocol.signing import Trust
-from tests.waiting import PATIENCE_S
+from tests.daemons import daemon_of
+from tests.waiting import PATIENCE_S, until
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +99,61 @@ def test_verify_tells_who_vouches_for_a_bundle(signed: Path) -> None:
     shown = CliRunner().invoke(app, ["verify", str(signed), "--trust", str(signed.parent / "release.pub")])
     assert shown.exit_code == 0
     assert "signed by release; it holds" in shown.output
+
+
+def test_an_operator_goes_back_to_an_older_number_on_a_daemon_and_it_serves_after_a_restart_too(
+    signed: Path, tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+    (store := TrustStore(state / "keys")).believe(signers.read_verify_keys(signed.parent / "release.pub"))
+    older, newer = (_numbered(signed, tmp_path / str(number), number) for number in (5, 7))
+    quick = {"updates.trial_answers": 1, "updates.trial_s": 0.0}
+
+    def bundles(*words: str) -> None:
+        done = CliRunner().invoke(bundles_app, [*words, "--state-dir", str(state)], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+
+    def proven(daemon: Daemon, digest: str) -> bool:
+        daemon._updates.health(ok=True)
+        return daemon._updates.look().record.proven == digest
+
+    bundles("install", str(older))
+    daemon = daemon_of(None, state, settings=quick)
+    daemon.start()
+    try:
+        until(lambda: proven(daemon, digest_of(older)), "the first was not proven", within_s=60)
+        bundles("install", str(newer))
+        until(lambda: proven(daemon, digest_of(newer)), "the second was not proven", within_s=60)
+        until(lambda: set(store.remembered().floors.values()) == {7}, "its number was not remembered")
+        bundles("rollback", "--reason", "worse at night")
+        until(lambda: daemon.agent.bundle.digest == digest_of(older), "it did not go back", within_s=60)
+    finally:
+        daemon.close()
+    again = daemon_of(None, state, settings=quick)
+    again.start()
+    try:
+        assert again.agent.bundle.digest == digest_of(older)
+    finally:
+        again.close()
+    with pytest.raises(UntrustedError, match="older ones are not taken again"):
+        CliRunner().invoke(
+            bundles_app,
+            ["install", str(_numbered(signed, tmp_path / "6", 6)), "--state-dir", str(state)],
+            catch_exceptions=False,
+        )
+
+
+def _numbered(signed: Path, folder: Path, number: int) -> Path:
+    """A bundle of its own with that number."""
+    shutil.copytree(signed, folder)
+    (folder / SIGNATURE).unlink()
+    raw = (folder / MANIFEST).read_bytes() + b"\n" * number
+    (folder / MANIFEST).write_bytes(raw)
+    (folder / MANIFEST_DIGEST).write_text(f"{sha256(raw)}  {MANIFEST}\n")
+    words = ["sign", str(folder), "--key", str(signed.parent / "release.key"), "--counter", str(number)]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    return folder
+
+
+def digest_of(folder: Path) -> str:
+    return sha256((folder / MANIFEST).read_bytes())

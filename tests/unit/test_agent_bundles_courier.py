@@ -154,6 +154,16 @@ def test_where_nobody_answers_the_fetch_ends_and_what_came_is_kept(tmp_path: Pat
         Courier([]).offers()
 
 
+def test_a_gateway_that_is_busy_for_ever_keeps_others_waiting_no_longer(tmp_path: Path) -> None:
+    def busy(question: m.FetchPart | m.AskOffers) -> list[wire.Buffer]:
+        assert isinstance(question, m.FetchPart)
+        return wire.pack(m.NoPart(question.file, question.offset, m.NoPartCode.BUSY, "busy", 1000))
+
+    with gateway(busy) as first, gateway(part_of) as second:
+        Courier([first, second], stall_s=0.3).fetch(SHA, len(DATA), tmp_path / "part", Disk())
+    assert (tmp_path / "part").read_bytes() == DATA
+
+
 def test_fetching_ends_when_the_daemon_does(tmp_path: Path) -> None:
     stop = threading.Event()
 

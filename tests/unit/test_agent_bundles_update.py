@@ -77,7 +77,8 @@ def done(update: Update, event: Event, *, now: float = 0.0) -> list[Instruction]
         (Step.IDLE, RollBack("no"), Step.REVERTING, [Switch(OLDER)]),
         (Step.FETCHING, RollBack("no"), Step.FETCHING, []),
         # the process was stopped and has started again
-        (Step.IDLE, Started(), Step.IDLE, []),
+        (Step.IDLE, Started(), Step.IDLE, [Confirm(OLD)]),
+        (Step.REVERTED, Started(), Step.REVERTED, [Confirm(OLD)]),
         (Step.FETCHING, Started(), Step.FETCHING, [Fetch(NEW)]),
         (Step.VERIFYING, Started(), Step.VERIFYING, [Verify(NEW)]),
         (Step.TESTING, Started(), Step.TESTING, [Try(NEW)]),

@@ -16,14 +16,17 @@ from edge_agent.bundles.record import Step
 from edge_agent.bundles.shelf import Shelf
 from edge_agent.bundles.smoke import Smoke, _verdict
 from edge_agent.bundles.switch import Stage
+from edge_agent.bundles.trusting import Trusting
 from edge_agent.bundles.updater import Policy
 from edge_agent.bundles.wishes import Wish, make_wish, take_wish
 from protocol import messages as m
+from protocol import signers
 from protocol.bundle import MANIFEST, Bundle
 from protocol.errors import EngineError, InputError, NetworkError, WireError
 from protocol.signing import Revocations, Trust
 from tests.bundles import bundle_in
 from tests.updating import Device, FolderGateway, Unsigned, folder_in_memory
+from tests.waiting import until
 
 OLD = {"full.onnx": b"full model", "edge.onnx": b"old edge"}
 NEW = {"full.onnx": b"full model", "edge.onnx": b"a new edge", "cut-1/head.onnx": b"a new cut"}
@@ -135,7 +138,7 @@ def test_nothing_is_fetched_for_which_the_disk_has_no_room(state: Path, new: Bun
     device.start()
     device.updater.check()
     assert_old_serves(device, "must stay free")
-    assert gateway.fetched_nbytes == (new.root / MANIFEST).stat().st_size
+    assert gateway.fetched_nbytes == 0
 
 
 @pytest.mark.parametrize("field", ["manifest_nbytes", "signature_nbytes"])
@@ -152,6 +155,40 @@ def test_an_offer_of_a_monstrous_manifest_is_refused_before_a_byte_is_fetched(
     device.start()
     device.updater.check()
     assert_old_serves(device, "are offered; no bundle has such")
+    assert gateway.fetched_nbytes == 0
+    honest = Device(state, FolderGateway(new.root))
+    honest.start()
+    honest.update()
+    assert honest.serves == new.digest, "a gateway's lie is not held against the bundle"
+    honest.close()
+
+
+def test_a_gateway_that_offers_ever_new_bundles_that_nobody_signed_does_not_fill_the_disk(
+    state: Path, tmp_path: Path
+) -> None:
+    class Signed(Trusting):
+        def trust(self, *, received: bool = False, kept: bool = False) -> Trust:
+            return Trust(keys=(signers.make_key("release").public,), allow_unsigned=not received)
+
+    before = Shelf(state).nbytes()
+    device = Device(state, None, trusting=Signed())
+    device.start()
+    for number in range(5):
+        device.updater._courier = FolderGateway(
+            bundle_in(tmp_path / str(number), {**NEW, "edge.onnx": b"%d" % number}).root
+        )
+        device.updater.check()
+        assert "is not signed" in device.told[-1]
+    assert Shelf(state).nbytes() <= before + 1000
+    device.close()
+
+
+def test_even_manifests_are_fetched_only_where_bundles_may_take_so_much(state: Path, new: Bundle) -> None:
+    gateway = FolderGateway(new.root)
+    device = Device(state, gateway, policy=Policy(model="toy", most_nbytes=Shelf(state).nbytes(), reserve_nbytes=0))
+    device.start()
+    device.updater.check()
+    assert_old_serves(device, "that bundles may take on this device")
     assert gateway.fetched_nbytes == 0
 
 
@@ -227,13 +264,48 @@ def test_a_device_with_nothing_left_to_run_says_so(state: Path) -> None:
     device.close()
 
 
+def test_keys_or_settings_that_are_wrong_at_a_start_cost_no_bundle(state: Path) -> None:
+    before = Shelf(state).load()
+    device = Device(state, None)
+
+    def refused(folder: Path | None) -> None:
+        raise InputError("bundle.pub cannot be read", "mend it")
+
+    with pytest.raises(InputError, match="mend it"):
+        device.updater.begin(refused)
+    device.close()
+    assert Shelf(state).load() == before
+
+
+def test_keys_that_cannot_be_read_while_it_serves_end_nothing(state: Path, new: Bundle) -> None:
+    class Typo(Unsigned):
+        broken = True
+
+        def trust(self, *, received: bool = False, kept: bool = False) -> Trust:
+            if received and self.broken:
+                raise InputError("bundle.pub holds no public key", "give the file NAME.pub")
+            return super().trust()
+
+    trusting = Typo()
+    trusting.broken = False
+    device = Device(state, FolderGateway(new.root), trusting=trusting)
+    device.start()
+    trusting.broken = True
+    device.updater.start()
+    until(lambda: any("holds no public key" in text for text in device.told), "nobody was told")
+    trusting.broken = False
+    device.updater.check_now()
+    until(lambda: device.serves == new.digest, "it did not go on")
+    device.close()
+
+
 def test_a_revoked_bundle_does_not_run_and_is_not_fetched(state: Path, new: Bundle) -> None:
     old = Shelf(state).load().proven
 
     class Knows(Unsigned):
         revoked: dict[str, str] = {old: "it leaks"}  # noqa: RUF012
 
-        def trust(self, *, received: bool = False) -> Trust:
+        def trust(self, *, received: bool = False, kept: bool = False) -> Trust:
             return Trust(allow_unsigned=True, revocations=Revocations(1, self.revoked))
 
     device = Device(state, FolderGateway(new.root), trusting=Knows())
@@ -394,3 +466,17 @@ def test_the_record_of_a_later_version_is_named_as_such(state: Path) -> None:
     (state / "current.json").write_bytes(data)
     with pytest.raises(Exception, match="schema version 9"):
         Shelf(state).load()
+
+
+def test_what_a_command_is_bringing_is_not_pruned_by_the_daemon_beside_it(state: Path, new: Bundle) -> None:
+    shelf = Shelf(state)
+    wanted = shelf.load().wanted
+    with shelf.bringing():
+        folder = shelf.adopt(new, whole=True)
+        assert Shelf(state).prune(wanted) == []
+        assert folder.exists()
+        make_wish(shelf, Wish("install", new.digest))
+    assert Shelf(state).prune(wanted) == []
+    assert folder.exists(), "its wish waits"
+    assert take_wish(shelf) == Wish("install", new.digest)
+    assert Shelf(state).prune(wanted) == [new.digest]

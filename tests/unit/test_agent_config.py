@@ -1,22 +1,21 @@
-"""The agent's settings: defaults, contradictions, flags, and a documentation that is complete."""
+"""The agent's settings: defaults, contradictions, flags."""
 
 from __future__ import annotations
 
 import ast
-import re
+import json
 from pathlib import Path
 
 import pytest
 
 from edge_agent.config import PREFIX, AgentSettings, from_flags, load_settings, sources
 from protocol.errors import InputError
-from protocol.settings import documented
-from protocol.settings_cli import as_markdown, as_toml
+from protocol.settings import documented, schema
+from protocol.settings_cli import as_toml
 from protocol.settings_layers import flat
 from protocol.sockets import parse_endpoint
 
 ROOT = Path(__file__).parents[2]
-DOCS = ROOT / "docs" / "agent-configuration.md"
 AGENT = ROOT / "edge_agent"
 
 
@@ -36,25 +35,14 @@ def test_the_defaults_listen_on_this_machine_only_and_write_to_one_folder() -> N
     assert paths == [Path("/var/lib/isthmus")]
 
 
-def test_the_reference_in_the_documentation_is_what_the_code_says() -> None:
-    text = DOCS.read_text("utf-8")
-    start, end = "<!-- reference: edge-agent config schema --markdown -->\n", "\n<!-- end of reference -->"
-    assert text[text.index(start) + len(start) : text.index(end)].strip() == as_markdown(AgentSettings)
+def test_the_schema_is_json_and_knows_the_state_directory() -> None:
+    fields = json.loads(json.dumps(schema(AgentSettings)))["$defs"]["AgentSettings"]["properties"]
+    assert fields["state_dir"]["default"] == "/var/lib/isthmus"
 
 
-def test_every_example_in_the_documentation_is_accepted(tmp_path: Path) -> None:
-    examples = re.findall(r"```toml\n(.*?)```", DOCS.read_text("utf-8"), re.DOTALL)
-    assert examples
-    for number, example in enumerate(examples):
-        file = tmp_path / f"{number}.toml"
-        file.write_text(example)
-        load_settings(file=file, env={})
-
-
-def test_every_field_is_documented_by_one_plain_sentence() -> None:
-    for key, leaf in documented(AgentSettings):
-        assert re.fullmatch(r"[A-Z].*\.", leaf.text), key
-        assert "\n" not in leaf.text, key
+def test_a_port_that_cannot_be_is_named_by_its_key() -> None:
+    assert "http.bind 127.0.0.1:99999 names no port" in refusal(http__bind="127.0.0.1:99999")
+    assert "grpc.bind 127.0.0.1:65536 names no port" in refusal(grpc__bind="127.0.0.1:65536")
 
 
 def test_every_field_is_read_by_somebody() -> None:

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from edge_agent.doctor import (
@@ -18,9 +19,12 @@ from edge_agent.doctor import (
     checks_service,
     checks_storage,
 )
-from edge_agent.doctor.case import Case
+from edge_agent.doctor.case import Case, Once
+from edge_agent.doctor.probe import GatewayProbe
 from edge_agent.doctor.verdicts import Status, UnmetError, Verdict
 from protocol import keys
+from protocol import messages as m
+from protocol.errors import InputError
 from tests import boards
 
 UNIT = f"etc/systemd/system/{checks_service.UNIT}"
@@ -141,6 +145,14 @@ def test_a_state_directory_is_writable_or_says_why_not(tmp_path: Path) -> None:
     assert status(checks_storage.state_dir, case(tmp_path)) is Status.FAIL
 
 
+def test_a_state_directory_may_be_named_relative_to_where_one_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "state").mkdir(mode=0o750)
+    monkeypatch.chdir(tmp_path)
+    assert "can be written" in checks_storage.state_dir(case(tmp_path, state_dir="state")).fact
+
+
 def test_what_is_kept_on_something_that_forgets_is_told(tmp_path: Path) -> None:
     def mounted(kind: str, options: str = "rw") -> Status:
         lines = f"/dev/root / ext4 ro,relatime 0 0\nsomething {tmp_path} {kind} {options} 0 0\n"
@@ -171,6 +183,8 @@ def test_a_variable_with_one_underscore_too_few_is_found(tmp_path: Path) -> None
     assert of("isthmus_agent__device__threads") is Status.WARN
     assert of("ISTHMUS_AGENT__DEVICE__THREADS") is Status.OK
     assert of("ISTHMUS_AGENT_CONFIG") is Status.OK
+    assert of("ISTHMUS_AGENT_SOCKET") is Status.OK  # what commands that ask a daemon read
+    assert of("ISTHMUS_AGENT_TOKEN") is Status.OK
     assert of("PATH") is Status.OK
 
 
@@ -340,3 +354,28 @@ def test_an_update_that_was_taken_back_is_told(tmp_path: Path) -> None:
     back = records.Record(current=good, proven=good, step=records.Step.REVERTED, said="it was slow").with_bad(bad, "")
     assert of(back).status is Status.WARN
     assert "it was slow; not taken again: bbbbbbbbbbbb" in of(back).fact
+
+
+def test_a_device_without_a_bundle_waits_for_its_first_where_a_gateway_may_offer_one(tmp_path: Path) -> None:
+    assert checks_bundle.opens(case(tmp_path, gateways__endpoints=["tcp://127.0.0.1:7447"])).status is Status.WARN
+    with pytest.raises(InputError, match="no bundle is named"):
+        checks_bundle.opens(case(tmp_path))
+    with pytest.raises(InputError, match="no bundle is named"):
+        checks_bundle.opens(case(tmp_path, gateways__endpoints=["tcp://127.0.0.1:7447"], updates__enabled=False))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "planned_s", "verdict"),
+    [(0.0301, 0.02, True), (0.029, 0.02, False), (0.0004, 0.0001, False), (0.0007, 0.0001, True)],
+)
+def test_a_head_is_slow_by_its_share_and_by_what_can_be_felt(seconds: float, planned_s: float, verdict: bool) -> None:
+    assert checks_bundle.is_slower(seconds, planned_s) is verdict
+
+
+def test_a_device_whose_key_another_one_uses_is_told_so(tmp_path: Path) -> None:
+    seen = m.Welcome(bytes(8), "isthmus", 32, 1_000_000, (), ())
+    for shared, wanted in ((False, Status.OK), (True, Status.WARN)):
+        asked = case(tmp_path, gateways__endpoints=["tcp://127.0.0.1:7447"])
+        probe = GatewayProbe("tcp://127.0.0.1:7447", welcome=msgspec.structs.replace(seen, shared_key=shared))
+        asked.probes = Once(lambda probe=probe: (probe,), "")
+        assert checks_network.welcome(asked).status is wanted

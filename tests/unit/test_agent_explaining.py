@@ -45,6 +45,8 @@ def test_what_cannot_be_used_is_said_with_its_reason() -> None:
     text = said(placed().explain(link(10), {"cut-1": "its head failed"}))
     assert "runs as edge-only" in text
     assert "Cut-1 is planned, but its head failed." in text
+    alone = said(placed().explain(link(10), {c.id: "the link is lost" for c in ALL if c.id != "edge-only"}))
+    assert alone.endswith("Nothing changes that while the others cannot be used.")
     everything = placed().explain(link(10), {c.id: "the link is down" for c in ALL})
     assert said(everything).startswith("No placement can be used now: the link is down.")
     assert explaining.summary(everything) == "no placement can be used now"

@@ -9,46 +9,22 @@ The bundle of most scenes, with the latencies the planner predicts on the scenes
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import pytest
 
-from protocol.control.flights import CancelRemote, Finish, Instruction, Phase, Prepare, RefusalCode, Row, Send
+from protocol.control.availability import NO_ANSWER, SILENT
+from protocol.control.causes import Cause, Why
+from protocol.control.flights import CancelRemote, Finish, Instruction, Phase, Prepare, RefusalCode, Send
 from protocol.control.ladder import MOST_PENDING, Ladder
 from protocol.control.planner import Candidate, Planner
 from protocol.errors import InvariantViolation
-from protocol.latency import LinkState, PlacementCost
-from protocol.messages import PlacementKind, RejectCode
+from protocol.messages import RejectCode
+from tests.ladder_scenes import COSTS, LINK, ROWS, SEGMENTS, LadderScene, planner
 
-LINK = LinkState(uplink_bytes_per_s=1e6, rtt_s=0.01)
-SEGMENTS = {"cut": b"c" * 32, "cloud": b"m" * 32}
-ROWS = {
-    "cut": Row("cut", PlacementKind.CUT, SEGMENTS["cut"]),
-    "cloud": Row("cloud", PlacementKind.FULL_CLOUD, SEGMENTS["cloud"]),
-    "edge": Row("edge", PlacementKind.EDGE_ONLY, None),
-}
-COSTS = {
-    "cut": PlacementCost(edge_s=0.004, up_nbytes=5_000, tail_s=0.001, down_nbytes=40),
-    "cloud": PlacementCost(up_nbytes=40_000, tail_s=0.001, down_nbytes=40),
-    "edge": PlacementCost(edge_s=0.100),
-}
 RESERVE_S = 0.150
 
 
-@dataclass
-class Scene:
-    """A ladder and its moment; every event is followed by `validate`."""
-
-    ladder: Ladder
-    now: float = 100.0
-    ended: list[Finish] = field(default_factory=list)
-
-    def note(self, out: list[Instruction]) -> list[Instruction]:
-        self.ladder.validate()
-        self.ended += [i for i in out if isinstance(i, Finish)]
-        seqs = [f.seq for f in self.ended]
-        assert len(seqs) == len(set(seqs)), "a request ended twice"
-        return out
+class Scene(LadderScene):
+    """One gateway."""
 
     def link_up(self, *held: str, requests: int = 8, nbytes: int = 1_000_000) -> list[Instruction]:
         digests = frozenset(SEGMENTS[h] for h in held or SEGMENTS)
@@ -85,27 +61,23 @@ class Scene:
     ) -> list[Instruction]:
         return self.note(self.ladder.rejected(seq, attempt, code, reason, retry_after_s, now=self.now))
 
+    def cancel(self, seq: int = 1) -> list[Instruction]:
+        return self.note(self.ladder.cancelled(seq, now=self.now))
+
     def lose_link(self, reason: str = "the link is lost") -> list[Instruction]:
-        return self.note(self.ladder.link_lost(reason, now=self.now))
+        return self.note(self.ladder.link_lost(Why(Cause.LINK, reason), now=self.now))
 
     def drain(self) -> list[Instruction]:
-        return self.note(self.ladder.draining("the gateway drains", now=self.now))
+        return self.note(self.ladder.draining(Why(Cause.GATEWAY_DRAINING, "the gateway drains"), now=self.now))
 
     def tick(self, after_s: float = 0.0) -> list[Instruction]:
         self.now += after_s
         return self.note(self.ladder.tick(now=self.now))
 
-    def wake(self) -> list[Instruction]:
-        """Go to the moment that the ladder asked for."""
-        at = self.ladder.next_deadline()
-        assert at is not None
-        self.now = max(self.now, at)
-        return self.note(self.ladder.tick(now=self.now))
-
 
 def scene(*ids: str, up: bool = True) -> Scene:
     """A ladder over these placements, on the scenes' link."""
-    made = Scene(Ladder([ROWS[i] for i in ids], Planner([Candidate(i, COSTS[i]) for i in ids])))
+    made = Scene(Ladder([ROWS[i] for i in ids], planner(*ids)))
     made.ladder.link_measured(LINK)
     if up:
         assert made.link_up() == []
@@ -167,7 +139,7 @@ def test_a_failed_head_goes_full_cloud() -> None:
     s.submit(1)
     assert s.head_fails(1) == [Prepare(1, "cloud")]
     s.prepared(1, nbytes=40_000)
-    assert s.answer(1) == [Finish(1, "cloud", 1, ("cut: the head broke",))]
+    assert s.answer(1) == [Finish(1, "cloud", 1, ("cut: the head broke",), causes=(Cause.DEVICE,))]
 
 
 def test_a_failed_head_goes_edge_only_when_there_is_no_full_cloud() -> None:
@@ -455,7 +427,7 @@ def test_an_attempt_that_times_out_is_cancelled_and_done_on_the_device() -> None
     assert s.wake() == [CancelRemote(1), Prepare(1, "edge")]
     assert s.now < 101.0 - RESERVE_S
     finish = finish_of(s.prepared(1, nbytes=0))
-    assert finish == Finish(1, "edge", 1, ("the gateway did not answer in time",))
+    assert finish == Finish(1, "edge", 1, ("the gateway did not answer in time",), causes=(Cause.SILENCE,))
 
 
 def test_an_attempt_leaves_enough_time_for_edge_only() -> None:
@@ -481,6 +453,63 @@ def test_a_gateway_that_keeps_silent_is_avoided_for_a_while() -> None:
     s.tick(0.5)
     assert s.submit(3) == [Prepare(3, "edge")]
     assert s.ladder.unavailable(now=s.now)["cloud"] == "the gateway does not answer"
+
+
+def test_where_nothing_has_come_since_one_attempt_is_enough_until_something_comes() -> None:
+    s = scene("cut", "cloud", "edge")
+    remote = s.ladder.fleet.current
+    remote.heard(now=s.now)
+    s.now += 0.1
+    s.send(1)
+    assert Prepare(1, "edge") in s.wake()
+    assert s.submit(2) == [Prepare(2, "edge")]
+    assert s.ladder.unavailable(now=s.now)["cut"] == SILENT.sentence
+    s.tick(30.0)
+    assert s.submit(3) == [Prepare(3, "edge")], "time alone changes nothing"
+    remote.heard(now=s.now)
+    assert s.submit(4) == [Prepare(4, "cut")], "no request had to be the trial"
+
+
+def test_what_waits_for_a_gateway_that_fell_silent_is_done_on_the_device_at_once() -> None:
+    s = scene("cut", "edge")
+    s.link_up(requests=1)
+    s.ladder.fleet.current.heard(now=s.now)
+    s.now += 0.1
+    s.send(1, budget_s=5.0)
+    s.submit(2, budget_s=5.0)
+    assert s.prepared(2) == [], "there is credit for one"
+    out = s.wake()
+    assert Prepare(1, "edge") in out
+    assert Prepare(2, "edge") in out
+
+
+def test_an_attempt_that_times_out_while_others_are_heard_counts_for_the_breaker_alone() -> None:
+    s = scene("cut", "cloud", "edge")
+    for seq in range(3):
+        s.send(seq)
+        s.now += 0.01
+        s.ladder.fleet.current.heard(now=s.now)
+        s.wake()
+        assert s.ladder.fleet.current.link_reason is None
+    assert s.submit(3) == [Prepare(3, "edge")]
+    assert s.ladder.unavailable(now=s.now)["cut"] == NO_ANSWER.sentence
+
+
+def test_what_is_heard_of_a_lost_gateway_does_not_bring_it_back() -> None:
+    s = scene("cut", "edge")
+    s.lose_link("the cable is cut")
+    s.ladder.fleet.current.heard(now=s.now)
+    assert s.submit(1) == [Prepare(1, "edge")]
+
+
+def test_without_edge_only_a_silent_gateway_is_asked_again_all_the_same() -> None:
+    s = scene("cut", "cloud")
+    s.ladder.fleet.current.heard(now=s.now)
+    s.now += 0.1
+    s.send(1, budget_s=5.0)
+    (again,) = s.wake()
+    assert isinstance(again, Send)
+    assert s.ladder.fleet.current.link_reason is None
 
 
 def test_a_result_after_stepping_down_still_ends_the_request_once() -> None:
@@ -876,3 +905,65 @@ def test_an_agent_whose_gateway_never_answered_says_so_and_one_without_a_gateway
         (finish,) = ladder.prepared(1, 1, 0, 0.01, now=100.01)
         assert isinstance(finish, Finish)
         assert len(finish.degraded) == reasons
+
+
+# ---- callers that go away -------------------------------------------------------------------------------------------
+
+
+def test_a_request_whose_caller_goes_away_ends_there_and_the_gateway_is_told() -> None:
+    s = scene("cut", "edge")
+    s.send(1)
+    out = s.cancel(1)
+    assert out[0] == CancelRemote(1)
+    assert finish_of(out).code is RefusalCode.CANCELLED
+    assert s.answer(1) == [], "it came too late for anybody"
+    assert s.cancel(1) == []
+
+
+def test_a_head_that_nobody_waits_for_any_more_is_not_sent() -> None:
+    s = scene("cut", "edge")
+    assert s.submit(1) == [Prepare(1, "cut")]
+    assert [type(i) for i in s.cancel(1)] == [Finish]
+    assert s.prepared(1, generation=1) == []
+
+
+def test_who_goes_away_makes_room_for_who_waits_for_credit() -> None:
+    s = scene("cut")
+    s.link_up(requests=1)
+    s.send(1)
+    s.submit(2)
+    assert s.prepared(2) == []
+    sent = s.cancel(1)[-1]
+    assert isinstance(sent, Send)
+    assert sent.seq == 2
+
+
+def test_who_goes_away_while_his_request_waits_to_be_sent_again_leaves_no_work_at_the_gateway() -> None:
+    s = scene("cut")
+    s.send(1, budget_s=5.0)
+    s.lose_link()
+    s.link_up()
+    s.lose_link()
+    assert s.cancel(1)[0] == CancelRemote(1)
+
+
+def test_a_trial_that_is_withdrawn_lets_another_follow_at_once() -> None:
+    s = scene("cut")
+    breaker = s.ladder.device.breakers["cut"]
+    for _ in range(3):
+        breaker.failed("the head broke", now=s.now)
+    s.now += 5.0
+    assert s.submit(1) == [Prepare(1, "cut")]
+    assert breaker.refuses(now=s.now), "the first is the trial"
+    s.cancel(1)
+    assert not breaker.refuses(now=s.now)
+
+
+def test_an_answer_says_what_was_planned_unless_it_took_a_detour() -> None:
+    s = scene("cut", "edge")
+    s.send(1)
+    planned = finish_of(s.answer(1))
+    assert planned.predicted_s == pytest.approx(0.020, rel=0.05)
+    s.submit(2)
+    s.head_fails(2)
+    assert finish_of(s.prepared(2, nbytes=0)).predicted_s is None

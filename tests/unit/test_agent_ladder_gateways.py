@@ -1,7 +1,4 @@
-"""Several gateways: which one a request goes to, which one next, and what each may cost.
-
-Predicted on the scenes' links (1 MB/s, 10 ms): cut 20 ms, cloud 51 ms, edge-only 100 ms.
-"""
+"""Several gateways: which one a request goes to, which one next, and what each may cost."""
 
 from __future__ import annotations
 
@@ -10,51 +7,29 @@ from dataclasses import replace
 
 import pytest
 
+from protocol.control.availability import Device
+from protocol.control.causes import Cause, Why
 from protocol.control.fleet import WORTH_LEAVING, Fleet, Load
-from protocol.control.flights import CancelRemote, Finish, Instruction, Phase, Prepare, RefusalCode, Row, Send
+from protocol.control.flights import CancelRemote, Finish, Instruction, Phase, Prepare, RefusalCode, Send
 from protocol.control.ladder import Ladder
 from protocol.control.planner import Candidate, Planner
-from protocol.latency import LinkState, PlacementCost
-from protocol.messages import PlacementKind, RejectCode
+from protocol.latency import LinkState
+from protocol.messages import RejectCode
+from tests.ladder_scenes import COSTS, LINK, NOW, ROWS, SEGMENTS, LadderScene, planner
 
-LINK = LinkState(uplink_bytes_per_s=1e6, rtt_s=0.01)
-SEGMENTS = {"cut": b"c" * 32, "cloud": b"m" * 32}
-ROWS = {
-    "cut": Row("cut", PlacementKind.CUT, SEGMENTS["cut"]),
-    "cloud": Row("cloud", PlacementKind.FULL_CLOUD, SEGMENTS["cloud"]),
-    "edge": Row("edge", PlacementKind.EDGE_ONLY, None),
-}
-COSTS = {
-    "cut": PlacementCost(edge_s=0.004, up_nbytes=5_000, tail_s=0.001, down_nbytes=40),
-    "cloud": PlacementCost(up_nbytes=40_000, tail_s=0.001, down_nbytes=40),
-    "edge": PlacementCost(edge_s=0.100),
-}
-NOW = 100.0
+CUT_OFF = Why(Cause.LINK, "the cable is cut")
 
 
-class Scene:
+class Scene(LadderScene):
     """A ladder over two gateways, `a` in use, both up, unless said otherwise."""
 
     def __init__(self, *ids: str, hedge: bool = False, names: tuple[str, ...] = ("a", "b")) -> None:
-        self.now = NOW
-        self.ladder = Ladder(
-            [ROWS[i] for i in ids],
-            Planner([Candidate(i, COSTS[i]) for i in ids]),
-            gateways=names,
-            chance=random.Random(1),
-            hedge=hedge,
-        )
-        self.ended: list[Finish] = []
+        rows = [ROWS[i] for i in ids]
+        super().__init__(Ladder(rows, planner(*ids), gateways=names, chance=random.Random(1), hedge=hedge))
         for name in names:
             self.ladder.link_measured(LINK, gateway=name)
             self.up(name)
         self.ladder.fleet.in_use = "a"
-
-    def note(self, out: list[Instruction]) -> list[Instruction]:
-        self.ladder.validate()
-        self.ended += [i for i in out if isinstance(i, Finish)]
-        assert len({f.seq for f in self.ended}) == len(self.ended), "a request ended twice"
-        return out
 
     def up(self, name: str, *held: str, requests: int = 8, nbytes: int = 10**6) -> list[Instruction]:
         digests = frozenset(SEGMENTS[h] for h in held or SEGMENTS)
@@ -97,12 +72,6 @@ class Scene:
                 seq, attempt, code, "because", retry_after_s, credit=credit, gateway=gateway, now=self.now
             )
         )
-
-    def wake(self) -> list[Instruction]:
-        at = self.ladder.next_deadline()
-        assert at is not None
-        self.now = max(self.now, at)
-        return self.note(self.ladder.tick(now=self.now))
 
 
 def sent_to(out: list[Instruction]) -> list[tuple[str, str, int]]:
@@ -171,9 +140,47 @@ def test_a_gateway_of_a_higher_rank_is_used_only_without_the_others() -> None:
     s.ladder.gateway_found("b", rank=10)
     s.ladder.link_measured(LinkState(1e6, 0.001), gateway="b")
     assert s.send(1).gateway == "a"
-    s.ladder.link_lost("the cable is cut", gateway="a", now=s.now)
+    s.ladder.link_lost(CUT_OFF, gateway="a", now=s.now)
     assert s.ladder.flights[1].gateway == "b"
     assert s.submit(2) == [Prepare(2, "cut", "b")]
+
+
+def test_a_gateway_of_the_lowest_rank_is_used_even_where_another_could_do_more() -> None:
+    s = Scene("cut", "cloud", "edge")
+    s.ladder.gateway_found("b", rank=10)
+    s.up("a", "cut")
+    assert s.submit() == [Prepare(1, "cut", "a")]
+
+
+def drawn_first(weights: dict[str, int], count: int = 400) -> dict[str, int]:
+    """How often each gateway is the first of a device that is told these weights."""
+    chance, drawn = random.Random(3), dict.fromkeys(weights, 0)
+    for _ in range(count):
+        fleet = Fleet(Device([ROWS["cut"]]), weights, chance)
+        for name, weight in weights.items():
+            fleet.of(name).link, fleet.of(name).weight = LINK, weight
+        drawn[fleet.choose(list(fleet.remotes.values()), {}).name] += 1
+    return drawn
+
+
+def test_the_first_gateway_of_a_device_is_drawn_with_the_weights_of_dns() -> None:
+    drawn = drawn_first({"a": 60, "b": 20, "c": 20})
+    assert 200 <= drawn["a"] <= 280
+    assert 50 <= drawn["b"] <= 110
+    assert 50 <= drawn["c"] <= 110
+
+
+def test_a_weight_of_nought_is_drawn_next_to_never_beside_others_and_like_them_without() -> None:
+    assert drawn_first({"a": 1, "b": 0})["b"] <= 15
+    assert 150 <= drawn_first({"a": 0, "b": 0})["b"] <= 250
+
+
+def test_a_heavy_gateway_is_left_all_the_same_where_another_promises_less_wait() -> None:
+    s = Scene("cut")
+    s.ladder.gateway_found("a", weight=100)
+    s.ladder.gateway_found("b", weight=1)
+    s.ladder.link_measured(LinkState(1e6, 0.01, queue_s=0.5), gateway="a")
+    assert s.submit() == [Prepare(1, "cut", "b")]
 
 
 def test_two_choices_of_predicted_wait_spread_a_fleet_of_devices() -> None:
@@ -250,7 +257,8 @@ def test_an_answer_of_the_gateway_that_was_left_is_as_good_and_the_other_one_is_
     s.send(budget_s=5.0)
     s.wake()
     out = s.answer("a", attempt=1)
-    assert out == [CancelRemote(1, "b"), Finish(1, "cut", 2, ("the gateway did not answer in time",), gateway="a")]
+    late = Finish(1, "cut", 2, ("the gateway did not answer in time",), gateway="a", causes=(Cause.SILENCE,))
+    assert out == [CancelRemote(1, "b"), late]
     assert s.answer("b", attempt=2) == []
 
 
@@ -302,14 +310,14 @@ def test_a_lost_link_sends_what_was_in_flight_and_what_waited_to_the_other_gatew
     s.submit(2, budget_s=5.0)
     assert s.prepared(2) == []
     s.up("b")
-    assert sent_to(s.note(s.ladder.link_lost("the cable is cut", gateway="a", now=s.now))) != []
+    assert sent_to(s.note(s.ladder.link_lost(CUT_OFF, gateway="a", now=s.now))) != []
     assert {f.gateway for f in s.ladder.flights.values()} == {"b"}
 
 
 def test_a_request_that_was_being_prepared_when_its_gateway_vanished_goes_to_the_other_one() -> None:
     s = Scene("cut", "edge")
     s.submit()
-    s.ladder.link_lost("the cable is cut", gateway="a", now=s.now)
+    s.ladder.link_lost(CUT_OFF, gateway="a", now=s.now)
     assert sent_to(s.prepared()) == [("cut", "b", 1)]
 
 
@@ -317,7 +325,7 @@ def test_without_edge_only_a_request_waits_for_whichever_gateway_comes_back_firs
     s = Scene("cut")
     s.send(budget_s=10.0)
     for name in ("a", "b"):
-        s.ladder.link_lost("the cable is cut", gateway=name, now=s.now)
+        s.ladder.link_lost(CUT_OFF, gateway=name, now=s.now)
     assert s.ladder.flights[1].phase is Phase.READY
     s.now += 1.0
     assert sent_to(s.up("b")) == [("cut", "b", 3)] or sent_to(s.ladder.tick(now=s.now)) == []
@@ -327,7 +335,7 @@ def test_a_gateway_that_can_do_it_another_way_is_better_than_waiting() -> None:
     s = Scene("cut", "cloud")
     s.up("b", "cloud")
     s.send(budget_s=5.0)
-    out = s.note(s.ladder.link_lost("the cable is cut", gateway="a", now=s.now))
+    out = s.note(s.ladder.link_lost(CUT_OFF, gateway="a", now=s.now))
     assert Prepare(1, "cloud", "b") in out
 
 
@@ -460,7 +468,7 @@ def test_when_the_attempt_beside_a_hedge_fails_the_hedge_is_the_request(end: str
     if end == "rejected":
         out = s.reject(RejectCode.BUSY)
     elif end == "lost":
-        out = s.note(s.ladder.link_lost("the cable is cut", gateway="a", now=s.now))
+        out = s.note(s.ladder.link_lost(CUT_OFF, gateway="a", now=s.now))
     else:
         s.now = s.ladder.flights[1].attempt_until
         out = s.note(s.ladder.tick(now=s.now))

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from protocol.control.causes import Cause, Why
 from protocol.control.flights import CancelRemote, Finish, Instruction, Phase, Prepare, Row, Send
 from protocol.control.ladder import Ladder
 from protocol.control.planner import Candidate, Planner
@@ -137,8 +138,9 @@ class LadderMachine(RuleBasedStateMachine):
                     self.sent_at = self.now
                 case CancelRemote(_, gateway):
                     assert gateway in caller.gateways.values(), "only what was sent there is cancelled"
-                case Finish(seq, placement, attempts, _, code, reason, gateway):
+                case Finish(seq, placement, attempts, degraded, code, reason, gateway, causes=causes):
                     caller.ended += 1
+                    assert bool(degraded) == bool(causes), "every sentence has a cause"
                     assert attempts == len(caller.attempts)
                     assert (code is None) == (seq == answers), "answered if and only if there is an answer"
                     assert code is None or reason, "a refusal has a reason"
@@ -158,11 +160,11 @@ class LadderMachine(RuleBasedStateMachine):
 
     # ---- events -----------------------------------------------------------------------------------------------------
 
-    @rule(budget_s=st.sampled_from([-0.1, 0.0, 0.02, 0.1, 0.4, 1.0, 8.0]))
-    def submit(self, budget_s: float) -> None:
+    @rule(budget_s=st.sampled_from([-0.1, 0.0, 0.02, 0.1, 0.4, 1.0, 8.0]), priority=st.sampled_from([4, 4, 0]))
+    def submit(self, budget_s: float, priority: int = 4) -> None:
         seq = len(self.callers) + 1
         self.callers[seq] = Caller(self.now + budget_s)
-        self.carry_out(self.ladder.submitted(seq, self.now + budget_s, now=self.now))
+        self.carry_out(self.ladder.submitted(seq, self.now + budget_s, priority=priority, now=self.now))
 
     @rule(budget_s=st.sampled_from([0.4, 1.0, 8.0]), nbytes=st.sampled_from([100, 5_000]))
     def submit_and_prepare(self, budget_s: float, nbytes: int) -> None:
@@ -181,6 +183,17 @@ class LadderMachine(RuleBasedStateMachine):
         out = self.ladder.prepared(seq, generation, nbytes, COSTS[placement].edge_s * slow, now=self.now)
         in_time = seq in self.callers and self.now < self.callers[seq].deadline
         self.carry_out(out, answers=seq if current and local and in_time else None)
+
+    @precondition(lambda self: self.ladder.flights and len(self.callers) % 3 == 0)
+    @rule(pick=picks)
+    def caller_goes_away(self, pick: int) -> None:
+        seq = sorted(self.ladder.flights)[pick % len(self.ladder.flights)]
+        out = self.ladder.cancelled(seq, now=self.now)
+        told = {i.gateway for i in out if isinstance(i, CancelRemote) and i.seq == seq}
+        assert told == set(self.callers[seq].gateways.values()), "whoever may be at work on it is told"
+        self.carry_out(out)
+        assert self.callers[seq].ended == 1
+        assert self.ladder.cancelled(seq, now=self.now) == []
 
     @precondition(lambda self: self.jobs)
     @rule(pick=picks)
@@ -202,6 +215,16 @@ class LadderMachine(RuleBasedStateMachine):
             assert finish.placement == caller.attempts[attempt], "the answer says where it was made"
             assert finish.gateway == gateway or finish.code is not None
         self.carry_out(out, answers=seq if known and self.now < caller.deadline else None)
+
+    @precondition(lambda self: self.wire)
+    @rule(pick=picks, left=st.sampled_from([0.0, 0.5, 0.9]))
+    def part_of_it_arrives(self, pick: int, left: float) -> None:
+        seq, attempt = self.wire[pick % len(self.wire)]
+        gateway = self.callers[seq].gateways.get(attempt, self.names[0])
+        flight = self.ladder.flights.get(seq)
+        left_nbytes = int(left * flight.left_nbytes) if flight is not None else 0
+        self.carry_out(self.ladder.there(seq, attempt, left_nbytes, gateway=gateway, now=self.now))
+        assert self.ladder.budget_s(seq, left_nbytes, now=self.now) <= max(self.callers[seq].deadline - self.now, 0.0)
 
     @precondition(lambda self: self.wire)
     @rule(
@@ -231,15 +254,21 @@ class LadderMachine(RuleBasedStateMachine):
         held=st.sets(st.sampled_from(ROWS[:3])),
         requests=st.sampled_from([0, 1, 2, 8]),
         nbytes=st.sampled_from([0, 6_000, 10**6]),
+        chunk_nbytes=st.sampled_from([0, 131_072]),
     )
-    def welcome(self, pick: int, held: set[Row], requests: int, nbytes: int) -> None:
+    def welcome(self, pick: int, held: set[Row], requests: int, nbytes: int, chunk_nbytes: int = 131_072) -> None:
         name = self.picked(pick)
         if self.gateways[name].up:
             self.loses_link(pick)  # the shell greets anew only on a new connection
         self.gateways[name] = Gateway(True, (requests, nbytes))
         digests = frozenset(row.segment for row in held if row.segment is not None)
         out = self.ladder.link_up(
-            held=digests, credit_requests=requests, credit_nbytes=nbytes, gateway=name, now=self.now
+            held=digests,
+            credit_requests=requests,
+            credit_nbytes=nbytes,
+            chunk_nbytes=chunk_nbytes,
+            gateway=name,
+            now=self.now,
         )
         self.carry_out(out)
 
@@ -253,7 +282,7 @@ class LadderMachine(RuleBasedStateMachine):
     def loses_link(self, pick: int) -> None:
         name = self.picked(pick)
         self.gateways[name].up = False
-        out = self.ladder.link_lost("the link is lost", gateway=name, now=self.now)
+        out = self.ladder.link_lost(Why(Cause.LINK, "the link is lost"), gateway=name, now=self.now)
         self.carry_out(out)
         assert not self.ladder.in_flight(name)
 
@@ -277,7 +306,9 @@ class LadderMachine(RuleBasedStateMachine):
     def gateway_drains(self, pick: int) -> None:
         name = self.picked(pick)
         self.gateways[name].up = False
-        self.carry_out(self.ladder.draining("the gateway drains", gateway=name, now=self.now))
+        self.carry_out(
+            self.ladder.draining(Why(Cause.GATEWAY_DRAINING, "the gateway drains"), gateway=name, now=self.now)
+        )
 
     @precondition(lambda self: self.wire)
     @rule()

@@ -16,6 +16,7 @@ from hypothesis.extra import numpy as arrays
 from edge_agent import local_messages as messages
 from edge_agent.outcomes import Answer, Refusal, StageTimings
 from edge_agent.serving.service import provenance
+from protocol.control.causes import Cause
 from protocol.control.flights import RefusalCode
 from protocol.errors import InputError, NetworkError
 from protocol.oip import codec
@@ -34,7 +35,7 @@ TIMINGS = StageTimings(*(round(0.001 * i, 6) for i in range(1, 8)))
 
 def answer(outputs: dict[str, npt.NDArray[Any]], degraded: tuple[str, ...] = ()) -> Answer:
     return Answer("boot-7", outputs, "cut-1", "cut", "int8", "ort + ort", "d" * 64, TIMINGS, 1000, 40, 2, 3, degraded,
-                  "tcp://10.0.0.1:7447", True)  # fmt: skip
+                  "tcp://10.0.0.1:7447", True, causes=(Cause.LINK, Cause.GATEWAY_BUSY) if degraded else ())  # fmt: skip
 
 
 @given(tensors=TENSORS, deadline_s=st.floats(1e-6, 1000), priority=st.none() | st.integers(0, 9))
@@ -62,7 +63,7 @@ def test_the_client_reads_what_the_daemon_answers_with_all_its_provenance(
     assert json_nbytes is not None
     read = messages.decode(memoryview(body), json_nbytes)
     for field in ("request", "placement", "kind", "precision", "engine", "bundle", "up_nbytes", "down_nbytes",
-                  "attempts", "batch_size", "degraded", "gateway", "hedged"):  # fmt: skip
+                  "attempts", "batch_size", "degraded", "causes", "gateway", "hedged"):  # fmt: skip
         assert getattr(read, field) == getattr(made, field)
     assert read.timings.total_s == pytest.approx(made.timings.total_s, abs=2e-6)
     for name, array in outputs.items():

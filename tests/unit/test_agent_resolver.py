@@ -87,6 +87,11 @@ def test_every_target_of_an_srv_record_is_a_gateway_and_its_priority_its_rank() 
     assert [(f.name, f.rank) for f in found] == [("tcp://one.example.org:1", 0), ("tcp://two.example.org:2", 10)]
 
 
+def test_the_weight_of_a_target_comes_along() -> None:
+    found = resolver_of(Target(0, "one.example.org", 1, 60), Target(0, "two.example.org", 2, 20)).resolve(SRV)[0].found
+    assert [f.weight for f in found] == [60, 20]
+
+
 def test_a_target_that_does_not_resolve_costs_only_itself() -> None:
     found = resolver_of(Target(0, "gone.example.org", 1), Target(0, "one.example.org", 1)).resolve(SRV)[0].found
     assert [f.name for f in found] == ["tcp://one.example.org:1"]

@@ -6,12 +6,11 @@ from dataclasses import replace
 
 from edge_agent.seeing.chronicle import CALM_S, Chronicle, Line
 from edge_agent.seeing.standing import AgentStanding, BundleStanding, GatewayStanding
-from tests.agent_scenes import answer, refusal
+from tests.agent_scenes import LOST, answer, refusal
 
 UP = GatewayStanding("a", "ready", True, rtt_s=0.005)
 DOWN = GatewayStanding("a", "disconnected", False, reason="no gateway answers")
 STANDING = AgentStanding(ready=True, placement="cut-1", kind="cut", why="it is fastest", gateways=(UP,))
-LOST = ("no gateway answers",)
 
 
 def names(lines: list[Line]) -> list[str]:
@@ -79,7 +78,7 @@ def test_a_bad_second_is_one_line_at_its_beginning_and_one_at_its_end() -> None:
     chronicle = Chronicle()
     told = []
     for i in range(60):
-        outcome = answer(i, kind="edge-only", degraded=LOST) if 10 <= i < 30 and i % 3 else answer(i)
+        outcome = answer(i, kind="edge-only", degraded=(LOST,)) if 10 <= i < 30 and i % 3 else answer(i)
         told += chronicle.finished(outcome, budget_s=0.1, now=i / 10)
     assert names(told) == ["degraded_begins", "degraded_ends"]
     begins, ends = told
@@ -89,7 +88,7 @@ def test_a_bad_second_is_one_line_at_its_beginning_and_one_at_its_end() -> None:
 
 def test_a_degradation_does_not_end_before_it_has_been_calm_for_a_while() -> None:
     chronicle = Chronicle()
-    chronicle.finished(answer(degraded=LOST), budget_s=0.1, now=0.0)
+    chronicle.finished(answer(degraded=(LOST,)), budget_s=0.1, now=0.0)
     assert chronicle.finished(answer(), budget_s=0.1, now=CALM_S - 0.01) == []
     assert names(chronicle.finished(answer(), budget_s=0.1, now=CALM_S)) == ["degraded_ends"]
 

@@ -15,7 +15,7 @@ from edge_agent.seeing.figures import Figures
 from edge_agent.seeing.ledger import ALL, FOLDED, Ledger, Scope
 from protocol.control.flights import RefusalCode
 from protocol.seeing.sums import SLACK_BOUNDS_S
-from tests.agent_scenes import DIGEST, answer, refusal
+from tests.agent_scenes import DIGEST, LOST, answer, refusal
 
 CUT = Scope("digits", "3", "cut-1", "", "int8")
 LOCAL = Scope("digits", "3", "edge-only", "", "int8")
@@ -34,7 +34,7 @@ def scopes(ledger: Ledger, now: float = 9.0) -> dict[Scope, Figures]:
 
 
 def test_answers_are_counted_where_they_were_made() -> None:
-    found = scopes(made(answer(), answer(), answer(kind="edge-only", degraded=("no gateway answers",))))
+    found = scopes(made(answer(), answer(), answer(kind="edge-only", degraded=(LOST,))))
     assert (found[CUT].counters.answered, found[LOCAL].counters.answered) == (2, 1)
     assert found[CUT].counters.up_nbytes == 24_000
     assert found[LOCAL].counters.up_nbytes == 0

@@ -123,7 +123,7 @@ def test_dashboard_and_documentation_ask_only_for_what_is_told() -> None:
 
 def test_the_status_document_holds_what_the_page_draws(busy: Scene) -> None:
     read = msgspec.json.decode(status_json(busy))
-    assert read["schema"] == 1
+    assert read["schema"] == 2
     assert read["now"]["placement"] == "cut-1"
     assert read["now"]["why"] == standing().why
     assert read["now"]["flips"] == list(standing().flips)

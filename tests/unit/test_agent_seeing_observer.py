@@ -16,7 +16,7 @@ from edge_agent.seeing.standing import AgentStanding
 from protocol.seeing.flood import BURST
 from protocol.seeing.logs import Logs
 from tests import agent_scenes
-from tests.agent_scenes import answer, refusal
+from tests.agent_scenes import LOST, answer, refusal
 from tests.waiting import until
 
 
@@ -62,10 +62,10 @@ def test_one_call_reaches_account_and_log(stage: Stage) -> None:
     assert (refused["event"], refused["request"], refused["code"]) == ("refused", f"{'ab' * 8}-7", "DEADLINE")
 
 
-def test_an_answer_is_held_against_what_the_plan_said_at_the_latest_look(stage: Stage) -> None:
+def test_an_answer_is_held_against_what_was_planned_for_it(stage: Stage) -> None:
     stage.observer.look()
-    stage.observer.observe(answer(total_s=0.02), budget_s=0.1)
-    stage.observer.observe(answer(total_s=0.5, degraded=("no gateway answers",)), budget_s=1.0)
+    stage.observer.observe(replace(answer(total_s=0.02), predicted_s=0.018), budget_s=0.1)
+    stage.observer.observe(answer(total_s=0.5, degraded=(LOST,)), budget_s=1.0)
     counters = stage.observer.scene().snapshot.total.counters
     assert (counters.predicted, counters.predicted_s) == (1, 0.018), "no plan has a detour in it"
 

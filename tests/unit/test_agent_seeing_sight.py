@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_agent.bundles.record import Record, Step
-from edge_agent.bundles.updater import UpdateView
+from edge_agent.bundles.record import Record, Step, UpdateView
 from edge_agent.device.board import look as look_at_board
 from edge_agent.seeing.sight import BOARD_EVERY_S, Sight, in_use, why
 from edge_agent.seeing.standing import BoardStanding
@@ -193,6 +192,13 @@ def test_a_bundle_that_has_run_well_is_proven(bundle: Bundle) -> None:
     update = UpdateView(Record(proven=bundle.digest), "", 0, None, "no gateway offers anything", ())
     told = bundle_standing(bundle, update)
     assert (told.state, told.coming) == ("proven", "no gateway offers anything")
+
+
+def test_an_offer_that_is_refused_again_and_again_is_counted_and_its_reason_stays_in_sight(bundle: Bundle) -> None:
+    record = Record(proven=bundle.digest, said="bundle 0123 was not taken: it is not signed")
+    told = bundle_standing(bundle, UpdateView(record, "", 0, None, "", (), passed_over=3))
+    assert (told.refused_offers, told.coming) == (3, record.said)
+    assert bundle_standing(bundle, UpdateView(record, "", 0, None, "", ())).coming == ""
 
 
 def explained(view: AgentView, **unavailable: str) -> AgentView:

@@ -14,6 +14,7 @@ import pytest
 from edge_agent.outcomes import Answer, StageTimings
 from edge_agent.store.journal import FILE, Journal
 from edge_agent.store.tickets import Caps, Full, Moment, State, StoreError, StoreFullError, Wish
+from protocol.control.causes import Cause
 from protocol.errors import InputError, WireError
 from protocol.tensors import Array
 from tests.waiting import until
@@ -66,6 +67,7 @@ def an_answer(value: float = 1.0, size: int = 10) -> Answer:
         attempts=2,
         batch_size=4,
         degraded=("the link was down",),
+        causes=(Cause.LINK,),
     )
 
 

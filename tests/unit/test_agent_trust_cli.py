@@ -76,3 +76,12 @@ def test_a_list_of_revocations_is_taken_by_hand_too(tmp_path: Path) -> None:
         typed("revocations", path, "--state-dir", tmp_path)
     with pytest.raises(InputError, match="cannot be read"):
         typed("revocations", tmp_path / "missing", "--state-dir", tmp_path)
+
+
+def test_keys_that_lie_elsewhere_are_named_alike_in_every_command(tmp_path: Path) -> None:
+    elsewhere, state = ("--keys", tmp_path / "secrets"), ("--state-dir", tmp_path / "state")
+    signers.write_verify_keys(tmp_path / "current.pub", (CURRENT.public,))
+    assert "must be signed by current" in typed("trust", tmp_path / "current.pub", *elsewhere, *state)
+    assert "must be signed by current" in typed("trusted", *elsewhere)
+    assert not (tmp_path / "state").exists()
+    assert typed("show", *state) == typed("show", "--keys", tmp_path / "state" / "keys")

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from edge_agent.config import AgentSettings, BundleSettings
+from edge_agent.trust.identity import identity
 from edge_agent.trust.store import Policy, TrustStore
+from edge_agent.updating import trust_of
 from protocol import signing
 from protocol.bundle import MANIFEST, SIGNATURE, sha256
 from protocol.errors import InputError, UntrustedError
@@ -147,6 +150,72 @@ def test_the_folder_is_for_its_owner_alone(tmp_path: Path) -> None:
     assert (tmp_path / "state" / "keys").stat().st_mode & 0o777 == 0o700
     assert json.loads((store.folder / "remembered.json").read_text()) == {
         "floors": {"digits": 1},
+        "excused": ["0" * 64],
         "revocations": None,
         "schema_version": 1,
     }
+
+
+def signed(folder: Path, counter: int) -> Statement:
+    """A bundle, as far as trust looks at one, with that number."""
+    folder.mkdir()
+    (folder / MANIFEST).write_bytes(b"%d" % counter)
+    made = Statement(sha256(b"%d" % counter), "digits", "1" * 64, counter, CURRENT.public.key_id, "")
+    (folder / SIGNATURE).write_bytes(signing.sign_statement(made, [CURRENT]))
+    return made
+
+
+def test_what_was_proven_here_may_be_gone_back_to_and_nothing_else_that_is_old(
+    store: TrustStore, tmp_path: Path
+) -> None:
+    old, other, new = (signed(tmp_path / name, counter) for name, counter in (("old", 5), ("other", 6), ("new", 7)))
+    store.accept(old)
+    store.accept(new)
+    assert store.trust(kept=True).check(tmp_path / "old") == old
+    for kept in (False, True):
+        with pytest.raises(UntrustedError, match="older ones are not taken again"):
+            store.trust(kept=kept).check(tmp_path / "other")
+    with pytest.raises(UntrustedError, match="older ones are not taken again"):
+        store.trust(received=True).check(tmp_path / "old")
+    store.excuse(other.manifest_sha256)
+    assert store.trust(kept=True).check(tmp_path / "other") == other
+    assert store.trust().floors == {"digits": 7}, "no number was lowered"
+
+
+def test_a_revocation_excuses_nobody(store: TrustStore, tmp_path: Path) -> None:
+    old = signed(tmp_path / "old", 5)
+    store.accept(old)
+    store.excuse(old.manifest_sha256)
+    listed = Revocations(1, {old.manifest_sha256: "it leaks"})
+    store.take_revocations(signing.sign_revocations(listed, [CURRENT]))
+    with pytest.raises(UntrustedError, match="was revoked: it leaks"):
+        store.trust(kept=True).check(tmp_path / "old")
+
+
+def test_only_the_last_few_are_excused(store: TrustStore) -> None:
+    for number in range(9):
+        store.excuse(f"{number:064x}")
+    assert store.remembered().excused == tuple(f"{number:064x}" for number in range(5, 9))
+
+
+def test_the_settings_may_want_two_signatures(tmp_path: Path) -> None:
+    settings = AgentSettings(state_dir=tmp_path, bundle=BundleSettings(signers=2))
+    store = trust_of(settings)
+    store.believe((CURRENT.public,))
+    with pytest.raises(InputError, match="2 signatures are wanted and 1 keys are known"):
+        store.trust()
+    store.believe((CURRENT.public, NEXT.public))
+    folder = tmp_path / "bundle"
+    made = signed(folder, 5)
+    with pytest.raises(UntrustedError, match="has 1 signatures of keys that are believed here, and 2 are wanted"):
+        store.trust().check(folder)
+    (folder / SIGNATURE).write_bytes(signing.add_signature((folder / SIGNATURE).read_bytes(), NEXT, name="x"))
+    assert store.trust().check(folder) == made
+
+
+def test_a_folder_of_keys_that_nobody_may_look_into_is_not_an_empty_one(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("a file, in which nothing can be looked at, not even by root")
+    store = TrustStore(tmp_path / "keys")
+    for look in (store.known, store.remembered, lambda: identity(tmp_path / "keys")):
+        with pytest.raises(InputError, match=r"cannot be looked at .*; run it as its owner, or name another"):
+            look()

@@ -19,6 +19,7 @@ from protocol import wire
 from protocol.errors import BundleError
 from protocol.pace import Pace
 from tests.bundles import bundle_in
+from tests.waiting import until
 
 WAIT_S = 20.0
 
@@ -182,6 +183,7 @@ def test_a_list_of_revocations_is_offered_like_any_file_and_anew_when_it_changes
     door = Door(version)
     listed = version.folder.parent / "revocations.json"
     door.offering._revocations = listed
+    listed.write_bytes(b"list 0")  # it looks at once when it starts
     door.offering.start()
     for data in (b"list 1", b"list number 2"):
         listed.write_bytes(data)
@@ -231,3 +233,20 @@ def test_a_pace_waits_no_longer_than_it_must() -> None:
 def _digest_of(version: Version, name: str) -> bytes:
     offered = OfferedBundle.open(version.folder)
     return next(digest for digest, file in offered.files.items() if file.name == name)
+
+
+def test_a_name_to_be_offered_that_is_not_served_is_told_at_the_start_and_once(version: Version) -> None:
+    door = Door(version, offer=("digits", "faces"))
+    door.offering.start()
+    until(lambda: door.told, "nothing was told")
+    assert door.told == [("offer_unknown", "updates.offer names 'faces': no such bundle is served, none is offered")]
+    for _ in range(2):
+        door.offering.retune(offer=("digits", "faces"), rate=1e9)  # the next question looks again
+        assert isinstance(door.ask(m.AskOffers("digits")).message, m.Offers)
+    assert len(door.told) == 1
+    door.offering.retune(offer=("*",), rate=1e9)
+    door.ask(m.AskOffers(""))
+    door.offering.retune(offer=("faces",), rate=1e9)
+    door.ask(m.AskOffers(""))
+    assert len(door.told) == 2, "it is another mistake after it was mended"
+    door.offering.stop()

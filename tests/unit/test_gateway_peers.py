@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cloud_gateway.doors.peers import MOST_PEERS, SILENT_PEER_S, TWIN_ALIVE_S, TWIN_S, Peers
+from cloud_gateway.doors.peers import MOST_PEERS, SILENT_PEER_S, TWIN_ALIVE_S, TWIN_S, TWIN_TOLD_S, Peers
 from protocol.control.session import Event
 
 
@@ -67,6 +67,10 @@ def test_two_devices_that_speak_with_one_key_are_noticed_once() -> None:
     _keyed(peers, b"b", b"boot-two", 5.0)
     seen = [_pings(peers, route, 5.0 + second) for second in range(int(TWIN_S) + 5) for route in (b"b", b"a")]
     assert sum(seen) == 1
+    last = 5.0 + TWIN_S + 4
+    assert peers.shares_key("camera-7", now=last)
+    assert not peers.shares_key("camera-7", now=last + TWIN_TOLD_S), "it may have been mended"
+    assert not peers.shares_key("camera-8", now=last)
     assert not any(seen[: 2 * int(TWIN_S)])
 
 

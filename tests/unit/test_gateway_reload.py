@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from cloud_gateway.config import GatewaySettings, LimitsSettings, LogsSettings, load_settings
-from cloud_gateway.reload import Reload, Reloader, Settled, Watch, fingerprint
+from cloud_gateway.config import GatewaySettings, LimitsSettings, load_settings
 from protocol.errors import InputError
+from protocol.settings_reload import Reload, Reloader, Settled, Watch, fingerprint
+from protocol.settings_sources import LogsSettings
 
 Say = Callable[[str], None]
 
@@ -24,16 +25,18 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def reloader(file: Path) -> Reloader:
+def reloader(file: Path) -> Reloader[GatewaySettings]:
     return Reloader(lambda: load_settings(file=file, env={}), started=GatewaySettings())
 
 
-def test_an_equal_file_changes_nothing(reloader: Reloader) -> None:
+def test_an_equal_file_changes_nothing(reloader: Reloader[GatewaySettings]) -> None:
     assert reloader.reload() == Reload("unchanged")
     assert reloader.counts == {"unchanged": 1}
 
 
-def test_a_reloadable_value_reaches_who_subscribed_to_its_section(file: Path, reloader: Reloader) -> None:
+def test_a_reloadable_value_reaches_who_subscribed_to_its_section(
+    file: Path, reloader: Reloader[GatewaySettings]
+) -> None:
     seen: list[LimitsSettings] = []
     reloader.subscribe("limits", lambda settings: seen.append(settings.limits))
     reloader.subscribe("logs.level", lambda _: pytest.fail("the level did not change"))
@@ -44,7 +47,9 @@ def test_a_reloadable_value_reaches_who_subscribed_to_its_section(file: Path, re
     assert reloader.reload().outcome == "unchanged"
 
 
-def test_what_needs_a_restart_is_named_until_it_comes_and_the_rest_is_applied(file: Path, reloader: Reloader) -> None:
+def test_what_needs_a_restart_is_named_until_it_comes_and_the_rest_is_applied(
+    file: Path, reloader: Reloader[GatewaySettings]
+) -> None:
     seen: list[GatewaySettings] = []
     reloader.subscribe("logs", seen.append)
     file.write_text("zmq.bind = 'tcp://127.0.0.1:1'\nlogs.level = 'debug'\nlogs.format = 'json'\n")
@@ -57,13 +62,15 @@ def test_what_needs_a_restart_is_named_until_it_comes_and_the_rest_is_applied(fi
     assert len(seen) == 1
 
 
-def test_a_reloadable_value_that_nobody_listens_to_needs_a_restart(file: Path, reloader: Reloader) -> None:
+def test_a_reloadable_value_that_nobody_listens_to_needs_a_restart(
+    file: Path, reloader: Reloader[GatewaySettings]
+) -> None:
     file.write_text("limits.pending_requests = 7\n")
     assert reloader.reload() == Reload("partly", (), ("limits.pending_requests",))
     assert reloader.settings == GatewaySettings()
 
 
-def test_a_wrong_file_keeps_the_old_settings_and_says_why(file: Path, reloader: Reloader) -> None:
+def test_a_wrong_file_keeps_the_old_settings_and_says_why(file: Path, reloader: Reloader[GatewaySettings]) -> None:
     reloader.subscribe("limits", lambda _: pytest.fail("applied"))
     file.write_text("[limits]\npending_requests = 7\npendng_mib = 3\n")
     done = reloader.reload()
@@ -76,7 +83,9 @@ def test_a_wrong_file_keeps_the_old_settings_and_says_why(file: Path, reloader: 
     assert reloader.counts == {"refused": 2}
 
 
-def test_a_subscriber_that_refuses_keeps_its_values_and_is_asked_again(file: Path, reloader: Reloader) -> None:
+def test_a_subscriber_that_refuses_keeps_its_values_and_is_asked_again(
+    file: Path, reloader: Reloader[GatewaySettings]
+) -> None:
     def refuse(_: GatewaySettings) -> None:
         raise InputError("no such level", "take another")
 
@@ -115,7 +124,7 @@ def test_a_fingerprint_tells_replacing_writing_and_removing(tmp_path: Path, file
     assert len(seen) == 5
 
 
-def test_the_watch_reloads_when_asked_and_when_a_file_changed(file: Path, reloader: Reloader) -> None:
+def test_the_watch_reloads_when_asked_and_when_a_file_changed(file: Path, reloader: Reloader[GatewaySettings]) -> None:
     told: list[Reload] = []
     heard = threading.Semaphore(0)
 
@@ -138,7 +147,9 @@ def test_the_watch_reloads_when_asked_and_when_a_file_changed(file: Path, reload
         watch.stop()
 
 
-def test_a_bug_in_a_subscriber_ends_the_watch_and_is_handed_over(file: Path, reloader: Reloader) -> None:
+def test_a_bug_in_a_subscriber_ends_the_watch_and_is_handed_over(
+    file: Path, reloader: Reloader[GatewaySettings]
+) -> None:
     crashed: list[BaseException] = []
     done = threading.Event()
 

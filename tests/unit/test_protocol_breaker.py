@@ -28,7 +28,7 @@ def test_a_new_breaker_is_closed_and_refuses_nothing() -> None:
     breaker = Breaker()
     assert breaker.state is BreakerState.CLOSED
     assert not breaker.refuses(now=0.0)
-    assert breaker.reason == ""
+    assert breaker.reason is None
 
 
 def test_fewer_failures_than_the_threshold_keep_it_closed() -> None:
@@ -86,7 +86,7 @@ def test_a_successful_trial_closes_it_and_forgets_the_reason() -> None:
     breaker.succeeded()
     assert breaker.state is BreakerState.CLOSED
     assert not breaker.refuses(now=6.0)
-    assert breaker.reason == ""
+    assert breaker.reason is None
 
 
 def test_a_failed_trial_opens_it_at_once_for_twice_the_wait() -> None:

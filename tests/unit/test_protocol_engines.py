@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import functools
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +21,7 @@ from protocol.engines.ort import OrtEngine
 from protocol.engines.ort_cuda import BoundOrtEngine
 from protocol.errors import EngineError
 from protocol.tensors import Array, Tensors, TensorSpec
+from tests.processes import ROOT
 
 X = TensorSpec("x", "float32", ("N", 4))
 Y = TensorSpec("y", "float32", ("N", 4))
@@ -235,3 +240,19 @@ def test_strings_are_refused_when_the_graph_is_loaded() -> None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     with pytest.raises(EngineError, match=r"'x'.*tensor\(string\)"):
         OrtEngine(model.SerializeToString(), label="words").activate()
+
+
+def test_onnx_runtime_tells_nobody_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    """In a process of its own, where nothing that a developer's machine sets keeps it quiet."""
+    (tmp_path / "model.onnx").write_bytes(MODEL)
+    code = (
+        "import os, sys; from protocol.engines.ort import OrtEngine; "
+        "OrtEngine(open(sys.argv[1], 'rb').read(), label='tiny').activate(); print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    )
+    env = {"PATH": os.environ["PATH"], "HOME": str(tmp_path / "home"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "model.onnx")],
+        cwd=ROOT, env=env, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx"]

@@ -138,6 +138,9 @@ def test_text_layers_say_numbers_switches_lists_and_nothing(tmp_path: Path) -> N
     assert (loaded.limits.bound, loaded.door.is_open, loaded.door.sizes) == (4, True, (1, 2, 3))
     assert toy(tmp_path, "door.key = 'a'", door__key="").settings.door.key is None
     assert toy(door__sizes="").settings.door.sizes == ()
+    assert toy(door__sizes="[1, 2]").settings.door.sizes == (1, 2)  # as it would stand in a file
+    with pytest.raises(SettingsError):
+        toy(door__sizes="[::1]")
 
 
 def test_values_that_already_have_their_type_pass_as_they_are() -> None:

@@ -323,3 +323,9 @@ def test_the_library_is_loaded_only_when_a_signature_is_made_or_checked() -> Non
     code = "import protocol.signing, protocol.bundle, sys; print('cryptography' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "False"
+
+
+def test_a_file_that_holds_no_keys_is_named(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("call the plumber\n")
+    with pytest.raises(InputError, match=r"notes\.txt: 'call the plumber' is no public key of a signer"):
+        signers.read_verify_keys(tmp_path / "notes.txt")

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from zmq.utils.monitor import recv_monitor_message
 
-from protocol import sockets
+from protocol import descriptors, sockets
 from protocol.errors import InputError, NetworkError
 from protocol.sockets import Endpoint, parse_endpoint, require_loopback, resolve
 from protocol.wire import MAX_HEADER_NBYTES, PART_NBYTES
@@ -259,8 +259,8 @@ def test_a_connection_is_hung_up_on_by_its_descriptor_which_messages_bear(
     dealer.send(bytes(5000))
     message = router.recv_multipart(copy=False)[1]
     descriptor = int(message.get(zmq.SRCFD))
-    assert 5000 < (sockets.received_nbytes(descriptor) or 0) < 5200
-    sockets.hang_up(descriptor)
+    assert 5000 < (descriptors.received_nbytes(descriptor) or 0) < 5200
+    descriptors.hang_up(descriptor)
     events = set()
     while zmq.EVENT_DISCONNECTED not in events:
         assert monitor.poll(20_000)
@@ -271,9 +271,9 @@ def test_a_connection_is_hung_up_on_by_its_descriptor_which_messages_bear(
 
 def test_what_is_no_connection_counts_nothing_and_is_left_alone(tmp_path: Path) -> None:
     with (tmp_path / "file").open("wb") as file:
-        assert sockets.received_nbytes(file.fileno()) is None
-        sockets.hang_up(file.fileno())
-        sockets.hang_up(-1)
+        assert descriptors.received_nbytes(file.fileno()) is None
+        descriptors.hang_up(file.fileno())
+        descriptors.hang_up(-1)
         file.write(b"still open")
 
 

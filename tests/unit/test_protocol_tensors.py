@@ -70,6 +70,16 @@ def test_a_missing_input_is_named_with_what_the_model_takes() -> None:
         check_inputs((IMAGE, STATE), inputs)
 
 
+def test_a_misspelt_input_is_named_beside_the_one_that_is_missing() -> None:
+    with pytest.raises(InputError, match=r"'a' is missing, and 'b' is none of its inputs; the model takes a: "):
+        check_inputs([TensorSpec("a", "float32", (None,))], {"b": np.zeros(2, "f4")})
+
+
+def test_a_request_without_a_single_row_is_refused() -> None:
+    with pytest.raises(InputError, match=r"'a' has no rows: its shape is \[0, 3\]; send at least one"):
+        check_inputs([TensorSpec("a", "float32", (None, 3))], {"a": np.zeros((0, 3), "f4")})
+
+
 def test_a_wrong_element_type_is_named_with_both_types() -> None:
     with pytest.raises(InputError, match=r"'image' has element type float64 .* uint8.*astype"):
         check_inputs((IMAGE, STATE), good() | {"image": np.zeros((3, 1, 8, 8))})

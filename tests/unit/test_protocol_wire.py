@@ -80,6 +80,7 @@ BY_TYPE: dict[type[Any], st.SearchStrategy[Any]] = {
         credit_nbytes=counts,
         segments=st.lists(digests, max_size=3).map(tuple),
         models=st.lists(digests, max_size=3).map(tuple),
+        chunk_nbytes=counts,
     ),
     m.NeedHello: st.builds(m.NeedHello, epoch=eight_bytes, request=st.none() | request_ids),
     m.Infer: st.builds(
@@ -94,6 +95,8 @@ BY_TYPE: dict[type[Any], st.SearchStrategy[Any]] = {
         trace=st.binary(max_size=16),
         sampled=st.booleans(),
         outer_ppm=st.none() | st.integers(0, 10**6),
+        keep=st.booleans(),
+        chunk_nbytes=st.integers(0, wire.PART_NBYTES),
     ),
     m.Result: st.builds(
         m.Result,
@@ -157,6 +160,8 @@ BY_TYPE: dict[type[Any], st.SearchStrategy[Any]] = {
         server=st.lists(st.builds(m.ServerKey, digests, st.none() | st.integers(1, 65535)), max_size=2).map(tuple),
         refusal=st.text(utf8, max_size=1000),
     ),
+    m.Chunk: st.builds(m.Chunk, request=request_ids, attempt=counts, number=counts, budget_us=microseconds),
+    m.Credit: st.builds(m.Credit, request=request_ids, attempt=counts, chunks=counts),
 }
 messages = st.one_of(*BY_TYPE.values())
 
@@ -179,6 +184,8 @@ NUMBERS = {
     m.NoPart: 15,
     m.Enroll: 16,
     m.Enrolled: 17,
+    m.Chunk: 18,
+    m.Credit: 19,
 }
 
 REQUEST = m.RequestId(b"bootboot", 7)
@@ -241,8 +248,9 @@ def test_fields_appended_by_a_later_minor_version_are_skipped(message: m.Message
 @pytest.mark.parametrize(
     ("message", "optional"),
     [
+        (m.Welcome(b"epoch---", "older", 1, 1, (), ()), 2),
         (m.NeedHello(b"epoch---"), 1),
-        (m.Infer(REQUEST, bytes(32), 0, 1, 4, (), 0), 4),
+        (m.Infer(REQUEST, bytes(32), 0, 1, 4, (), 0), 5),
         (m.Reject(REQUEST, 1, m.RejectCode.BUSY, "full", 2, 3), 2),
         (m.Ping(3), 1),
         (m.Pong(3), 1),
@@ -505,6 +513,13 @@ def test_the_infer_in_the_documentation_is_what_the_code_writes_and_reads() -> N
     )
     assert [documented_hex("infer"), documented_hex("infer-payload")] == [bytes(f) for f in wire.pack(infer, [payload])]
     assert wire.unpack_header(documented_hex("infer")) == infer
+
+
+def test_the_chunk_and_its_credit_in_the_documentation_are_what_the_code_writes_and_reads() -> None:
+    request = m.RequestId(bytes(range(0xA0, 0xA8)), 1)
+    for name, message in (("chunk", m.Chunk(request, 0, 0, 50_000)), ("credit", m.Credit(request, 0, 1))):
+        assert documented_hex(name) == wire.pack_header(message)
+        assert wire.unpack_header(documented_hex(name)) == message
 
 
 @pytest.mark.parametrize("form", ["packed", "sparse"])

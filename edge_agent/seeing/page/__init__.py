@@ -7,4 +7,4 @@ from protocol.seeing import page
 
 def page_html() -> tuple[bytes, str]:
     """The page, UTF-8, and its ETag with quotes."""
-    return page.page_html(__name__)
+    return page.page_html(__name__, who="agent", command="edge-agent")

@@ -10,7 +10,9 @@ const CAUSES = {
   not_held: "the gateway does not hold the part", device: "a head failed here", gateway_busy: "the gateway was full",
   gateway_draining: "the gateway was going away", gateway_deadline: "the gateway could not be in time",
   gateway_internal: "the gateway's engine failed", gateway_forbidden: "the gateway refused our key",
-  gateway_unknown_segment: "the gateway does not hold the part",
+  gateway_unknown_segment: "the gateway does not hold the part", gateway_unknown_reference: "the gateway no longer kept a frame",
+  gateway_bad_request: "the gateway could not take it", gateway_too_large: "too large for the gateway",
+  gateway_cancelled: "the gateway gave it up", other: "another cause",
 };
 const STAGES = [["edge_s", "work on the device"], ["encode_s", "encoding"], ["network_s", "on the link"],
   ["queue_s", "the gateway's queue"], ["decode_s", "decoding there"], ["compute_s", "work at the gateway"],
@@ -37,8 +39,9 @@ function showWords(seen) {
   if (now.flips.length) row("another", now.flips.join("; "));
   if (now.degraded) row("degraded", now.degraded, true);
   const up = seen.gateways.filter((g) => g.ready);
-  if (!seen.gateways.length) row("link", "none: no gateway is named");
-  else if (!up.length) row("link", `lost: ${seen.gateways[0].reason || seen.gateways[0].state}`, true);
+  if (!seen.bundle.digest) row("bundle", "none serves yet");
+  else if (!seen.gateways.length) row("link", "none: no gateway is named");
+  else if (!up.length) row("link", seen.gateways[0].reason || seen.gateways[0].state, true);
   else {
     const best = up.find((g) => g.in_use) || up[0];
     const known = best.uplink_bytes_per_s === null ? "not measured yet"
@@ -58,12 +61,13 @@ function showWords(seen) {
   if (seen.edge_factor !== null && seen.edge_factor > 1.25) row("speed", `${digits(seen.edge_factor, 2)} times slower than planned`, true);
   const bundle = seen.bundle;
   if (bundle.digest) {
-    row("bundle", [`${bundle.model} ${bundle.version}`.trim(), bundle.digest.slice(0, 12), bundle.state,
+    const digest = bundle.digest.slice(0, 12), version = bundle.version === digest ? "" : bundle.version;
+    row("bundle", [`${bundle.model} ${version}`.trim(), digest, bundle.state,
       bundle.signed_by ? `signed by ${bundle.signed_by}` : "not signed"].filter((x) => x).join(", "));
     if (bundle.coming) row("update", bundle.coming);
   }
   const store = seen.store;
-  if (store) row("store", store.waiting || store.answered
+  if (store) row("store", store.trouble ? `takes nothing: ${store.trouble}` : store.waiting || store.answered
     ? `${plural(store.waiting, "request")} waiting${store.oldest_s ? `, the oldest for ${span(store.oldest_s)}` : ""}, ` +
       `${plural(store.answered, "answer")} to be fetched, ${bytes(store.nbytes)}` : "nothing is waiting");
   $("words").replaceChildren(pairs(rows, "list"));
@@ -93,7 +97,7 @@ function showMinute(seen) {
 }
 
 function showPlan(seen) {
-  if (!seen.placements.length) return $("plan").replaceChildren(el("p", { class: "soft" }, "The bundle holds no placement."));
+  if (!seen.placements.length) return $("plan").replaceChildren(el("p", { class: "soft" }, seen.bundle.digest ? "The bundle holds no placement." : "No bundle serves."));
   const most = Math.max(...seen.placements.map((p) => p.predicted_s || 0), 1e-9);
   const bar = (p) => picture(110, 14, `predicted ${seconds(p.predicted_s)}`,
     draw("rect", { class: p.unavailable ? "pale" : "full", x: 0, y: 6, height: 7, rx: 3.5, width: p.predicted_s ? Math.max(p.predicted_s / most * 110, 2) : 0 }));

@@ -1,8 +1,9 @@
 """Status pages: one static HTML file each that loads nothing but `status.json` beside it, every two seconds.
 
 A page holds no numbers itself, so it can be cached. A policy inside names its own script and style by their digests and
-forbids everything else; what a model is called reaches the page as text, never as markup. How numbers are written and
-drawn is here; what is shown, `status.html` and `status.js`, comes with the daemon that shows it.
+forbids everything else; what a model is called reaches the page as text, never as markup. The frame around
+what is shown, and how numbers are written and drawn, is here; the sections, `status.html`, and `status.js` come with
+the daemon that shows them.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ _POLICY = (
 
 
 @functools.cache
-def page_html(package: str) -> tuple[bytes, str]:
-    """The page of the package that holds its `status.html` and `status.js`, UTF-8, and its ETag with quotes."""
-    html, style = _read(package, "status.html"), _read(_HERE, "status.css")
+def page_html(package: str, *, who: str, command: str) -> tuple[bytes, str]:
+    """The page of the package that holds its `status.html` (the sections) and `status.js`, UTF-8, and its ETag with
+    quotes. `who` tells, and `command` tells the same to a terminal."""
+    frame = _read(_HERE, "frame.html").replace("@who@", who).replace("@command@", command)
+    html, style = frame.replace("@sections@", _read(package, "status.html")), _read(_HERE, "status.css")
     script = "\n".join((_read(_HERE, "drawing.js"), _read(package, "status.js"), _read(_HERE, "asking.js")))
     policy = _POLICY.format(script=_source(script), style=_source(style))
     page = html.replace("@policy@", policy).replace("@style@", style).replace("@script@", script).encode()

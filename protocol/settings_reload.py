@@ -19,16 +19,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
-from cloud_gateway.config import GatewaySettings
 from protocol.errors import InputError, IsthmusError
-from protocol.settings import Loaded
+from protocol.settings import Loaded, Section
 from protocol.settings_layers import changes, grafted
 
 LOOK_IVL_S = 1.0  # between two looks at the files: two of stat() cost microseconds
 
-Apply = Callable[[GatewaySettings], None]
+S = TypeVar("S", bound=Section)
 Outcome = Literal["unchanged", "applied", "partly", "refused"]
 
 
@@ -57,22 +56,22 @@ class Reload:
         return "; ".join(parts) or "nothing differs"
 
 
-class Reloader:
+class Reloader(Generic[S]):
     """Reads settings again and tells those who subscribed. Any thread may ask; one attempt runs at a time."""
 
-    def __init__(self, read: Callable[[], Loaded[GatewaySettings]], *, started: GatewaySettings) -> None:
+    def __init__(self, read: Callable[[], Loaded[S]], *, started: S) -> None:
         self._read = read
         self._in_force = started
-        self._subscribers: list[tuple[str, Apply]] = []
+        self._subscribers: list[tuple[str, Callable[[S], None]]] = []
         self._lock = threading.Lock()
         self.counts: Counter[Outcome] = Counter()
 
     @property
-    def settings(self) -> GatewaySettings:
+    def settings(self) -> S:
         """What is in force."""
         return self._in_force
 
-    def subscribe(self, part: str, apply: Apply) -> None:
+    def subscribe(self, part: str, apply: Callable[[S], None]) -> None:
         """Call `apply` with the new settings when a reloadable value of `part` changed: a section, or one key.
 
         `apply` runs on the thread that reloads. It raises IsthmusError to refuse; the values then stay as they were.
@@ -109,7 +108,7 @@ class Reloader:
         outcome: Outcome = "partly" if needs_restart or failed else "applied"
         return Reload(outcome, applied, needs_restart, tuple(failed.items()))
 
-    def _listeners(self, key: str) -> list[Apply]:
+    def _listeners(self, key: str) -> list[Callable[[S], None]]:
         return [apply for part, apply in self._subscribers if key == part or key.startswith(f"{part}.")]
 
 
@@ -147,19 +146,19 @@ def fingerprint(paths: Iterable[Path]) -> tuple[object, ...]:
     return tuple(found)
 
 
-class Watch:
+class Watch(Generic[S]):
     """A thread that reloads when a file changed, or when asked by `now` (safe to call from a signal's function)."""
 
     def __init__(
         self,
-        reloader: Reloader,
+        reloader: Reloader[S],
         paths: Sequence[Path],
         *,
         told: Callable[[Reload], None],
         crashed: Callable[[BaseException], None],
         look_ivl_s: float = LOOK_IVL_S,
     ) -> None:
-        self._reloader = reloader
+        self.reloader = reloader
         self._paths = tuple(paths)
         self._told = told
         self._crashed = crashed
@@ -193,7 +192,7 @@ class Watch:
                 if asked:
                     self._settled = Settled(seen)
                 if asked or self._settled.look(seen):
-                    self._told(self._reloader.reload())
+                    self._told(self.reloader.reload())
         except BaseException as error:
             self._crashed(error)
 

@@ -1,0 +1,17 @@
+"""What a bundle is called where models have versions: the number it was signed under, else how its digest begins."""
+
+from __future__ import annotations
+
+from protocol.bundle import Bundle
+
+_DIGITS = 12
+
+
+def version_of(bundle: Bundle) -> str:
+    statement = bundle.statement
+    return bundle.digest[:_DIGITS] if statement is None else str(statement.counter)
+
+
+def is_called(bundle: Bundle, version: str | None) -> bool:
+    """Whether somebody who asks for this version means this bundle; None asks for whatever serves."""
+    return version in (None, version_of(bundle), bundle.digest[:_DIGITS], bundle.digest)

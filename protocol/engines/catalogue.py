@@ -86,7 +86,6 @@ def both_onnxruntimes(installed: Callable[[str], bool] | None = None) -> str:
     return ""
 
 
-@functools.cache
 def no_gpu() -> str:
     """Why no GPU can be used here, or ""."""
     from protocol.engines import driver
@@ -95,7 +94,6 @@ def no_gpu() -> str:
     return found if isinstance(found, str) else ""
 
 
-@functools.cache
 def gpu_memory_nbytes(device: int = 0) -> int | None:
     """The memory of that GPU; None where there is none."""
     from protocol.engines import driver

@@ -196,14 +196,18 @@ class Workshop:
 
     def _next_round(self) -> list[Turning] | None:
         """Wait until something is due; None: stop."""
-        with self._lock:
-            while not self._stopping:
-                if self._woken:
-                    self._woken = False
-                    return list(self._engines)
-                due = min((at for engine in self._engines if (at := engine.next_wake()) is not None), default=None)
-                left_s = None if due is None else due - time.monotonic()
-                if left_s is not None and left_s <= 0:
-                    return list(self._engines)
-                self._lock.wait(left_s)
-            return None
+        while True:
+            with self._lock:
+                if self._stopping:
+                    return None
+                engines, woken, self._woken = list(self._engines), self._woken, False
+            if woken:
+                return engines
+            # Without our lock: an engine's own is held by those who count here what happens to it.
+            due = min((at for engine in engines if (at := engine.next_wake()) is not None), default=None)
+            left_s = None if due is None else due - time.monotonic()
+            if left_s is not None and left_s <= 0:
+                return engines
+            with self._lock:
+                if not (self._woken or self._stopping):
+                    self._lock.wait(left_s)

@@ -92,6 +92,7 @@ SUITES: dict[str, Suite] = {
         "run",
         "kills, silence, strangers and loss while requests are asked: what became of each (~5 min; --set kills=N)",
     ),
+    "knocks": Suite("benchmarks.knocks", "run", "what a device that is turned away costs the gateway (~20 s)"),
     "gpu": Suite("benchmarks.gpu", "run", "every engine that is here, through the gateway and bare (~2 min an engine)"),
     "scrape": Suite("benchmarks.scrape", "run", "what metrics cost: one scrape, one request's account (~30 s)"),
 }

@@ -171,6 +171,7 @@ PURE_ROOMS = (
     "edge_agent/bundles/record.py",
     "edge_agent/bundles/update.py",
     "edge_agent/explaining.py",
+    "edge_agent/knocking.py",
     "edge_agent/outcomes.py",
     "edge_agent/upload.py",
     "edge_agent/view.py",

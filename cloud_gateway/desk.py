@@ -61,7 +61,7 @@ class Desk:
             sizes=rules.sizes,
             ageing_s=rules.ageing_s,
             margin=rules.margin,
-            steady=not lane.is_guessed,
+            steady=lane.is_steady,
         )
         with self._work:
             self._scheduler.open(lane, queue, instances=rules.instances, most_requests=rules.most_requests)
@@ -77,7 +77,7 @@ class Desk:
             lane.refit()
             if self._scheduler.is_open(lane):
                 queue = self._scheduler.queue(lane)
-                queue.curve, queue.max_rows = lane.curve, lane.max_rows
+                queue.curve, queue.max_rows, queue.steady = lane.curve, lane.max_rows, lane.is_steady
 
     def retune(self, lane: Lane, *, delay_s: float, ageing_s: float, margin: float) -> None:
         """Change how a lane is scheduled while it serves; one that is not open is left alone."""

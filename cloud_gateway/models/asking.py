@@ -29,6 +29,16 @@ def what_ran(engine: Engine) -> str:
     return engine.ran if isinstance(engine, PreferredEngine) else engine.description
 
 
+def may_hang(engine: Engine) -> bool:
+    """Whether a run of what serves may hang, with nothing to end it: no thread that others wait for runs that."""
+    return isinstance(engine, PreferredEngine) and engine.may_hang
+
+
+def serving_of(engine: Engine) -> str:
+    """What serves, whatever this thread runs on, where there is a choice."""
+    return engine.serving if isinstance(engine, PreferredEngine) else ""
+
+
 def kind_of(engine: Engine) -> str:
     """What this thread's next batch runs on, where there is a choice."""
     return engine.kind if isinstance(engine, PreferredEngine) else ""

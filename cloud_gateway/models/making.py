@@ -89,6 +89,7 @@ class Making:
             absent=absent.get(name, ""),
             is_built=kind.is_built,
             gpu_nbytes=needed_nbytes if kind.on_gpu else 0,
+            on_gpu=kind.on_gpu,
         )
 
     def _on_gpu(self, name: str, absent: dict[str, str]) -> bool:

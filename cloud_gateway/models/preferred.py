@@ -183,6 +183,18 @@ class PreferredEngine(ActivationScope):
         return serving[0] if serving else ""
 
     @property
+    def serving(self) -> str:
+        """What serves the lane, whatever this thread runs on; "" where nothing is active."""
+        serving = self._serving
+        return serving[0] if serving else ""
+
+    @property
+    def may_hang(self) -> bool:
+        """Whether a run of what serves may hang, with nothing to end it."""
+        serving = self._serving
+        return serving is not None and self._offers[serving[0]].on_gpu
+
+    @property
     def room(self) -> Room | None:
         """Where this thread's next batch should lie, if its engine cares."""
         serving = self._now()

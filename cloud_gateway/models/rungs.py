@@ -19,6 +19,7 @@ class Offer:
     absent: str = ""
     is_built: bool = False  # loading it may take minutes
     gpu_nbytes: int = 0  # of the GPU's memory, reserved while it is loaded
+    on_gpu: bool = False  # a run may hang there, and nothing can end it
 
 
 class RungLook(NamedTuple):

@@ -96,7 +96,7 @@ class LaneQueue(Generic[I]):
     `delay_s` is the opt-in efficiency delay: a batch that is not full waits for company until its oldest item has
     waited that long (so time already waited counts), unless a deadline would suffer. `sizes` are the batch sizes an
     engine has profiles for; a batch costs what the next larger one does. Predictions are `margin` times the curve's.
-    Not `steady`: requests of one size may take very different times, so that nothing is known to be small.
+    Not `steady`: requests of one size may take very different times, or for ever, so that nothing is known to be small.
     """
 
     def __init__(

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 import pytest
 
-from cloud_gateway.desk import Desk
+from cloud_gateway.desk import GUEST, Desk
 from cloud_gateway.models.lanes import Lane, LaneRules, Segment
 from cloud_gateway.models.preferred import PreferredEngine
 from cloud_gateway.models.rungs import Offer
@@ -33,11 +33,14 @@ LOST = GpuError("the GPU is gone", cause="device-lost")
 class Bench:
     """A lane over scripted engines, run by hand."""
 
-    def __init__(self, *engines: Scripted) -> None:
+    def __init__(self, *engines: Scripted, on_gpu: tuple[str, ...] = ()) -> None:
         workshop = Workshop()
         workshop.enter = lambda engine: None  # type: ignore[method-assign]
         self.workshop = workshop
-        offers = [Offer(engine.label, lambda engine=engine: engine) for engine in engines]  # type: ignore[misc]
+        offers = [
+            Offer(e.label, lambda e=e: e, on_gpu=e.label in on_gpu)  # type: ignore[misc]
+            for e in engines
+        ]
         self.engine = PreferredEngine(offers, label="tail", workshop=workshop)
         self.engine.activate()
         self.lane = Lane(
@@ -178,3 +181,35 @@ def test_one_that_stands_by_and_does_not_run_is_no_longer_counted_on() -> None:
     bench = Bench(gpu, cpu)
     assert bench.engine.kind == "cpu"
     assert bench.engine.look()[0].reason == "zeros are not for me"
+
+
+def test_no_door_runs_what_may_hang_and_it_does_again_once_the_processor_serves() -> None:
+    """A GPU's run cannot be ended. The thread that owns the socket would hang with it, and the gateway be deaf."""
+    gpu, cpu = Scripted("gpu"), Scripted("cpu")
+    bench = Bench(gpu, cpu, on_gpu=("gpu",))
+    bench.offer(1.0)
+    assert bench.desk.take_small() is None
+    gpu.fails.append(LOST)
+    assert engines_of(bench.run()) == {"scripted cpu"}
+    bench.offer(2.0)
+    small = bench.desk.take_small()
+    assert small is not None
+    assert answers(bench.runner.run(GUEST, small)) == {2.0: 4.0}
+
+
+def test_a_lane_takes_the_cost_of_what_serves_also_from_a_thread_that_tries_out_another_engine() -> None:
+    bench = Bench(Scripted("gpu"), Scripted("cpu"))
+    serving = bench.lane.curve
+    with bench.engine.using("cpu", on_trial=True):
+        bench.desk.refit(bench.lane)
+    assert bench.lane.curve is serving
+
+
+def test_what_serves_is_measured_also_where_nobody_has_said_yet_that_the_lane_moved() -> None:
+    """The thread that found out counts and logs first; the workshop may look at the lane before it has."""
+    gpu, cpu = Scripted("gpu"), Scripted("cpu")
+    bench = Bench(gpu, cpu)
+    bench.lane._fits.clear()
+    bench.lane.measure_if_new()
+    bench.desk.refit(bench.lane)
+    assert bench.lane.curve.is_known

@@ -1,4 +1,4 @@
-"""The thread that makes engines ready: nobody waits for it who has requests to serve, and it survives what engines do."""
+"""The thread that makes engines ready: nobody who has requests to serve waits for it, and no engine ends it."""
 
 from __future__ import annotations
 

@@ -26,6 +26,7 @@ from partitioner.planning.ends import Ends, make_ends
 from partitioner.planning.entries import compose
 from partitioner.planning.explore import Search
 from partitioner.planning.joining import Joined, join
+from partitioner.planning.halving import halve
 from partitioner.planning.workshop import SLOWER, Segment, Workshop
 from partitioner.planning.write import check_target, write_bundle
 from protocol.bench import Reporter
@@ -56,6 +57,7 @@ class Order:
     common_suffix: bool = False  # tails that end alike also as bridges to one suffix
     known_answer: bool = True  # one sample and its answers are shipped, for devices to try the bundle with
     force: bool = False
+    half_tails: bool = False  # tails also in float16, where that holds
     source_digest: str = ""  # of the model that a plan was made for; "" accepts any
 
 
@@ -103,7 +105,11 @@ def decide(order: Order, reporter: Reporter) -> Decided:
     if order.common_suffix:
         reporter.stage("looking for the suffix that tails have in common")
         joined = join(shop, found.kept)
-    return Decided(*compose(order, shop, ends, found, joined))
+    halves = None
+    if order.half_tails:
+        reporter.stage("judging tails in float16")
+        halves = halve(shop, ends, found.kept, found.costs, order.search.constraints.min_accuracy, reporter)
+    return Decided(*compose(order, shop, ends, found, joined, halves))
 
 
 def _check_search(order: Order, model: LoadedModel) -> None:

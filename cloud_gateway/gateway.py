@@ -251,7 +251,7 @@ class Gateway:
 
     def told(self, event: str, text: str) -> None:
         """For rooms that do not know the log: something happened that an operator should see."""
-        self.log.warning(event, reason=text)
+        (self.log.info if event == "engine_build" else self.log.warning)(event, reason=text)
 
     def crash(self, error: BaseException) -> None:
         """A bug ended one of our threads: what is pending is answered, then the gateway stops. From any thread."""

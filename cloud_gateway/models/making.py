@@ -81,7 +81,7 @@ class Making:
             device=self._settings.device,
             gpu_memory_nbytes=needed_nbytes if kind.on_gpu else None,
             cache_dir=self._settings.plans_dir,
-            told=functools.partial(self._workshop.told, "engine"),
+            told=functools.partial(self._workshop.told, "engine_build"),
         )
         return Offer(
             name,

@@ -123,7 +123,7 @@ class PreferredEngine(ActivationScope):
             absent = {offer.kind: offer.absent for offer in self._offers.values() if offer.absent}
             self._room = Preference(tuple(self._offers), absent, *self._rests_s)
             for kind, reason in absent.items():
-                self._workshop.told("engine", f"{self.label}: {kind} was asked for and is not here: {reason}")
+                self._workshop.absent(kind, reason)
             self._handle(Begin())
             todo, self._todo = list(self._todo), deque()
         try:
@@ -342,14 +342,15 @@ class PreferredEngine(ActivationScope):
             self.moved()
 
     def _not_loaded(self, kind: str, error: Exception, seconds: float) -> None:
+        why = str(error).removeprefix(f"{self.label}: ")
         with self._lock:
             self._engines.pop(kind, None)
             if self._room is None:  # nobody wants it any more
                 return
-            self._handle(NotLoaded(kind, str(error)[:500] or type(error).__name__, is_final(error)))
+            self._handle(NotLoaded(kind, why[:500] or type(error).__name__, is_final(error)))
         self._workshop.loaded(kind, seconds, ok=False)
         self._workshop.failed(kind, DISAGREES if isinstance(error, _DisagreesError) else cause_of(error))
-        self._workshop.told("engine", f"{self.label}: {kind} does not run it: {error}")
+        self._workshop.told("engine", f"{self.label}: {kind} does not run it: {why}")
         if self._serving is None and not isinstance(error, EngineError | MemoryError):
             raise error  # a damaged file: no engine can run it
 

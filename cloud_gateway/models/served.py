@@ -188,7 +188,7 @@ def _from_bundle(name: str, version: int, folder: Path, settings: ModelSettings 
 
 
 def _from_opened(name: str, version: int, bundle: Bundle, settings: ModelSettings, build: int) -> ServedVersion:
-    tails = tuple(tail_of(bundle, entry) for entry in bundle.remote_segments())
+    tails = tuple(_named(tail_of(bundle, entry), f"{name}/{version}") for entry in bundle.remote_segments())
     if not tails:
         raise BundleError(f"{bundle.root} has no work for a gateway", "build one with a cut or full-cloud placement")
     model = bundle.manifest.model
@@ -203,6 +203,14 @@ def _from_opened(name: str, version: int, bundle: Bundle, settings: ModelSetting
         settings=msgspec.structs.replace(settings, inputs=model.inputs, outputs=model.outputs),
         build=build,
     )
+
+
+def _named(tail: Tail, of: str) -> Tail:
+    """The same tail, whose label says whose it is: the log and the status page show those of all models."""
+    joint = tail.joint
+    if joint is not None:
+        joint = replace(joint, bridge=_named(joint.bridge, of), suffix=_named(joint.suffix, of))
+    return replace(tail, label=f"{of} {tail.label}", joint=joint)
 
 
 def tail_of(bundle: Bundle, entry: PlacementEntry) -> Tail:

@@ -104,6 +104,7 @@ class Workshop:
         self._counts = EngineCounts()
         self._memory = GpuMemory(gpu_memory)
         self._engines: list[Turning] = []
+        self._absent: set[tuple[str, str]] = set()  # told already
         self._woken = False
         self._stopping = False
         self._thread: threading.Thread | None = None
@@ -118,6 +119,14 @@ class Workshop:
         """Bytes that lanes have reserved, and how many there are for them."""
         with self._lock:
             return self._memory.taken_nbytes, self._memory.total_nbytes
+
+    def absent(self, kind: str, reason: str) -> None:
+        """An order names what this machine lacks: told once, however many lanes ask for it."""
+        with self._lock:
+            is_new = (kind, reason) not in self._absent
+            self._absent.add((kind, reason))
+        if is_new:
+            self.told("engine_absent", f"{kind} was asked for and is not here: {reason}")
 
     def failed(self, kind: str, cause: Cause) -> None:
         with self._lock:

@@ -65,12 +65,20 @@ def test_the_best_engine_serves_and_those_behind_it_stand_by() -> None:
     assert room.told == []
 
 
+def test_what_is_not_here_is_told_once_however_many_lanes_ask_for_it() -> None:
+    told: list[tuple[str, str]] = []
+    workshop = Workshop(told=lambda event, text: told.append((event, text)))
+    for _ in range(3):
+        workshop.absent("gpu", "no driver; install one")
+    assert told == [("engine_absent", "gpu was asked for and is not here: no driver; install one")]
+
+
 def test_what_is_not_here_is_told_and_the_next_serves() -> None:
     room = Room(Scripted("gpu"), Scripted("cpu"), absent={"gpu": "no driver; install one"})
     with room.engine as engine:
         assert engine.kind == "cpu"
         assert room.states() == {"gpu": "absent", "cpu": "ready"}
-    assert room.told == ["cut-1/tail: gpu was asked for and is not here: no driver; install one"]
+    assert room.told == ["gpu was asked for and is not here: no driver; install one"]
 
 
 def test_what_does_not_load_rests_and_the_next_serves() -> None:

@@ -25,8 +25,8 @@ from partitioner.planning.clock import Clock, Machines
 from partitioner.planning.ends import Ends, make_ends
 from partitioner.planning.entries import compose
 from partitioner.planning.explore import Search
-from partitioner.planning.joining import Joined, join
 from partitioner.planning.halving import halve
+from partitioner.planning.joining import Joined, join
 from partitioner.planning.workshop import SLOWER, Segment, Workshop
 from partitioner.planning.write import check_target, write_bundle
 from protocol.bench import Reporter
@@ -55,9 +55,9 @@ class Order:
     lossless_input: bool = False  # full-cloud may not send JPEG
     inputs: tuple[str, ...] = ()  # declared images, in the grammar of docs/inputs.md
     common_suffix: bool = False  # tails that end alike also as bridges to one suffix
+    half_tails: bool = False  # tails also in float16, where that holds
     known_answer: bool = True  # one sample and its answers are shipped, for devices to try the bundle with
     force: bool = False
-    half_tails: bool = False  # tails also in float16, where that holds
     source_digest: str = ""  # of the model that a plan was made for; "" accepts any
 
 

@@ -259,16 +259,7 @@ def _processor() -> str:
 
 
 def _data_notes(shop: Workshop) -> tuple[str, ...]:
-def _head_notes(shop: Workshop) -> tuple[str, ...]:
-    if shop.times_heads:
-        return ()
-    return (
-        "heads were made for TensorRT: the device's times are those of their float forms on this machine, times the "
-        "slow-down; agents learn the true ones",
-    )
-
-
-    given = (*shop.samples.notes, *shop.notes, *_head_notes(shop))
+    given = (*shop.samples.notes, *shop.notes)
     if not shop.samples.is_random:
         return given
     return (

@@ -188,6 +188,7 @@ class Conditions(msgspec.Struct, frozen=True):
     device: Machine | None = None  # whose profile the plan was made for; None where a slow-down was declared
     declared_inputs: tuple[str, ...] = ()  # image inputs and their pre-processing, as they were declared
     planned: PlanConditions | None = None
+    head_engine: str = "onnxruntime"  # what heads were made for; "tensorrt": symmetric int8 alone
     constraints: tuple[str, ...] = ()  # what every placement keeps, in words
 
 

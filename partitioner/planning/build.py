@@ -17,6 +17,7 @@ from partitioner.graph import inputs
 from partitioner.graph.cuts import nearest, resolve, separate
 from partitioner.graph.model import LoadedModel, load
 from partitioner.int8.eight_bits import find_recipe
+from partitioner.int8.recipes import HeadEngine
 from partitioner.judging import data, verify
 from partitioner.judging.observe import observed_topology, ranges
 from partitioner.planning.assemble import assemble
@@ -46,6 +47,7 @@ class Order:
     precision: str = "auto"
     recipe_budget_s: float = 30.0  # for the search of an INT8 recipe
     bound: float = 0.01
+    head_engine: HeadEngine = "onnxruntime"  # what runs heads, and so what they are made for
     threads: int = 1
     tail_threads: int = 1
     calibration: Path | None = None
@@ -156,7 +158,16 @@ def workshop(order: Order, model: LoadedModel, samples: data.Samples, reporter: 
         most = math.inf if precision == "int8" else SLOWER  # asked for is asked for, however slow
         budget_s = order.recipe_budget_s
         try:
-            book = find_recipe(model, samples, seen, stick, threads=order.threads, budget_s=budget_s, max_ratio=most)
+            book = find_recipe(
+                model,
+                samples,
+                seen,
+                stick,
+                threads=order.threads,
+                budget_s=budget_s,
+                max_ratio=most,
+                engine=order.head_engine,
+            )
         except InputError as error:  # NaN inside the model, for example
             if precision == "int8":
                 raise
@@ -175,6 +186,7 @@ def workshop(order: Order, model: LoadedModel, samples: data.Samples, reporter: 
         notes,
         frozenset(i for i, step in enumerate(model.topology.steps) if step.name in order.search.constraints.on_device),
         order.lossless_input,
+        order.head_engine,
     )
 
 

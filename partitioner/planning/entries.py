@@ -233,6 +233,7 @@ def _conditions(order: Order, shop: Workshop, slowdown: float) -> Conditions:
         tail_threads=order.tail_threads,
         rtt_s=order.search.scope.rtt_s,
         precision_asked=order.precision,
+        head_engine=order.head_engine,
         versions={
             "python": platform.python_version(),
             "onnxruntime": ort.version(),
@@ -258,8 +259,17 @@ def _processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown processor")
 
 
+def _head_notes(shop: Workshop) -> tuple[str, ...]:
+    if shop.times_heads:
+        return ()
+    return (
+        "heads were made for TensorRT: the device's times are those of their float forms on this machine, times the "
+        "slow-down; agents learn the true ones",
+    )
+
+
 def _data_notes(shop: Workshop) -> tuple[str, ...]:
-    given = (*shop.samples.notes, *shop.notes)
+    given = (*shop.samples.notes, *shop.notes, *_head_notes(shop))
     if not shop.samples.is_random:
         return given
     return (

@@ -324,9 +324,11 @@ class Gateway:
             self.deep.remember(lane.key, inputs, outputs)
 
     def _found_engines(self, order: Sequence[str], absent: Mapping[str, str]) -> None:
-        self.log.info(
-            "engines", order=", ".join(order), absent="; ".join(f"{kind}: {why}" for kind, why in absent.items())
-        )
+        reasons: dict[str, list[str]] = {}
+        for kind, why in absent.items():
+            reasons.setdefault(why, []).append(kind)
+        lacking = "; ".join(f"{', '.join(kinds)}: {why}" for why, kinds in reasons.items())
+        self.log.info("engines", order=", ".join(order), absent=lacking)
 
     def _version_changed(self, status: VersionStatus) -> None:
         say = self.log.error if status.state is State.ERROR else self.log.info

@@ -12,6 +12,7 @@ asked, until somebody asks for that kind: an agent on the processor never loads 
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib.metadata
 import importlib.util
@@ -25,6 +26,7 @@ from protocol.engines.base import Engine
 from protocol.engines.trt_options import Library
 
 CPU = "onnxruntime-cpu"
+TENSORRT_10 = "libnvinfer.so.10"  # what ONNX Runtime's TensorRT provider is linked with
 MIB = 1024 * 1024
 
 
@@ -110,9 +112,20 @@ def _no_ort_on_gpu(provider: str) -> str:
 
     if reason := both_onnxruntimes():
         return reason
+    if reason := no_gpu():
+        return reason
     if provider not in ort.available():
         return f"the installed onnxruntime has no {provider}; install isthmus[cuda] instead of isthmus[gateway]"
-    return no_gpu()
+    return _no_tensorrt_10() if provider == "TensorrtExecutionProvider" else ""
+
+
+def _no_tensorrt_10(load: Callable[[str], object] = ctypes.CDLL) -> str:
+    """Why ONNX Runtime's provider would not load, or "": it finds the library as every program does, by the loader."""
+    try:
+        load(TENSORRT_10)
+    except OSError:
+        return f"{TENSORRT_10} is not found; install TensorRT 10 where the loader looks, or do with onnxruntime-cuda"
+    return ""
 
 
 @functools.cache

@@ -221,7 +221,9 @@ class TensorRtEngine(ActivationScope):
             if device.index == self._options.device:
                 return device
         raise GpuError(
-            f"there is no GPU {self._options.device}", f"this machine has {len(found.devices)}", cause="no-driver"
+            f"there is no GPU {self._options.device}",
+            f"this machine has {len(found.devices)}, counted from 0",
+            cause="no-driver",
         )
 
     def _order(self, outline: Outline) -> Order:

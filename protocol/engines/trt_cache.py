@@ -107,8 +107,9 @@ class PlanCache:
                 _write_new(path, secrets.token_bytes(KEY_NBYTES))
             key = _read_own(path, forbidden=stat.S_IRWXG | stat.S_IRWXO)
         except OSError as error:
+            why = "it is no folder" if isinstance(error, FileExistsError) else error.strerror or error
             raise EngineError(
-                f"the plan cache {self._folder} cannot be used ({error.strerror or error})",
+                f"the plan cache {self._folder} cannot be used ({why})",
                 "name a folder that this user may write",
             ) from error
         if len(key) != KEY_NBYTES:

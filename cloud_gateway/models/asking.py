@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from cloud_gateway.models.preferred import PreferredEngine, TryAnotherError
+from cloud_gateway.models.preferred import PreferredEngine
 from cloud_gateway.models.rungs import Room
+from cloud_gateway.models.trial import TryAnotherError
 from protocol.engines.base import Engine
+from protocol.errors import EngineError
 from protocol.tensors import Array, Tensors
 
 
@@ -17,6 +19,12 @@ def answered(engine: Engine, tensors: Tensors) -> dict[str, Array]:
             outputs = answered(engine, tensors)
         error.engine.convict(error)
         return outputs
+
+
+def doubt(engine: Engine, error: EngineError) -> None:
+    """What the engine gave this thread is no answer. Raises TryAnotherError where another one may be asked."""
+    if isinstance(engine, PreferredEngine):
+        engine.doubt(error)
 
 
 def room_of(engine: Engine) -> Room | None:

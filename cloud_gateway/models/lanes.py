@@ -16,8 +16,9 @@ from typing import NamedTuple
 import numpy as np
 
 from cloud_gateway.models.asking import kind_of, may_hang, serving_of
-from cloud_gateway.models.preferred import PreferredEngine, TryAnotherError
+from cloud_gateway.models.preferred import PreferredEngine
 from cloud_gateway.models.references import References
+from cloud_gateway.models.trial import TryAnotherError
 from cloud_gateway.scheduling.cost_curve import QUANTILE, CostCurve
 from cloud_gateway.scheduling.lane_queue import AGEING_S
 from cloud_gateway.seeing.figures import Scope

@@ -18,7 +18,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from cloud_gateway.models.agreement import TOLERANCE, disagreement
 from cloud_gateway.models.preference import (
     FIRST_REST_S,
     LONGEST_REST_S,
@@ -36,31 +35,13 @@ from cloud_gateway.models.preference import (
     Use,
 )
 from cloud_gateway.models.rungs import Offer, Room, RungLook
+from cloud_gateway.models.trial import DisagreesError, Here, TryAnotherError, compare, failure, unlike
 from cloud_gateway.models.workshop import Workshop
 from protocol.engines.base import ActivationScope, Engine
 from protocol.engines.causes import DISAGREES, OWN, THE_REQUESTS, Cause, cause_of, is_final
+from protocol.engines.trt_options import GpuError
 from protocol.errors import EngineError, IsthmusError
-from protocol.seeing.health import known_input
 from protocol.tensors import Array, Tensors, TensorSpec
-
-
-class TryAnotherError(EngineError):
-    """`engine` failed a batch on `failed`; it is to be run in `with engine.using(instead)`."""
-
-    def __init__(self, error: EngineError, engine: PreferredEngine, failed: str, instead: str) -> None:
-        super().__init__(error.fact, error.remedy)
-        self.engine = engine
-        self.failed = failed
-        self.instead = instead
-        self.cause: Cause = cause_of(error)
-
-
-class _Here(threading.local):
-    """What holds for this thread alone: an engine that it asked for, and the one that ran last."""
-
-    kind: str | None = None
-    on_trial: bool = False
-    ran: str = ""
 
 
 class PreferredEngine(ActivationScope):
@@ -75,7 +56,6 @@ class PreferredEngine(ActivationScope):
         *,
         label: str,
         workshop: Workshop,
-        tolerance: float = TOLERANCE,
         first_rest_s: float = FIRST_REST_S,
         longest_rest_s: float = LONGEST_REST_S,
     ) -> None:
@@ -85,7 +65,6 @@ class PreferredEngine(ActivationScope):
         self.settled: Callable[[], object] = lambda: None
         self._offers = {offer.kind: offer for offer in offers}
         self._workshop = workshop
-        self._tolerance = tolerance
         self._rests_s = first_rest_s, longest_rest_s
         self._room: Preference | None = None
         self._lock = threading.RLock()  # guards what follows
@@ -96,14 +75,14 @@ class PreferredEngine(ActivationScope):
         self._loading: Engine | None = None
         self._has_moved = False
         self._is_active = False  # something serves: what changes from now on is told
-        self._here = _Here()
+        self._here = Here()
 
     # ---- the Engine contract ----------------------------------------------------------------------------------------
 
     @property
     def description(self) -> str:
         serving = self._now()
-        return serving[1].description if serving else f"none of {', '.join(self._offers)}"
+        return self._offers[serving[0]].described(serving[1]) if serving else f"none of {', '.join(self._offers)}"
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -152,27 +131,33 @@ class PreferredEngine(ActivationScope):
         kind, engine = serving
         try:
             outputs = engine.infer(tensors)
-        except EngineError as error:
+            if wrong := unlike(outputs, engine.outputs):
+                raise EngineError(f"{self.label} failed on {kind}: {wrong}", "")
+        except Exception as error:
+            failed = failure(error, self.label)
             if not here.on_trial:
-                self._suspect(kind, error)
-            raise
-        here.ran = engine.description
+                self._suspect(kind, failed)
+            raise failed from error
+        here.ran, here.ran_on = self._offers[kind].described(engine), kind
         return outputs
+
+    def doubt(self, error: EngineError) -> None:
+        """What this thread's last run gave is no answer. Raises TryAnotherError if the batch may run elsewhere."""
+        if not self._here.on_trial:
+            self._suspect(self._here.ran_on, error)
 
     def deactivate(self) -> None:
         self._workshop.leave(self)
         with self._lock:
-            given_up = [*self._engines.values(), *(engine for _, engine in self._given_up)]
+            given_up = [*self._engines.items(), *self._given_up]
             self._engines.clear()
             self._given_up.clear()
             self._todo.clear()
             self._room = self._serving = None
             self._is_active = False
         self.give_up()
-        for engine in given_up:
-            engine.deactivate()
-        for kind in self._offers:
-            self._workshop.give_memory_back((id(self), kind))
+        for kind, engine in given_up:  # what is being loaded is given back by whoever loads it
+            self._give_back(kind, engine)
 
     # ---- who runs a batch -------------------------------------------------------------------------------------------
 
@@ -209,13 +194,8 @@ class PreferredEngine(ActivationScope):
     @contextmanager
     def using(self, kind: str, *, on_trial: bool = False) -> Iterator[None]:
         """This thread's batches run on `kind` meanwhile. On trial, a failure is whoever tries it to judge."""
-        here = self._here
-        before = here.kind, here.on_trial
-        here.kind, here.on_trial = kind, on_trial
-        try:
+        with self._here.asking_for(kind, on_trial=on_trial):
             yield
-        finally:
-            here.kind, here.on_trial = before
 
     def ready(self) -> list[str]:
         """The engines that are loaded and may serve, the best first."""
@@ -229,14 +209,16 @@ class PreferredEngine(ActivationScope):
             if room is None:
                 return ()
             return tuple(
-                RungLook(rung.kind, str(rung.state), rung.kind == room.in_use, rung.reason, rung.failures)
-                for rung in room.rungs.values()
+                RungLook(
+                    r.kind, str(r.state), r.kind == room.in_use, r.reason, r.failures, self._offers[r.kind].precision
+                )
+                for r in room.rungs.values()
             )
 
     def convict(self, error: TryAnotherError) -> None:
         """Another engine ran what this one had failed: it was no fault of the request's."""
         self._workshop.ran_instead(error.instead)
-        if error.cause not in OWN:  # those were convicted at once
+        if error.cause not in OWN | THE_REQUESTS:  # the former were convicted at once
             self._break(error.failed, error, error.cause)
 
     def reject(self, kind: str, error: EngineError) -> None:
@@ -254,8 +236,7 @@ class PreferredEngine(ActivationScope):
             has_moved, self._has_moved = self._has_moved, False
             kind = self._todo.popleft() if self._todo else None
         for dropped, engine in given_up:
-            engine.deactivate()
-            self._workshop.give_memory_back((id(self), dropped))
+            self._give_back(dropped, engine)
         if has_moved:
             self.settled()
         if kind is not None:
@@ -287,8 +268,6 @@ class PreferredEngine(ActivationScope):
     def _suspect(self, kind: str, error: EngineError) -> None:
         """Raises TryAnotherError if the batch may run elsewhere."""
         cause = cause_of(error)
-        if cause in THE_REQUESTS:
-            return
         with self._lock:
             instead = self._room.after(kind) if self._room is not None else None
         if instead is None:
@@ -313,19 +292,24 @@ class PreferredEngine(ActivationScope):
 
     def _load(self, kind: str) -> None:
         """Make it ready and say so, or why not. What cannot be read at all is raised while nothing serves."""
-        offer, owner = self._offers[kind], (id(self), kind)
+        offer = self._offers[kind]
         began = time.monotonic()
+        engine: Engine | None = None
         try:
-            if reason := self._workshop.take_memory(owner, offer.gpu_nbytes):
-                raise EngineError(f"{self.label}: {reason}", "")
-            engine = self._loading = offer.make()
+            if reason := self._workshop.take_memory((id(self), kind), offer.gpu_nbytes):
+                raise GpuError(f"{self.label}: {reason}", cause="out-of-memory")
+            engine = offer.make()
+            with self._lock:
+                if self._room is None:  # unloaded while its graph was read
+                    raise EngineError(f"{self.label} is not wanted any more", "")
+                self._loading = engine
             engine.activate()
             self._try_out(kind, engine)
-        except (IsthmusError, OSError, MemoryError) as error:
-            self.give_up()
+        except Exception as error:
+            is_file = engine is None and isinstance(error, IsthmusError | OSError)
             self._loading = None
-            self._workshop.give_memory_back(owner)
-            self._not_loaded(kind, error, time.monotonic() - began)
+            self._give_back(kind, engine)
+            self._not_loaded(kind, error if is_file else failure(error, self.label), time.monotonic() - began)
             return
         with self._lock:
             self._loading = None
@@ -333,8 +317,7 @@ class PreferredEngine(ActivationScope):
             self._handle(Loaded(kind))
             is_gone = self._room is None
         if is_gone:  # unloaded while it was being made
-            engine.deactivate()
-            self._workshop.give_memory_back(owner)
+            self._give_back(kind, engine)
             return
         self._workshop.loaded(kind, time.monotonic() - began, ok=True)
         if self._is_active and before is not None and before is not self._serving:
@@ -349,9 +332,9 @@ class PreferredEngine(ActivationScope):
                 return
             self._handle(NotLoaded(kind, why[:500] or type(error).__name__, is_final(error)))
         self._workshop.loaded(kind, seconds, ok=False)
-        self._workshop.failed(kind, DISAGREES if isinstance(error, _DisagreesError) else cause_of(error))
+        self._workshop.failed(kind, DISAGREES if isinstance(error, DisagreesError) else cause_of(error))
         self._workshop.told("engine", f"{self.label}: {kind} does not run it: {why}")
-        if self._serving is None and not isinstance(error, EngineError | MemoryError):
+        if self._serving is None and not isinstance(error, EngineError):
             raise error  # a damaged file: no engine can run it
 
     def _try_out(self, kind: str, engine: Engine) -> None:
@@ -362,16 +345,26 @@ class PreferredEngine(ActivationScope):
             self._engines[kind] = engine
             trusted = next(reversed(self.ready()), kind)
             judge = self._engines[trusted] if self._room.is_below(trusted, kind) else None
-        if judge is not None:
-            inputs = known_input(judge.inputs)
+        if judge is not None and (reason := compare(engine, judge, self._offers[kind].tolerance)):
+            raise DisagreesError(f"{self.label}: {kind} {reason}, as {trusted} computes it", "it may not serve")
+        while True:
             try:
-                wanted = judge.infer(inputs)
-            except EngineError:  # a guessed shape, say: there is nothing to compare
-                wanted = {}
-            if wanted and (reason := disagreement(engine.infer(inputs), wanted, self._tolerance)):
-                raise _DisagreesError(f"{self.label}: {kind} {reason}, as {trusted} computes it", "it may not serve")
-        with self.using(kind, on_trial=True):
-            self.fit()
+                with self.using(kind, on_trial=True):
+                    self.fit()
+            except TryAnotherError as error:  # not the one on trial: another part of its lane
+                error.engine.reject(error.failed, error)
+            else:
+                return
+
+    def _give_back(self, kind: str, engine: Engine | None) -> None:
+        """The engine's own memory, then what was reserved for it. One that fails at that ends nobody."""
+        try:
+            if engine is not None:
+                engine.deactivate()
+        except Exception as error:
+            self._workshop.told("engine", f"{self.label}: {kind} is not given back whole: {failure(error, kind)}")
+        finally:
+            self._workshop.give_memory_back((id(self), kind))
 
     def _handle(self, event: Event) -> None:
         """Called with the lock held."""
@@ -393,7 +386,3 @@ class PreferredEngine(ActivationScope):
             engine = self._engines.pop(instruction.kind, None)
             if engine is not None:
                 self._given_up.append((instruction.kind, engine))
-
-
-class _DisagreesError(EngineError):
-    pass

@@ -14,11 +14,12 @@ from cloud_gateway.config import EnginesSettings
 from cloud_gateway.models.agreement import disagreement
 from cloud_gateway.models.asking import answered, room_of, what_ran
 from cloud_gateway.models.making import Making
-from cloud_gateway.models.preferred import PreferredEngine, TryAnotherError
+from cloud_gateway.models.preferred import PreferredEngine
 from cloud_gateway.models.rows import BatchRows
 from cloud_gateway.models.rungs import Offer
 from cloud_gateway.models.served import open_model
 from cloud_gateway.models.settings import Wanted
+from cloud_gateway.models.trial import TryAnotherError
 from cloud_gateway.models.workshop import GpuMemory, Workshop
 from protocol import codecs
 from protocol.engines.catalogue import KINDS
@@ -196,13 +197,20 @@ def test_a_failure_that_may_be_the_requests_moves_the_lane_only_when_another_eng
         assert engine.kind == "cpu"
 
 
-def test_tensors_that_do_not_fit_are_no_engines_fault() -> None:
+def test_tensors_that_do_not_fit_one_engine_are_run_by_the_next_and_are_no_engines_fault() -> None:
+    """A plan takes batches up to a bound, the processor any: what it answered before the plan came, it answers now."""
     gpu, cpu = Scripted("gpu"), Scripted("cpu")
-    with Room(gpu, cpu).engine as engine:
+    room = Room(gpu, cpu)
+    with room.engine as engine:
         gpu.fails.append(GpuError("a row too many", cause="bad-input"))
-        with pytest.raises(GpuError, match="a row too many"):
-            engine.infer(X)
-        assert (engine.kind, cpu.runs) == ("gpu", 1), "the processor ran once: for the comparison at the start"
+        assert answered(engine, X)["y"].tolist() == [[2.0]]
+        assert (engine.kind, what_ran(engine)) == ("gpu", "scripted cpu")
+        assert room.workshop.counts().failures == {}
+        for each in (gpu, cpu):
+            each.fails.append(GpuError("no such shape", cause="bad-input"))
+        with pytest.raises(GpuError, match="no such shape"):
+            answered(engine, X)
+        assert engine.ready() == ["gpu", "cpu"]
 
 
 def test_the_last_engine_that_works_is_never_given_up() -> None:

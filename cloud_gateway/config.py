@@ -29,6 +29,7 @@ _HOST_PORT = r"^([^:/\s]+|\[[0-9a-fA-F:.]+\]):\d{1,5}$"
 _URL = r"^https?://[^\s]+$"
 
 
+HalfTails = Literal["auto", "never"]
 EngineName = Literal["tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt", "onnxruntime-cuda", "onnxruntime-cpu"]
 
 
@@ -92,6 +93,7 @@ class ModelOverride(Section, frozen=True):
     gpu_memory_mib: Annotated[
         Mebibytes | None, setting("Memory of the GPU for each of its engines; else as its size suggests.")
     ] = None
+    half: Annotated[HalfTails | None, setting("Instead of engines.half.")] = None
     cache: Annotated[bool | None, setting("Whether its answers are cached where the cache is enabled.")] = None
 
 
@@ -204,6 +206,13 @@ class EnginesSettings(Section, frozen=True):
             le=1,
         ),
     ] = 0.02
+    half: Annotated[
+        HalfTails,
+        setting("Run tails in float16, where their bundle holds that form, on engines that gain by it: auto or never."),
+    ] = "auto"
+    half_tolerance: Annotated[
+        float, setting("Instead of tolerance, for an engine that runs a tail's float16 form.", ge=0, le=1)
+    ] = 0.1
 
 
 class CacheSettings(Section, frozen=True):

@@ -45,6 +45,8 @@ def in_half(graph: bytes) -> bytes:
     for decode in decodes:
         _put_back(half.graph, decode)
     _sort(half.graph)
+    del half.graph.value_info[:]  # what it notes of types is not right everywhere
+    half = onnx.shape_inference.infer_shapes(half)
     data: bytes = half.SerializeToString(deterministic=True)
     return data
 

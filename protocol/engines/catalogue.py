@@ -52,7 +52,8 @@ class EngineOptions:
 class Kind:
     """One way to run a graph. `absent` says in one sentence why this machine cannot, or ""; it is asked once.
 
-    `is_built` takes minutes to load a graph for the first time: something else serves meanwhile.
+    `is_built` takes minutes to load a graph for the first time: something else serves meanwhile. `takes_half` computes
+    a graph in float16 where the graph says so, and faster; a processor casts to float32 and back instead.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Kind:
     make: Callable[[bytes, EngineOptions], Engine]
     on_gpu: bool = True
     is_built: bool = False
+    takes_half: bool = False
 
 
 Kinds = Mapping[str, Kind]
@@ -185,20 +187,28 @@ def _tensorrt(library: Library, graph: bytes, options: EngineOptions) -> Engine:
 KINDS: Kinds = {
     kind.name: kind
     for kind in (
-        Kind("tensorrt", lambda: _no_tensorrt("tensorrt"), functools.partial(_tensorrt, "tensorrt"), is_built=True),
+        Kind(
+            "tensorrt",
+            lambda: _no_tensorrt("tensorrt"),
+            functools.partial(_tensorrt, "tensorrt"),
+            is_built=True,
+            takes_half=True,
+        ),
         Kind(
             "tensorrt-rtx",
             lambda: _no_tensorrt("tensorrt-rtx"),
             functools.partial(_tensorrt, "tensorrt-rtx"),
             is_built=True,
+            takes_half=True,
         ),
         Kind(
             "onnxruntime-tensorrt",
             lambda: _no_ort_on_gpu("TensorrtExecutionProvider"),
             _ort_tensorrt,
             is_built=True,
+            takes_half=True,
         ),
-        Kind("onnxruntime-cuda", lambda: _no_ort_on_gpu("CUDAExecutionProvider"), _cuda),
+        Kind("onnxruntime-cuda", lambda: _no_ort_on_gpu("CUDAExecutionProvider"), _cuda, takes_half=True),
         Kind(CPU, lambda: "", _cpu, on_gpu=False),
     )
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from msgspec import structs
@@ -31,7 +31,8 @@ from protocol.tensors import TensorSpec
 from tests.scripted_engines import Scripted, X
 
 FLOAT, HALF = b"the tail in float32, which is long", b"the tail in float16"
-GPU, OTHER = "onnxruntime-cuda", "tensorrt"
+GPU: Literal["onnxruntime-cuda"] = "onnxruntime-cuda"
+OTHER = "tensorrt"
 BOUNDARY = BoundaryTensor(TensorSpec("x", "float32", ("N", 1)), "raw", 0)
 
 
@@ -81,7 +82,7 @@ class Shop:
         }
 
     def engine(self, wanted: Wanted | None = None, *, of: Tail | None = None, **settings: Any) -> PreferredEngine:
-        asked = EnginesSettings(order=(GPU, CPU), **settings)
+        asked = EnginesSettings(order=(GPU, "onnxruntime-cpu"), **settings)
         made = Making(asked, self.workshop, kinds=self.kinds())(of or tail(), wanted or Wanted())
         assert isinstance(made, PreferredEngine)
         return made

@@ -94,8 +94,8 @@ def serve(
 
 def _tell_ready(gateway: Gateway, *, json: bool) -> None:
     lanes = [
-        {"tail": lane.key[:12], "engine": lane.engine.description, "batchable": lane.batchable,
-         "max_batch_size": lane.max_rows, "batch_1_ms": round(lane.curve.predict(1) * 1e3, 3)}
+        {"tail": lane.key[:12], "label": lane.engine.label, "engine": lane.engine.description, 
+         "batchable": lane.batchable, "max_batch_size": lane.max_rows, "batch_1_ms": round(lane.curve.predict(1) * 1e3, 3)}
         for lane in gateway.catalogue.lanes.values()
     ]  # fmt: skip
     standard = gateway.standard
@@ -106,7 +106,7 @@ def _tell_ready(gateway: Gateway, *, json: bool) -> None:
         return
     for lane in lanes:
         print(
-            f"lane {lane['tail']}: {lane['engine']}, batch up to {lane['max_batch_size']}, "
+            f"lane {lane['tail']} ({lane['label']}): {lane['engine']}, batch up to {lane['max_batch_size']}, "
             f"{lane['batch_1_ms']} ms at batch 1",
             file=sys.stderr,
         )

@@ -94,8 +94,9 @@ def serve(
 
 def _tell_ready(gateway: Gateway, *, json: bool) -> None:
     lanes = [
-        {"tail": lane.key[:12], "label": lane.engine.label, "engine": lane.engine.description, 
-         "batchable": lane.batchable, "max_batch_size": lane.max_rows, "batch_1_ms": round(lane.curve.predict(1) * 1e3, 3)}
+        {"tail": lane.key[:12], "label": lane.engine.label, "engine": lane.engine.description,
+         "batchable": lane.batchable, "max_batch_size": lane.max_rows,
+         "batch_1_ms": round(lane.curve.predict(1) * 1e3, 3)}
         for lane in gateway.catalogue.lanes.values()
     ]  # fmt: skip
     standard = gateway.standard

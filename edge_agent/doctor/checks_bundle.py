@@ -85,9 +85,12 @@ def heads(case: Case) -> Verdict:
         (warn if loaded.started else fail)(f"{', '.join(ids)}: {reason}", "other placements still serve")
         for reason, ids in by_reason.items()
     ]
+    by_place: dict[tuple[str, str], list[str]] = {}
     for file, started in loaded.started.items():
         over = "".join(f", not on {name} ({why})" for name, why in started.passed_over)
-        seen = f"{file} on {started.name}{over}"
+        by_place.setdefault((started.name, over), []).append(file)
+    for (name, over), files in by_place.items():
+        seen = f"{' and '.join(files)} on {name}{over}"
         found.append(warn(seen, "mend that, or take it out of device.providers") if over else ok(seen))
     return together(found)
 

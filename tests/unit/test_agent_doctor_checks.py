@@ -24,6 +24,8 @@ from edge_agent.doctor.probe import GatewayProbe
 from edge_agent.doctor.verdicts import Status, UnmetError, Verdict
 from protocol import keys
 from protocol import messages as m
+from protocol.engines.catalogue import KINDS
+from protocol.engines.ort import available
 from protocol.errors import InputError
 from tests import boards
 
@@ -281,6 +283,16 @@ def test_a_provider_that_this_build_lacks_is_told(tmp_path: Path) -> None:
     asked = case(tmp_path, device__providers=["tensorrt", "cpu"])
     if "tensorrt" not in checks_installation.providers(case(tmp_path)).fact:
         assert status(checks_installation.providers, asked) is Status.WARN
+
+
+def test_every_engine_for_heads_that_is_not_there_is_named_with_one_remedy_for_all(tmp_path: Path) -> None:
+    asked = case(tmp_path, device__providers=["tensorrt-native", "cuda", "cpu"])
+    if (absent := KINDS["tensorrt"].absent()) and "CUDAExecutionProvider" not in available():
+        found = checks_installation.providers(asked)
+        assert f"tensorrt-native: {absent}; this build of ONNX Runtime brings" in found.fact
+        assert found.remedy.startswith("pip install 'isthmus[cuda]'")
+        alone = checks_installation.providers(case(tmp_path, device__providers=["tensorrt-native", "cpu"]))
+        assert (alone.status, alone.remedy) == (Status.WARN, "mend that, or ask for what is there")
 
 
 # ---- network and service --------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,15 @@ from partitioner.planning.recheck import recheck
 from partitioner.planning.write import write_bundle
 from protocol.bundle import Bundle, FileEntry, sha256
 from protocol.engines.ort import OrtEngine
-from protocol.engines.trt_graphs import check_graph
+from protocol.engines.trt_graphs import check_graph, profile_shapes
+from protocol.engines.trt_options import TrtOptions
 from protocol.errors import AccuracyRefusedError, BundleError
 from protocol.onnx_outline import read_outline
 from tests import models
+
+ROOT = Path(__file__).parents[2]
+DIGITS = ROOT / "examples" / "digits" / "digits.onnx"
+SHARED = Path(os.environ.get("ISTHMUS_SHARED", ROOT.parent / "shared")) / "models"
 
 
 def order(folder: Path, *cuts: tuple[str, ...], maker: Any = models.residual, **changes: Any) -> Order:
@@ -53,7 +59,7 @@ def loud() -> onnx.ModelProto:
     (node,) = [node for node in proto.graph.node if "logits" in node.output]
     node.output[:] = ["loud"]
     proto.graph.node.append(onnx.helper.make_node("Mul", ["loud", "small"], ["logits"], name="hush"))
-    proto.graph.initializer.append(numpy_helper.from_array(np.float32(1e-7), "small"))
+    proto.graph.initializer.append(numpy_helper.from_array(np.array(1e-7, np.float32), "small"))
     return proto
 
 
@@ -80,7 +86,8 @@ def test_every_placement_with_work_for_a_gateway_has_a_tail_in_float16(bundle: B
 
 def test_its_inside_is_float16_and_what_crosses_is_decoded_as_before(bundle: Bundle) -> None:
     for entry in bundle.remote_segments():
-        assert entry.half is not None and entry.tail is not None
+        assert entry.half is not None
+        assert entry.tail is not None
         half, tail = bundle.graph(entry.half.file), bundle.graph(entry.tail)
         outlines = [read_outline(graph) for graph in (half, tail)]
         assert outlines[0].inputs == outlines[1].inputs
@@ -98,10 +105,44 @@ def test_tensorrt_takes_it_by_our_own_check(bundle: Bundle) -> None:
         check_graph(bundle.graph(entry.half.file))
 
 
+@pytest.mark.parametrize(
+    ("path", "cut", "name", "shape"),
+    [
+        (DIGITS, "down/relu", "image", (1, 224, 224)),
+        (SHARED / "resnet8l_cifar10.onnx", "act_3", "input", (3, 32, 32)),
+    ],
+    ids=["digits", "resnet8"],
+)
+def test_tensorrt_takes_those_of_real_models_as_well(
+    tmp_path: Path, path: Path, cut: str, name: str, shape: tuple[int, ...]
+) -> None:
+    if not path.is_file():
+        pytest.skip(f"{path} is not here; set ISTHMUS_SHARED to the folder with models/")
+    noise = np.random.default_rng(7).integers(0, 256, (8, *shape))
+    np.savez(tmp_path / "data.npz", **{name: noise.astype(np.uint8 if name == "image" else np.float32)})  # type: ignore[arg-type]
+    asked = Order(
+        path,
+        tmp_path / "bundle",
+        cuts=((cut,),),
+        calibration=tmp_path / "data.npz",
+        search=Search(memory=False),
+        precision="fp32",
+        bound=0.5,
+        half_tails=True,
+    )
+    made = Bundle.open(build(asked, Silent()).target)
+    halves = {p.half.file for p in made.remote_segments() if p.half is not None}
+    assert halves == {"full.fp16.onnx", "cut-1/tail.fp16.onnx"}, [p.notes for p in made.manifest.placements]
+    for file in halves:
+        outline = check_graph(made.graph(file))
+        assert profile_shapes(outline, TrtOptions(library="tensorrt-rtx", max_batch=8))
+
+
 def test_it_answers_nearly_as_the_tail_does(bundle: Bundle) -> None:
     x = models.image_samples()[:3]
     for entry in bundle.remote_segments():
-        assert entry.half is not None and entry.tail is not None
+        assert entry.half is not None
+        assert entry.tail is not None
         crossing: Any = {"x": x}
         if entry.head is not None:
             with OrtEngine(bundle.graph(entry.head), label="head") as head:
@@ -112,7 +153,7 @@ def test_it_answers_nearly_as_the_tail_does(bundle: Bundle) -> None:
             with OrtEngine(bundle.graph(file), label=file) as engine:
                 answers.append(engine.infer(crossing)["logits"])
         np.testing.assert_allclose(answers[1], answers[0], atol=0.02, rtol=0.02)
-        assert not np.array_equal(*answers)
+        assert not np.array_equal(answers[0], answers[1])
 
 
 def test_segments_and_all_other_files_are_the_same_without(tmp_path: Path) -> None:
@@ -147,7 +188,7 @@ def test_a_bundle_with_such_tails_verifies_and_one_with_others_does_not(bundle: 
     files["cut-1/tail.fp16.onnx"] = half.SerializeToString()
     listed = {name: FileEntry(sha256(content), len(content)) for name, content in files.items()}
     write_bundle(tmp_path / "other", replace(bundle.manifest, files=listed), files, force=False)
-    with pytest.raises(AccuracyRefusedError, match="cut-1.* in float16"):
+    with pytest.raises(AccuracyRefusedError, match=r"cut-1.* in float16"):
         recheck(tmp_path / "other", bundle.root.parent / "data.npz")
     files["cut-1/tail.fp16.onnx"] = files["full.fp16.onnx"]
     listed = {name: FileEntry(sha256(content), len(content)) for name, content in files.items()}

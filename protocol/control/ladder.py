@@ -316,13 +316,12 @@ class Ladder:
 
     def tick(self, *, now: float) -> list[Instruction]:
         """Time has passed: expire, time out, retry."""
-        out: list[Instruction] = []
+        out = self._expire(*(f for f in self.flights.values() if now >= f.deadline), now=now)  # before any takes a step
         for flight in list(self.flights.values()):
+            if flight.seq not in self.flights:
+                continue  # another one's step has ended it
             if flight.not_before <= now:
                 flight.not_before = 0.0
-            if now >= flight.deadline:
-                out += self._expire(flight, now=now)
-                continue
             if flight.phase is Phase.SENT and now >= flight.hedge_at:
                 out += self._steps.begin_hedge(flight, now=now)
             if flight.phase is Phase.SENT and flight.unheard:
@@ -348,9 +347,11 @@ class Ladder:
         silent = remote.timed_out(flight.sent_at, flight.deadline, now=now)
         return self._all_step_down(remote.name, (Phase.READY,), SILENT, now=now) if silent else []
 
-    def _expire(self, flight: Flight, *, now: float) -> list[Instruction]:
-        out = [*self._steps.leave(flight), self._late(flight)]
-        return out + (self._not_answered(flight, now=now) if flight.phase is Phase.SENT else [])
+    def _expire(self, *flights: Flight, now: float) -> list[Instruction]:
+        out = [instruction for f in flights for instruction in (*self._steps.leave(f), self._late(f))]
+        for flight in (f for f in flights if f.phase is Phase.SENT):
+            out += self._not_answered(flight, now=now)
+        return out
 
     def _late(self, flight: Flight) -> Finish:
         return self._refuse(flight, RefusalCode.DEADLINE, f"the budget ran out: {flight.whereabouts}")

@@ -558,6 +558,22 @@ def test_what_stayed_out_is_refused_when_its_budget_is_used_up_and_nothing_is_se
     assert not any(isinstance(i, Send) for i in out)
 
 
+def test_what_expired_while_the_process_stood_still_takes_no_step_before() -> None:
+    """Suspended for a minute: the first request makes the gateway silent, the second is too late for the device."""
+    s = scene("cut", "edge")
+    s.link_up(requests=1)
+    s.ladder.fleet.current.heard(now=s.now)
+    s.now += 0.1
+    s.send(1)
+    s.submit(2)
+    assert s.prepared(2) == [], "there is credit for one"
+    s.submit(3, budget_s=100.0)
+    assert s.prepared(3) == []
+    out = s.tick(60.0)
+    assert [i.seq for i in out if isinstance(i, Finish)] == [1, 2]
+    assert [i.seq for i in out if isinstance(i, Prepare)] == [3]
+
+
 def test_a_deadline_shorter_than_what_a_gateway_takes_does_not_make_it_silent() -> None:
     s = scene("cut", "cloud")
     s.ladder.fleet.current.heard(now=s.now)

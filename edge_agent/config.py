@@ -249,6 +249,10 @@ class AgentSettings(Section, frozen=True):
         if not _is_here(self.grpc.bind):
             fact = f"grpc.bind {self.grpc.bind} is not on this machine"
             yield "grpc.bind", fact, "gRPC serves this device alone: use 127.0.0.1"
+        order = self.device.providers
+        if not order or len(set(order)) < len(order):
+            fact = f"device.providers names {'nothing' if not order else 'one of them twice'}"
+            yield "device.providers", fact, "name each at most once and one at least; cpu runs everything"
         try:
             Objective.parse(self.planner.objective)
         except InputError as error:

@@ -256,6 +256,7 @@ class Daemon:
             return
         self.stage.swap(self._tenant_on(folder))
         self._folder = folder
+        self._tell_heads()
 
     def _switch(self, folder: Path | None) -> None:
         with self._switching:
@@ -272,9 +273,16 @@ class Daemon:
             took = self.stage.swap(self._tenant_on(folder), patience_s=_LAST_REQUEST_S)
             self._folder, self._updates.policy = folder, self._policy
             self._better()
+            self._tell_heads()
             self._log.info("switched", start_ms=took.start_s * 1e3, swap_us=took.swap_s * 1e6)
         finally:
             self._notifier.ready(self.in_a_sentence())
+
+    def _tell_heads(self) -> None:
+        """No head runs on less than was asked for without a word."""
+        tenant = self.stage.agent
+        for sentence in () if tenant is None else tenant.shortfalls():
+            self._log.warning("heads", reason=sentence)
 
     def _await(self, what: str) -> None:
         """Nobody serves: ask for bundles often."""
@@ -292,7 +300,7 @@ class Daemon:
             self._log.info("gateway_found", gateway=agent.gateway)
             return
         if not agent.serves_alone:
-            raise nobody_answers(named)
+            raise nobody_answers(named, agent.heads.failed)
         if named:
             self._log.warning("no_gateway", gateway=named, reason="answering on the device until one does")
 

@@ -52,6 +52,16 @@ class Tenant:
         self._known = KnownAnswer(self.agent, usable=self._usable, failed=failed, timeout_s=_FIRST_ANSWER_S)
         self.agent.wait_ready(self._link_s)
 
+    def shortfalls(self) -> list[str]:
+        """In sentences: the heads that do not run, and those that run on less than what is preferred."""
+        found: dict[str, list[str]] = {}
+        for id_, reason in self.agent.heads.failed.items():
+            found.setdefault(f"cannot be used: {reason}", []).append(id_)
+        for file, started in self.agent.heads.started.items():
+            if over := ", ".join(f"not on {name} ({why})" for name, why in started.passed_over):
+                found.setdefault(f"on {started.name}, {over}", []).append(file)
+        return [f"{' and '.join(which)} {how}" for how, which in found.items()]
+
     def submit(self, inputs: Tensors, **more: Any) -> Future[Outcome]:
         return self.agent.submit(inputs, **more)
 

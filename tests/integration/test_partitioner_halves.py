@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,14 @@ import onnx
 import pytest
 from msgspec.structs import replace
 from onnx import numpy_helper
+from typer.testing import CliRunner
 
+from partitioner.cli import app
 from partitioner.crossing.boundary import decodes_first
+from partitioner.people.explain import Question, explain
+from partitioner.people.page import sections
 from partitioner.people.report import Silent
+from partitioner.people.sentences import sentences
 from partitioner.planning.build import Order, build
 from partitioner.planning.explore import Search
 from partitioner.planning.recheck import recheck
@@ -195,3 +201,25 @@ def test_a_bundle_with_such_tails_verifies_and_one_with_others_does_not(bundle: 
     write_bundle(tmp_path / "foreign", replace(bundle.manifest, files=listed), files, force=False)
     with pytest.raises(BundleError, match="disagree about what crosses"):
         recheck(tmp_path / "foreign", None)
+
+
+def test_the_commands_tell_of_them(tmp_path: Path) -> None:
+    asked = order(tmp_path)
+    words = ["split", str(asked.model), "--calibration", str(asked.calibration), "-o", str(asked.target), "--cut", "r3"]
+    flags = ["--half-tails", "--precision", "fp32", "--bound", "0.2", "--no-memory"]
+    done = CliRunner().invoke(app, [*words, *flags])
+    assert done.exit_code == 0, done.output
+    said = " ".join(done.output.split())
+    assert re.search(r"cut-1: tail in float16 too, [\d.]+ instead of [\d.]+ MB, agreement [\d.]+ at worst", said)
+    done = CliRunner().invoke(app, ["verify", str(asked.target), "--data", str(asked.calibration)])
+    assert done.exit_code == 0, done.output
+    assert "in float16" in done.output
+
+
+def test_explanation_and_report_show_what_was_proven_of_them(bundle: Bundle) -> None:
+    for mbit in (1e6, 1e-3):
+        seen = explain(bundle.manifest, Question(mbit))
+        best = next(p for p in bundle.manifest.placements if p.id == seen.best.id)
+        assert seen.half == (best.half.certificate if best.half is not None else None)
+        assert any(", with its tail in float16 " in said for said in sentences(seen)) is (best.half is not None)
+    assert "cut-1, tail in float16" in str(sections.certificates(bundle.manifest))

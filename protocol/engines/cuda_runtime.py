@@ -65,6 +65,12 @@ class RuntimeMemory:
         flags = cuda.cudaEventDisableTiming | cuda.cudaEventBlockingSync
         return checked("cudaEventCreateWithFlags", cuda.cudaEventCreateWithFlags(flags))
 
+    def drop(self, stream: Any, event: Any) -> None:
+        try:
+            checked("cudaEventDestroy", cuda.cudaEventDestroy(event))
+        finally:
+            checked("cudaStreamDestroy", cuda.cudaStreamDestroy(stream))
+
     def allocate(self, nbytes: int) -> Block:
         return _Block(int(checked("cudaMalloc", cuda.cudaMalloc(max(nbytes, 1)))))
 

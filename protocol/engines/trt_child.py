@@ -34,6 +34,7 @@ class Order(msgspec.Struct, frozen=True):
     optimisation: int | None = None
     version_compatible: bool = False
     same_capability: bool = False
+    captured: bool = False  # runs are to be captured as CUDA graphs
 
 
 class Line(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -82,7 +83,7 @@ def build(order: Order, folder: Path) -> Line:
     (folder / "plan").write_bytes(memoryview(plan))
     if cache is not None:
         timing.write_bytes(memoryview(config.get_timing_cache().serialize()))
-    return Line(done=True, version=str(trt.__version__), warnings=tuple(log.kept[-5:]))
+    return Line(done=True, version=str(trt.__version__), warnings=tuple(text for _, text in log.kept[-5:]))
 
 
 def _config(trt: Any, builder: Any, network: Any, order: Order) -> Any:
@@ -95,6 +96,8 @@ def _config(trt: Any, builder: Any, network: Any, order: Order) -> Any:
     if order.same_capability:
         level = getattr(trt.HardwareCompatibilityLevel, "SAME_COMPUTE_CAPABILITY", None)  # since 10.8
         config.hardware_compatibility_level = level or trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    if order.captured and hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # of TensorRT-RTX: else none can be
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if order.optimisation is not None:
         config.builder_optimization_level = order.optimisation
     names = {network.get_input(i).name for i in range(network.num_inputs)}
@@ -104,7 +107,7 @@ def _config(trt: Any, builder: Any, network: Any, order: Order) -> Any:
             least, best, most = shapes[name]
             profile.set_shape(name, least, best, most)
         if config.add_optimization_profile(profile) < 0:
-            raise GpuError(f"a profile is refused: {shapes}", "give least <= best <= most", cause="unsupported-graph")
+            raise GpuError(f"a profile is refused: {shapes}", "give least <= best <= most", cause="build-failed")
     return config
 
 

@@ -13,12 +13,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from protocol.engines.driver import LIBRARY, Device, Driver, probe
+from protocol.engines.gpu_thread import GpuThreads
+from protocol.engines.tensorrt import TensorRtEngine
+from tests.gpu.tiny import MODEL, OPTIONS, Make
 
 SIMULATION = Path(__file__).parent / "simulation"
-_SIMULATED = {"tensorrt", "pycuda", "cuda", "simulated_gpu"}
+_SIMULATED = {"tensorrt", "tensorrt_rtx", "pycuda", "cuda", "simulated_gpu"}
 _DOORS = {"protocol.engines.cuda_memory", "protocol.engines.cuda_runtime"}
 
 
@@ -52,3 +56,32 @@ def simulated_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(ctypes, "CDLL", lambda name, *more: driver if name == LIBRARY else load(name, *more))
     yield simulated_gpu.GPU
     _forget()
+
+
+@pytest.fixture(scope="session")
+def plans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built plans: each graph is built once for all tests."""
+    return tmp_path_factory.mktemp("cache") / "plans"
+
+
+@pytest.fixture
+def make(simulated_gpu: Any, plans: Path) -> Iterator[Make]:
+    """Makes engines on the simulated GPU that share its thread."""
+    made: list[TensorRtEngine] = []
+
+    def make_one(
+        model: bytes = MODEL, *, threads: GpuThreads | None = None, label: str = "tiny", **changes: Any
+    ) -> TensorRtEngine:
+        options = msgspec.structs.replace(OPTIONS, **{"cache": plans, **changes})
+        engine = TensorRtEngine(
+            model, label=label, options=options, driver=simulated_driver, threads=threads or shared
+        )  # fmt: skip
+        made.append(engine)
+        return engine
+
+    shared = GpuThreads()
+    yield make_one
+    for event in (simulated_gpu.paused, simulated_gpu.loading, simulated_gpu.making):
+        event.set()  # where a test failed before it did
+    for engine in made:
+        engine.deactivate()

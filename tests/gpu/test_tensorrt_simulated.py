@@ -11,7 +11,6 @@ import gc
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,49 +26,8 @@ from protocol.engines.trt_options import GpuError, Span, TrtOptions
 from protocol.errors import EngineError
 from tests.gpu.conftest import simulated_driver
 from tests.gpu.graphs import REFUSED, SCALE, graph, node
+from tests.gpu.tiny import MODEL, OPTIONS, Make, x_of, y_of
 from tests.waiting import until
-
-ROWS = [("x", TensorProto.FLOAT, ["N", 4])]
-MODEL = graph(
-    [node("Relu", "x", "r"), node("Sub", "r one", "y")],
-    ROWS, [("y", TensorProto.FLOAT, ["N", 4])], [("one", np.float32(1))],
-)  # fmt: skip
-OPTIONS = TrtOptions(max_batch=8, run_timeout_s=20.0, build_timeout_s=60.0)
-
-Make = Callable[..., TensorRtEngine]
-
-
-def x_of(rows: int, seed: int = 0) -> Any:
-    return np.random.default_rng(seed).standard_normal((rows, 4)).astype(np.float32)
-
-
-def y_of(x: Any) -> Any:
-    return np.maximum(x, 0) - 1
-
-
-@pytest.fixture(scope="module")
-def plans(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built plans: each graph is built once for all tests."""
-    return tmp_path_factory.mktemp("cache") / "plans"
-
-
-@pytest.fixture
-def make(simulated_gpu: Any, plans: Path) -> Iterator[Make]:
-    made: list[TensorRtEngine] = []
-
-    def make_one(model: bytes = MODEL, *, threads: GpuThreads | None = None, **changes: Any) -> TensorRtEngine:
-        options = {**{f: getattr(OPTIONS, f) for f in OPTIONS.__struct_fields__}, "cache": plans, **changes}
-        engine = TensorRtEngine(
-            model, label="tiny", options=TrtOptions(**options), driver=simulated_driver, threads=threads or shared
-        )
-        made.append(engine)
-        return engine
-
-    shared = GpuThreads()
-    yield make_one
-    for engine in made:
-        engine.deactivate()
-
 
 # ---- it computes ----------------------------------------------------------------------------------------------------
 
@@ -154,11 +112,12 @@ def test_whoever_waits_for_a_slot_when_the_engine_goes_is_told_so(simulated_gpu:
         except EngineError as error:
             ended.append(error)
 
+    given = simulated_gpu.calls["record"]
     simulated_gpu.paused.clear()
     callers = [threading.Thread(target=call) for _ in range(4)]
     for caller in callers:
         caller.start()
-    until(lambda: simulated_gpu.calls["record"] == 1, "one of them is on the GPU", within_s=20)
+    until(lambda: simulated_gpu.calls["record"] == given + 1, "one of them is on the GPU", within_s=20)
     leaving = threading.Thread(target=engine.deactivate)
     leaving.start()
     simulated_gpu.paused.set()

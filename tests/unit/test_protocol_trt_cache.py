@@ -88,13 +88,22 @@ def test_a_damaged_plan_is_built_again_and_replaced(folder: Path) -> None:
     assert cache.read(IDENTITY) == PLAN
 
 
-@pytest.mark.parametrize(("name", "mode"), [("", 0o770), (KEY_FILE, 0o640), (file_name(IDENTITY), 0o620)])
+@pytest.mark.parametrize(("name", "mode"), [("", 0o770), (KEY_FILE, 0o640)])
 def test_what_others_could_have_written_or_read_is_not_believed(folder: Path, name: str, mode: int) -> None:
     cache = PlanCache(folder)
     cache.write(IDENTITY, PLAN)
     (folder / name).chmod(mode)
     with pytest.raises(EngineError, match=r"open to others.*chmod"):
         cache.read(IDENTITY)
+
+
+def test_a_plan_that_others_could_have_written_is_built_again_in_its_place(folder: Path) -> None:
+    cache = PlanCache(folder)
+    cache.write(IDENTITY, PLAN)
+    (folder / file_name(IDENTITY)).chmod(0o620)
+    assert "open to others" in str(cache.read(IDENTITY))
+    cache.write(IDENTITY, PLAN)
+    assert cache.read(IDENTITY) == PLAN
 
 
 def test_a_link_is_no_plan(folder: Path, tmp_path: Path) -> None:

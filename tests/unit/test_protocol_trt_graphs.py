@@ -127,7 +127,7 @@ def test_a_fixed_graph_has_one_size_and_is_not_batched() -> None:
 @pytest.mark.parametrize("span", [Span(0, 1, 1), Span(2, 1, 4), Span(1, 8, 4)])
 def test_sizes_that_are_none_are_refused(span: Span) -> None:
     with pytest.raises(EngineError, match="least <= best <= most"):
-        TrtOptions(batches=(span,)).profiles()
+        TrtOptions(batches=(span,)).choices()
 
 
 def test_inputs_and_outputs_are_told_as_the_engine_contract_wants_them() -> None:

@@ -78,7 +78,18 @@ def cudaStreamCreateWithFlags(flags: int) -> int:
 
 @_returning("event")
 def cudaEventCreateWithFlags(flags: int) -> Event:
+    GPU.events += 1
     return Event()
+
+
+@_returning("destroy_event")
+def cudaEventDestroy(event: Event) -> None:
+    GPU.events -= 1
+
+
+@_returning("destroy_stream")
+def cudaStreamDestroy(stream: int) -> None:
+    del GPU.streams[stream]
 
 
 @_returning("allocate")

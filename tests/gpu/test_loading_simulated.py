@@ -1,0 +1,151 @@
+"""Loading beside lanes that serve, on a SIMULATED GPU: plans, contexts, what was compiled, and giving all of it up.
+
+No test waits for a time: the simulation stops where it is told to, and goes on when it is told so.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from protocol.engines.tensorrt import TensorRtEngine
+from protocol.engines.trt_options import GpuError
+from tests.gpu.tiny import Make, x_of, y_of
+from tests.waiting import PATIENCE_S, until
+
+
+def beside(work: Callable[[], object]) -> tuple[threading.Thread, list[object]]:
+    """Do it on a thread of its own; what it gave or raised is in the list once it has ended."""
+    ended: list[object] = []
+
+    def run() -> None:
+        try:
+            ended.append(work())
+        except GpuError as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread, ended
+
+
+def loading(engine: TensorRtEngine, gpu: Any) -> tuple[threading.Thread, list[object]]:
+    """The engine, stopped while its plan is loaded."""
+    before = gpu.calls["deserialize"]
+    gpu.loading.clear()
+    thread, ended = beside(engine.activate)
+    until(lambda: gpu.calls["deserialize"] > before, "the plan is being loaded")
+    return thread, ended
+
+
+def test_a_lane_serves_while_the_plan_of_another_is_loaded(simulated_gpu: Any, make: Make) -> None:
+    with make() as serves:
+        serves.infer({"x": x_of(1)})
+        thread, ended = loading(late := make(label="late"), simulated_gpu)
+        for rows in (1, 1, 5, 5, 5):  # a shape that is known, and one that is made and captured meanwhile
+            np.testing.assert_array_equal(serves.infer({"x": x_of(rows)})["y"], y_of(x_of(rows)))
+        assert ended == []
+        simulated_gpu.loading.set()
+        thread.join(PATIENCE_S)
+        assert ended == [None]
+        np.testing.assert_array_equal(late.infer({"x": x_of(2)})["y"], y_of(x_of(2)))
+        assert simulated_gpu.launched_on == {"isthmus-gpu-0"}
+        late.deactivate()
+    assert simulated_gpu.clean() == []
+
+
+def test_a_lane_serves_while_another_makes_a_context_for_a_new_shape(simulated_gpu: Any, make: Make) -> None:
+    with make() as serves, make(label="late") as late:
+        for _ in range(4):  # both slots
+            serves.infer({"x": x_of(1)})
+        before = simulated_gpu.calls["context"]
+        simulated_gpu.making.clear()
+        thread, ended = beside(lambda: late.infer({"x": x_of(3)}))
+        until(lambda: simulated_gpu.calls["context"] > before, "a context is being made")
+        np.testing.assert_array_equal(serves.infer({"x": x_of(1)})["y"], y_of(x_of(1)))
+        assert ended == []
+        simulated_gpu.making.set()
+        thread.join(PATIENCE_S)
+        assert isinstance(ended[0], dict)
+    assert simulated_gpu.clean() == []
+
+
+def test_an_engine_no_longer_wanted_is_gone_before_its_plan_is_loaded(simulated_gpu: Any, make: Make) -> None:
+    with make() as serves:
+        thread, ended = loading(late := make(label="late"), simulated_gpu)
+        late.deactivate()
+        thread.join(PATIENCE_S)
+        assert "given up" in str(ended[0])
+        np.testing.assert_array_equal(serves.infer({"x": x_of(1)})["y"], y_of(x_of(1)))
+        simulated_gpu.loading.set()
+        until(lambda: not any(t.name == "isthmus-gpu-aside" for t in threading.enumerate()), "the load has ended")
+        late.activate()  # it can be wanted again
+        late.deactivate()
+    assert simulated_gpu.clean() == []
+
+
+def test_a_device_lost_while_a_plan_is_loaded_fails_the_load_and_who_serves(simulated_gpu: Any, make: Make) -> None:
+    with make() as serves:
+        serves.infer({"x": x_of(1)})
+        thread, ended = loading(make(label="late"), simulated_gpu)
+        simulated_gpu.sticky = "ILLEGAL_ADDRESS"
+        with pytest.raises(GpuError, match="lost"):
+            serves.infer({"x": x_of(1)})
+        simulated_gpu.loading.set()
+        thread.join(PATIENCE_S)
+        (failed,) = ended
+        assert isinstance(failed, GpuError)
+        assert failed.cause == "device-lost"
+
+
+def test_a_plan_whose_load_hangs_loses_the_device_after_the_timeout(
+    simulated_gpu: Any, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with make() as serves:
+        serves.infer({"x": x_of(1)})
+        monkeypatch.setattr("protocol.engines.tensorrt.SETUP_TIMEOUT_S", 0.2)
+        thread, ended = loading(make(label="late"), simulated_gpu)
+        thread.join(PATIENCE_S)
+        assert "did not end within" in str(ended[0])
+        with pytest.raises(GpuError, match="lost"):
+            serves.infer({"x": x_of(1)})
+        simulated_gpu.loading.set()
+        until(lambda: not any(t.name == "isthmus-gpu-aside" for t in threading.enumerate()), "the load has ended")
+
+
+def test_what_an_error_holds_of_the_gpu_is_freed_where_it_happened(simulated_gpu: Any, make: Make) -> None:
+    with make(graphs=False) as engine:
+        simulated_gpu.fail("enqueue", "ANYTHING")
+        with pytest.raises(GpuError) as refused:
+            engine.infer({"x": x_of(1)})
+        simulated_gpu.fail("context", "ANYTHING")
+        with pytest.raises(GpuError):
+            engine.infer({"x": x_of(2)})
+    del refused
+    assert simulated_gpu.clean() == []
+
+
+def test_a_failed_thread_start_leaves_nothing_on_the_gpu(
+    simulated_gpu: Any, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    engine = make()
+    monkeypatch.setattr("protocol.engines.tensorrt.Watcher", none)
+    with pytest.raises(RuntimeError, match="new thread"):
+        engine.activate()
+    assert simulated_gpu.clean() == []
+
+
+def test_the_engine_says_how_much_of_the_gpu_it_holds(simulated_gpu: Any, make: Make) -> None:
+    engine = make(slots=3)
+    assert engine.gpu_nbytes is None
+    with engine:
+        (plan_nbytes,) = {simulated_gpu.plan_nbytes}
+        assert engine.gpu_nbytes == plan_nbytes + sum(len(block) for block in simulated_gpu.blocks.values())
+    assert engine.gpu_nbytes is None

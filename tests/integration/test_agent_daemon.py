@@ -119,7 +119,7 @@ def test_an_engine_for_heads_that_is_not_here_is_told_and_nothing_falls_back_wit
     finally:
         daemon.close()
     only = daemon_of(toy_bundle, tmp_path / "b", settings={"device.providers": "tensorrt-native"})
-    with pytest.raises(NetworkError, match="runs on the device alone .nothing runs it: tensorrt-native: "):
+    with pytest.raises(NetworkError, match=r"runs on the device alone \(nothing runs it: tensorrt-native: "):
         only.start()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from edge_agent.agent import Agent, AgentConfig
 from edge_agent.bundles.switch import Stage
 from edge_agent.config import AgentSettings
+from edge_agent.device.providers import plans_in
 from edge_agent.known_answer import KnownAnswer
 from edge_agent.outcomes import Outcome
 from protocol.bundle import Bundle
@@ -104,7 +105,7 @@ def agent_config(settings: AgentSettings, folder: Path) -> AgentConfig:
         server_key=settings.keys.server_key,
         placements=settings.bundle.placements,
         providers=device.providers,
-        plans=device.plans_dir,
+        plans=plans_in(device.plans_dir, settings.state_dir),
         hedge=gateways.hedge,
         name_servers=gateways.name_servers,
         objective=Objective.parse(settings.planner.objective),

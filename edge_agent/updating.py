@@ -15,6 +15,7 @@ from edge_agent.bundles.trusting import Trusting
 from edge_agent.bundles.update import TrialRules
 from edge_agent.bundles.updater import MIB, Policy, Updater
 from edge_agent.config import AgentSettings
+from edge_agent.device.providers import plans_in
 from edge_agent.resolver import Asking, ask_srv, parse
 from edge_agent.trust.server_keys import learn
 from edge_agent.trust.store import TrustStore
@@ -44,7 +45,13 @@ def updater_of(
     return Updater(
         shelf,
         switch=switch,
-        smoke=Smoke(timeout_s=updates.try_s, memory_nbytes=updates.try_mib * MIB, providers=settings.device.providers),
+        smoke=Smoke(
+            timeout_s=updates.try_s,
+            memory_nbytes=updates.try_mib * MIB,
+            providers=settings.device.providers,
+            plans=plans_in(settings.device.plans_dir, settings.state_dir),
+            stop=stop,
+        ),
         courier=Courier(ways, bytes_per_s=updates.mib_per_s * MIB, stop=stop, keys_told=_keeper(settings, told))
         if asks
         else None,

@@ -60,7 +60,12 @@ class HttpSettings(Section, frozen=True):
     tls_key: Annotated[Path | None, setting("PEM file of the certificate's private key.")] = None
     client_ca: Annotated[Path | None, setting("PEM file of those who may sign client certificates.")] = None
     max_body_mib: Annotated[int, setting("Largest body, also after it is unpacked.", ge=1, le=4096)] = 64
-    max_connections: Annotated[int, setting("Connections at once.", ge=1, le=100_000)] = 512
+    max_connections: Annotated[
+        int,
+        setting(
+            "Connections at once; idle ones make way, and 8 more may ask for health and metrics.", ge=1, le=100_000
+        ),
+    ] = 512
     header_timeout_s: Annotated[float, setting("A request's head must be here by then.", ge=0.1, le=3600)] = 10.0
     body_timeout_s: Annotated[float, setting("A request's body must be here by then.", ge=0.1, le=3600)] = 30.0
     keep_alive_s: Annotated[float, setting("An idle connection is closed after this.", ge=1, le=3600)] = 60.0

@@ -128,7 +128,7 @@ class Heads:
             from protocol.engines.catalogue import KINDS, EngineOptions
 
             options = EngineOptions(
-                file, max_rows=self._layout.most, batch_axes=self._layout.axes, cache_dir=self._plans
+                file, max_rows=self._layout.most, knee=1, batch_axes=self._layout.axes, cache_dir=self._plans
             )
             return self._layout.portioned(KINDS[providers.NATIVE[wanted.name]].make(graph, options))
         return OrtEngine(graph, label=file, providers=wanted.providers, threads=self._threads)

@@ -34,13 +34,15 @@ MIB = 1024 * 1024
 class EngineOptions:
     """What an engine is told besides its graph; each kind takes of it what it knows.
 
-    `max_rows` is the largest batch that will be asked for, `batch_axes` where each input has it (None: nowhere).
+    `max_rows` is the largest batch that will be asked for, `knee` the one to be fastest at (None: the largest),
+    `batch_axes` where each input has it (None: nowhere).
     `gpu_memory_nbytes` bounds what it may take of the GPU; None does not. `cache_dir` is where built plans are kept.
     """
 
     label: str
     threads: int = 1
     max_rows: int = 1
+    knee: int | None = None
     batch_axes: Mapping[str, int | None] | None = None
     device: int = 0
     gpu_memory_nbytes: int | None = None
@@ -176,8 +178,8 @@ def _tensorrt(library: Library, graph: bytes, options: EngineOptions) -> Engine:
     from protocol.engines.trt_options import TrtOptions
 
     wanted = TrtOptions(
-        library=library, device=options.device, max_batch=options.max_rows, batch_axes=options.batch_axes or {},
-        cache=options.cache_dir,
+        library=library, device=options.device, max_batch=options.max_rows, knee=options.knee,
+        batch_axes=options.batch_axes or {}, cache=options.cache_dir,
     )  # fmt: skip
     if (most := options.gpu_memory_nbytes) is not None:
         wanted = msgspec.structs.replace(wanted, memory_nbytes=most, workspace_nbytes=most // 2)

@@ -59,7 +59,7 @@ def made(simulated_gpu: Any, monkeypatch: pytest.MonkeyPatch) -> list[TensorRtEn
 
     def make(graph: bytes, options: EngineOptions) -> Engine:
         wanted = TrtOptions(
-            max_batch=options.max_rows, batch_axes=options.batch_axes or {}, cache=options.cache_dir,
+            max_batch=options.max_rows, knee=options.knee, batch_axes=options.batch_axes or {}, cache=options.cache_dir,
             build_timeout_s=60.0,
         )  # fmt: skip
         engine = TensorRtEngine(graph, label=options.label, options=wanted, driver=simulated_driver, threads=threads)

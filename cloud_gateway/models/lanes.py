@@ -197,9 +197,9 @@ class Lane:
         )
 
     @property
-    def is_steady(self) -> bool:
-        """Whether what a batch takes is known beforehand: shapes do not vary, and no GPU that may hang runs it."""
-        return not self.is_guessed and not any(may_hang(engine) for engine in self.engines)
+    def may_hang(self) -> bool:
+        """Whether something that serves it is on a GPU, where a run may hang."""
+        return any(may_hang(engine) for engine in self.engines)
 
     def _sizes(self, most: int) -> list[int]:
         """Batches to measure: an engine's profiles where it has some, else powers of two, up to the bound."""

@@ -98,7 +98,7 @@ class Runner:
             self._desk.finished(thread, dispatch.batch)
         if self._keep_answers is not None:
             self._keep_answers(outcomes)
-        return outcomes
+        return [outcome for outcome in outcomes if isinstance(outcome, Crashed) or not outcome.item.is_given_up]
 
     def _serve(self, dispatch: Dispatch[Item]) -> list[Outcome]:
         began = time.monotonic()

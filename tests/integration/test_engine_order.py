@@ -203,6 +203,26 @@ def test_a_run_that_hangs_on_the_gpu_holds_up_nobody_elses_request(house: House,
         assert "CPUExecutionProvider" in result.engine
 
 
+def test_whoever_waits_for_a_run_that_hangs_is_told_by_the_deadline_and_may_ask_again(
+    house: House, toy_samples: Floats
+) -> None:
+    row = {"x": toy_samples[:1]}
+    with WireClient(str(house.gateway.endpoint)) as client:
+        client.greet()
+        house.stage.hangs = house.engine.label
+        client.send(*client.infer(house.entry, row, 1, budget_us=1_000_000))
+        assert house.stage.hung.wait(WITHIN_S)
+        refused, _ = client.receive_all()
+        assert isinstance(refused, m.Reject), refused
+        assert (refused.request.sequence, refused.code) == (1, m.RejectCode.DEADLINE)
+        house.stage.may_end.set()
+        client.send(*client.infer(house.entry, row, 1, attempt=2, budget_us=60_000_000))
+        result, _ = client.receive_all()
+        assert isinstance(result, m.Result), result
+        assert (result.request.sequence, result.attempt) == (1, 2)
+        assert client.silent()
+
+
 def test_requests_that_cross_many_changes_of_engines_are_answered_once_each(house: House) -> None:
     """Engines fail and return while requests are in flight; the answers are counted and compared one by one."""
     stop = threading.Event()

@@ -16,6 +16,7 @@ from partitioner.crossing.boundary import Codes, codes_for, emit_codes, take_cod
 from partitioner.graph.cuts import prefix_candidates, separate
 from partitioner.graph.model import LoadedModel, load, serialise
 from partitioner.graph.split import split
+from partitioner.int8.calibration import BINS, Histogram, clip
 from partitioner.int8.head_engine import estimated_ratio, refusal
 from partitioner.int8.quantise import quantise
 from partitioner.int8.recipes import PLAIN, Recipe, for_tensorrt, plain_for, restrict
@@ -226,3 +227,26 @@ def test_time_is_estimated_by_work_not_measured(subject: tuple[LoadedModel, Rang
     most = estimated_ratio(quantise(model.graph, seen, ALL_SYMMETRIC), model.topology)
     assert none == 1.0
     assert 0.25 < most < some < 1.0
+
+
+def _noise_of(histogram: Histogram, end: float) -> float:
+    """Of symmetric codes that end there, counted value by value."""
+    values = np.repeat(histogram.centres, histogram.counts)
+    step = 2.0 * end / 255.0
+    rounded = np.clip(np.rint(values / step), -127, 127) * step
+    return float(np.square(values - rounded).sum())
+
+
+@pytest.mark.parametrize("positive", [False, True])
+def test_symmetric_codes_end_where_their_own_noise_is_least(positive: bool) -> None:
+    values = np.random.default_rng(3).standard_t(3, 20_000)
+    values = np.maximum(values, 0.0) if positive else values
+    low, high = float(values.min()), float(values.max())
+    histogram = Histogram(low, high, np.histogram(values, BINS, (low, high))[0])
+    recipe = for_tensorrt(Recipe(name="mse", calibration="mse"))
+    least, most = clip(histogram, recipe)
+    end = max(-least, most)
+    assert low <= least <= most <= high
+    assert end < max(-low, high)
+    tried = np.linspace(0.2, 1.0, 33) * max(-low, high)
+    assert _noise_of(histogram, end) <= 1.1 * min(_noise_of(histogram, float(e)) for e in tried)

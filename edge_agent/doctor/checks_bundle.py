@@ -91,8 +91,14 @@ def heads(case: Case) -> Verdict:
         by_place.setdefault((started.name, over), []).append(file)
     for (name, over), files in by_place.items():
         seen = f"{' and '.join(files)} on {name}{over}"
-        found.append(warn(seen, "mend that, or take it out of device.providers") if over else ok(seen))
+        found.append(warn(seen, _mending(case.bundle(), over)) if over else ok(seen))
     return together(found)
+
+
+def _mending(bundle: Bundle, why: str) -> str:
+    if "TensorRT does not take" in why and bundle.manifest.conditions.head_engine != "tensorrt":
+        return "build the bundle with `partitioner split --head-engine tensorrt`"
+    return "mend that, or take it out of device.providers"
 
 
 def fallback(case: Case) -> Verdict:

@@ -17,6 +17,8 @@ import pytest
 
 from edge_agent.bundles.first_run import judge
 from edge_agent.device.portions import MOST_ROWS
+from edge_agent.doctor import checks_bundle
+from edge_agent.doctor.case import Case
 from edge_agent.heads import Heads
 from partitioner.people.report import Silent
 from partitioner.planning.build import Order, build
@@ -89,6 +91,23 @@ def test_a_trial_builds_what_the_swap_then_finds(bundle: Bundle, made: list[Tens
     heads.deactivate()
     assert len(made) == 2 * tried == 2 * len(files)
     assert all(engine.build_s is None for engine in made[tried:]), "a plan was built again"
+
+
+def test_the_doctor_says_how_to_build_heads_that_tensorrt_takes(
+    toy_bundle: Path, bundle: Bundle, made: list[TensorRtEngine], tmp_path: Path
+) -> None:
+    found = []
+    for root in (toy_bundle, bundle.root):
+        asked = {"state_dir": str(tmp_path), "bundle.path": str(root), "device.providers": [*NATIVE, "cpu"]}
+        case = Case(env={}, overrides=asked)
+        try:
+            found.append(checks_bundle.heads(case))
+        finally:
+            case.close()
+    for_others, for_tensorrt = found
+    assert "on cpu, not on tensorrt-native" in for_others.fact
+    assert "--head-engine tensorrt" in for_others.remedy
+    assert for_tensorrt.fact.endswith("on tensorrt-native")
 
 
 def test_requests_of_any_number_of_rows_give_what_the_processor_gives(

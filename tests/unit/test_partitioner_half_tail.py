@@ -239,6 +239,16 @@ def test_the_command_writes_the_model_and_says_how_it_was_judged(tmp_path: Path)
     assert "held-out samples" in run(tmp_path, "--accuracy-bound", "0.05").stdout
 
 
+def test_the_command_does_not_write_over_the_model(tmp_path: Path) -> None:
+    path = models.write(models.residual(), tmp_path)
+    before = path.read_bytes()
+    (tmp_path / "half.onnx").symlink_to(path)
+    done = run(tmp_path)
+    assert done.exit_code == 3
+    assert "is the model itself" in done.stderr
+    assert path.read_bytes() == before
+
+
 def test_the_command_writes_nothing_where_it_does_not_hold(tmp_path: Path) -> None:
     big = models.residual()
     for weight in big.graph.initializer:

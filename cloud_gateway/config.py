@@ -30,6 +30,7 @@ _URL = r"^https?://[^\s]+$"
 
 
 HalfTails = Literal["auto", "never"]
+Profiles = Literal["auto", "one"]
 EngineName = Literal["tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt", "onnxruntime-cuda", "onnxruntime-cpu"]
 
 
@@ -195,6 +196,12 @@ class EnginesSettings(Section, frozen=True):
     plans_dir: Annotated[
         Path | None, setting("Folder where plans that were built here are kept; else they are built at every start.")
     ] = None
+    profiles: Annotated[
+        Profiles,
+        setting(
+            "Build TensorRT's plans with kernels for single rows beside those for batches (auto), or for all in one."
+        ),
+    ] = "auto"
     retry_s: Annotated[
         float,
         setting(

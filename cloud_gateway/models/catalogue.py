@@ -289,6 +289,7 @@ class Catalogue:
             settings.engines,
             settings.gpu_memory_nbytes,
             settings.half,
+            max(settings.preferred_sizes, default=None),
         )
 
     def _keep(self, key: str, lane: Lane, wishes: _Wishes) -> None:

@@ -81,6 +81,8 @@ class Making:
             tail.label,
             threads=wanted.threads,
             max_rows=wanted.max_rows,
+            knee=wanted.knee,
+            several=settings.profiles == "auto",
             batch_axes=axes,
             device=settings.device,
             gpu_memory_nbytes=needed_nbytes if kind.on_gpu else None,

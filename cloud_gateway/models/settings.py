@@ -82,3 +82,4 @@ class Wanted(NamedTuple):
     order: tuple[str, ...] = ()  # engines by name, the preferred first; empty: the gateway's own order
     gpu_memory_nbytes: int | None = None  # that it may take; None: as its size suggests
     half: Literal["auto", "never"] | None = None  # whether it may run the float16 form
+    knee: int | None = None  # rows to be fastest at; None: `max_rows`

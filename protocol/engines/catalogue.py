@@ -35,7 +35,8 @@ class EngineOptions:
     """What an engine is told besides its graph; each kind takes of it what it knows.
 
     `max_rows` is the largest batch that will be asked for, `knee` the one to be fastest at (None: the largest),
-    `batch_axes` where each input has it (None: nowhere).
+    `batch_axes` where each input has it (None: nowhere). With `several`, single rows get kernels of their own where a
+    plan is built.
     `gpu_memory_nbytes` bounds what it may take of the GPU; None does not. `cache_dir` is where built plans are kept.
     """
 
@@ -43,6 +44,7 @@ class EngineOptions:
     threads: int = 1
     max_rows: int = 1
     knee: int | None = None
+    several: bool = False
     batch_axes: Mapping[str, int | None] | None = None
     device: int = 0
     gpu_memory_nbytes: int | None = None
@@ -179,6 +181,7 @@ def _tensorrt(library: Library, graph: bytes, options: EngineOptions) -> Engine:
 
     wanted = TrtOptions(
         library=library, device=options.device, max_batch=options.max_rows, knee=options.knee,
+        several=options.several and library == "tensorrt",  # RTX compiles for each shape as it comes, anyhow
         batch_axes=options.batch_axes or {}, cache=options.cache_dir,
     )  # fmt: skip
     if (most := options.gpu_memory_nbytes) is not None:

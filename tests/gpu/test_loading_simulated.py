@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from onnx import TensorProto
 
 from protocol.engines.tensorrt import TensorRtEngine
-from protocol.engines.trt_options import GpuError
+from protocol.engines.trt_options import GpuError, Span
+from tests.gpu.graphs import graph, node
 from tests.gpu.tiny import Make, x_of, y_of
 from tests.waiting import PATIENCE_S, until
 
@@ -146,6 +149,73 @@ def test_the_engine_says_how_much_of_the_gpu_it_holds(simulated_gpu: Any, make: 
     engine = make(slots=3)
     assert engine.gpu_nbytes is None
     with engine:
-        (plan_nbytes,) = {simulated_gpu.plan_nbytes}
-        assert engine.gpu_nbytes == plan_nbytes + sum(len(block) for block in simulated_gpu.blocks.values())
+        assert engine.gpu_nbytes == simulated_gpu.plan_nbytes + sum(
+            len(block) for block in simulated_gpu.blocks.values()
+        )
     assert engine.gpu_nbytes is None
+
+
+# ---- several profiles -----------------------------------------------------------------------------------------------
+
+
+def told_by(engine: TensorRtEngine) -> list[str]:
+    told: list[str] = []
+    engine._told = told.append
+    return told
+
+
+def test_single_rows_run_in_a_profile_of_their_own(simulated_gpu: Any, make: Make) -> None:
+    with make(several=True, knee=4) as engine:
+        assert engine.profiles == (Span(1, 1, 1), Span(2, 4, 8))
+        for rows in (1, 2, 8, 1):
+            np.testing.assert_array_equal(engine.infer({"x": x_of(rows)})["y"], y_of(x_of(rows)))
+    assert simulated_gpu.clean() == []
+
+
+def test_a_library_that_refuses_several_profiles_gets_one(
+    simulated_gpu: Any, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ISTHMUS_SIMULATED_BUILD", "one profile")
+    told = told_by(engine := make(several=True, cache=tmp_path / "plans"))
+    with engine:
+        assert engine.profiles == (Span(1, 8, 8),)
+        np.testing.assert_array_equal(engine.infer({"x": x_of(1)})["y"], y_of(x_of(1)))
+    assert any("one profile instead of 2" in line for line in told)
+
+
+def test_several_profiles_that_need_more_memory_than_there_may_be_give_way_to_one(
+    simulated_gpu: Any, make: Make
+) -> None:  # fmt: skip
+    with make(several=True) as engine:
+        both = engine.gpu_nbytes
+    with make() as engine:
+        alone = engine.gpu_nbytes
+    assert both is not None
+    assert alone is not None
+    assert alone < both
+    with make(several=True, memory_nbytes=alone) as engine:
+        assert engine.profiles == (Span(1, 8, 8),)
+        assert engine.gpu_nbytes == alone
+    assert simulated_gpu.clean() == []
+
+
+def test_several_profiles_that_took_too_long_are_not_waited_for_again(
+    simulated_gpu: Any, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as slow:
+        slow.setenv("ISTHMUS_SIMULATED_BUILD", "hang")
+        told = told_by(engine := make(several=True, cache=tmp_path / "plans", build_timeout_s=0.1))
+        with pytest.raises(GpuError, match="took longer"):
+            engine.activate()
+    assert any("one profile instead of 2" in line for line in told)
+    told = told_by(engine := make(several=True, cache=tmp_path / "plans"))
+    with engine:
+        assert engine.profiles == (Span(1, 8, 8),)
+    assert any("several were refused before" in line for line in told)
+
+
+def test_a_graph_of_one_size_is_built_once(simulated_gpu: Any, make: Make) -> None:
+    fixed = [("x", TensorProto.FLOAT, [1, 4])]
+    model = graph([node("Relu", "x", "y")], fixed, [("y", TensorProto.FLOAT, [1, 4])])
+    with make(model, several=True) as engine:
+        assert len(engine.profiles) == 1

@@ -2,7 +2,8 @@
 
 Only what every recorded version of the real bindings has is here, with their names of parameters (`tests/gpu/api`, a
 test compares them): what our code calls on the simulation, the real ones have. Builds obey ISTHMUS_SIMULATED_BUILD:
-"crash", "hang", "nothing" (no plan), "memory" (no memory), "words" (prints on standard output as well).
+"crash", "hang", "nothing" (no plan), "memory" (no memory), "one profile" (no plan for several), "words" (prints on
+standard output as well).
 """
 
 from __future__ import annotations
@@ -211,7 +212,7 @@ class Builder:
             threading.Event().wait()
         if order == "words":
             print("a library that talks", flush=True)
-        if order in ("nothing", "memory"):
+        if order in ("nothing", "memory") or (order == "one profile" and len(config.profiles) > 1):
             self._logger.log(ILogger.Severity.ERROR, "out of memory" if order == "memory" else "no tactic")
             return None
         monitor.step_complete("Building engine", 0)

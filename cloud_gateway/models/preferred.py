@@ -66,6 +66,7 @@ class PreferredEngine(ActivationScope):
         self._offers = {offer.kind: offer for offer in offers}
         self._workshop = workshop
         self._rests_s = first_rest_s, longest_rest_s
+        self._needs: dict[str, int] = {}  # bytes of the GPU, once an engine has said so
         self._room: Preference | None = None
         self._lock = threading.RLock()  # guards what follows
         self._engines: dict[str, Engine] = {}
@@ -296,7 +297,7 @@ class PreferredEngine(ActivationScope):
         began = time.monotonic()
         engine: Engine | None = None
         try:
-            if reason := self._workshop.take_memory((id(self), kind), offer.gpu_nbytes):
+            if reason := self._workshop.take_memory((id(self), kind), self._needs.get(kind, offer.gpu_nbytes)):
                 raise GpuError(f"{self.label}: {reason}", cause="out-of-memory")
             engine = offer.make()
             with self._lock:
@@ -304,6 +305,9 @@ class PreferredEngine(ActivationScope):
                     raise EngineError(f"{self.label} is not wanted any more", "")
                 self._loading = engine
             engine.activate()
+            if (held := getattr(engine, "gpu_nbytes", None)) is not None:  # what was guessed before is known now
+                self._needs[kind] = held
+                self._workshop.take_memory((id(self), kind), held)
             self._try_out(kind, engine)
         except Exception as error:
             is_file = engine is None and isinstance(error, IsthmusError | OSError)

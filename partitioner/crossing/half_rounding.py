@@ -32,9 +32,8 @@ def rounded(half: bytes) -> bytes:
 
     Raises ModelError for a graph whose element types cannot be inferred.
     """
-    proto = onnx.load_model_from_string(half)
     try:
-        proto = onnx.shape_inference.infer_shapes(proto, strict_mode=True)
+        proto = onnx.shape_inference.infer_shapes(onnx.load_model_from_string(half), strict_mode=True)
     except Exception as error:  # of several kinds
         raise ModelError(f"the graph in float16 is not consistent ({str(error)[:200]})", "it stays float32") from error
     _widen(proto.graph, is_main=True)

@@ -34,20 +34,22 @@ _ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div"})
 
 def in_half(graph: bytes) -> bytes:
     """The graph with its inside in float16, its inputs and outputs as they are. Raises ModelError."""
-    proto = onnx.shape_inference.infer_shapes(_whole(graph))
-    decodes = [_taken_off(proto.graph, decode) for decode in list(_decodes(proto.graph))]
+    proto = _whole(graph)
     try:
+        proto = onnx.shape_inference.infer_shapes(proto)
+        decodes = [_taken_off(proto.graph, decode) for decode in _decodes(proto.graph)]
         half = convert_float_to_float16(proto, keep_io_types=True, disable_shape_infer=False)
-    except Exception as error:  # it raises bare exceptions of any kind
+        for decode in decodes:
+            _put_back(half.graph, decode)
+        _sort(half.graph)
+        del half.graph.value_info[:]  # what it notes of types is not right everywhere
+        data: bytes = onnx.shape_inference.infer_shapes(half).SerializeToString(deterministic=True)
+    except ModelError:
+        raise
+    except Exception as error:  # they raise bare exceptions of any kind
         raise ModelError(
             f"the graph cannot be computed in float16 ({type(error).__name__}: {str(error)[:200]})", "it stays float32"
         ) from error
-    for decode in decodes:
-        _put_back(half.graph, decode)
-    _sort(half.graph)
-    del half.graph.value_info[:]  # what it notes of types is not right everywhere
-    half = onnx.shape_inference.infer_shapes(half)
-    data: bytes = half.SerializeToString(deterministic=True)
     return data
 
 

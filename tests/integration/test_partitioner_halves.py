@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -24,7 +26,7 @@ from partitioner.planning.build import Order, build
 from partitioner.planning.explore import Search
 from partitioner.planning.recheck import recheck
 from partitioner.planning.write import write_bundle
-from protocol.bundle import Bundle, FileEntry, sha256
+from protocol.bundle import MANIFEST, Bundle, FileEntry, Manifest, sha256
 from protocol.engines.ort import OrtEngine
 from protocol.engines.trt_graphs import check_graph, profile_shapes
 from protocol.engines.trt_options import TrtOptions
@@ -170,6 +172,28 @@ def test_segments_and_all_other_files_are_the_same_without(tmp_path: Path) -> No
         found.append(({p.id: p.segment for p in one.placements}, {f for f in one.files if "fp16" not in f}))
         assert any("fp16" in file for file in one.files) is wanted
     assert found[0] == found[1]
+
+
+def test_a_manifest_without_them_is_read_and_a_reader_that_knows_none_leaves_them_out(bundle: Bundle) -> None:
+    told = json.loads(bundle.root.joinpath(MANIFEST).read_bytes())
+    for entry in told["placements"]:
+        assert (entry.pop("half") is None) is (entry["tail"] is None)
+        entry["of a later day"] = 1
+    read = msgspec.convert(told, Manifest)
+    assert all(entry.half is None for entry in read.placements)
+    assert read.files == bundle.manifest.files
+
+
+def test_what_no_converter_can_do_is_told_and_no_error_of_the_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise AssertionError("of the converter's own")
+
+    monkeypatch.setattr("partitioner.crossing.half_tail.convert_float_to_float16", fails)
+    (entry, *_) = built(tmp_path, ("r3",), precision="fp32").remote_segments()
+    assert entry.half is None
+    assert "no tail in float16: the graph cannot be computed in float16 (AssertionError: of the" in entry.notes[0]
 
 
 def test_where_it_does_not_hold_the_entry_says_why_and_the_build_goes_on(tmp_path: Path) -> None:

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from edge_agent.bundles.addresses import Addresses
 from edge_agent.bundles.courier import Courier
+from edge_agent.bundles.policy import MIB, Policy
 from edge_agent.bundles.shelf import Shelf
 from edge_agent.bundles.smoke import Smoke
 from edge_agent.bundles.trusting import Trusting
 from edge_agent.bundles.update import TrialRules
-from edge_agent.bundles.updater import MIB, Policy, Updater
+from edge_agent.bundles.updater import Updater
 from edge_agent.config import AgentSettings
 from edge_agent.device.providers import plans_in
 from edge_agent.resolver import Asking, ask_srv, parse

@@ -168,6 +168,7 @@ PURE_ROOMS = (
     "protocol/wire.py",
     "protocol/control/*.py",
     "edge_agent/bundles/download.py",
+    "edge_agent/bundles/policy.py",
     "edge_agent/bundles/record.py",
     "edge_agent/bundles/update.py",
     "edge_agent/explaining.py",

@@ -7,10 +7,12 @@ stand in the manifest, and the manifest's own digest in a signature that the dev
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 from edge_agent.bundles.disk import Disk
+from edge_agent.bundles.policy import MIB
 from edge_agent.bundles.shelf import Shelf
 from protocol import dsse
 from protocol import messages as m
@@ -19,13 +21,13 @@ from protocol.errors import BundleError, IsthmusError, NetworkError
 from protocol.signing import Trust
 
 MOST_MANIFEST_NBYTES = 32 << 20
-MIB = 1024 * 1024
 
 
 class Fetches(Protocol):
     """Gateways, as seen from here: see `courier`, which is them."""
 
     fetched_nbytes: int
+    interrupted: Callable[[], bool]  # whether to leave a fetch, with Interrupted, so that it goes on later
 
     def offers(self, model: str = "") -> m.Offers: ...
 

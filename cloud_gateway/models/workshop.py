@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol
 from protocol.engines.causes import Cause
 
 STOP_S = 5.0  # how long `stop` waits for what is being loaded
+GIVE_UP_IVL_S = 0.1
 MIB = 1024 * 1024
 
 
@@ -185,9 +186,11 @@ class Workshop:
             self._lock.notify_all()
         if self._thread is None:
             return True
-        for engine in engines:
-            engine.give_up()
-        self._thread.join(STOP_S)
+        end = time.monotonic() + STOP_S
+        while self._thread.is_alive() and time.monotonic() < end:
+            for engine in engines:  # again and again: a build may have begun only now
+                engine.give_up()
+            self._thread.join(GIVE_UP_IVL_S)
         return not self._thread.is_alive()
 
     def _wake(self) -> None:
@@ -197,9 +200,9 @@ class Workshop:
     def _main(self) -> None:
         try:
             while (engines := self._next_round()) is not None:
-                for engine in engines:
-                    while not self._stopping and engine.turn():
-                        pass
+                for engine in engines:  # one thing each: a lane with much to load lets the others have their turn
+                    if not self._stopping and engine.turn():
+                        self.wake()
         except BaseException as error:  # the top of the thread
             self._crashed(error)
 

@@ -66,3 +66,70 @@ def test_what_is_said_while_the_workshop_looks_what_is_due_is_not_missed() -> No
     until(lambda: engine.turns >= 2, "the second round", within_s=WITHIN_S)
     assert workshop.stop()
     assert engine.given_up == 1
+
+
+def test_a_lane_with_much_to_load_lets_the_others_have_their_turn() -> None:
+    order: list[str] = []
+    all_are_here = threading.Event()
+
+    class Gate(Turns):
+        def turn(self) -> bool:
+            return not all_are_here.wait(WITHIN_S)
+
+    class Busy(Turns):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.name, self.things = name, 2
+
+        def turn(self) -> bool:
+            if self.things:
+                self.things -= 1
+                order.append(self.name)
+                return True
+            return False
+
+    workshop = Workshop()
+    for engine in (Gate(), Busy("one"), Busy("two")):
+        workshop.enter(engine)
+    all_are_here.set()
+    until(lambda: len(order) == 4, "everything to be loaded", within_s=WITHIN_S)
+    assert workshop.stop()
+    assert order == ["one", "two"] * 2
+
+
+def test_a_build_that_began_just_when_the_workshop_stops_is_given_up_as_well() -> None:
+    began, given_up = threading.Event(), threading.Event()
+    asked = threading.Event()
+
+    class Late(Turns):
+        def turn(self) -> bool:
+            began.set()
+            assert asked.wait(WITHIN_S)
+            self.builds = True
+            return not given_up.wait(WITHIN_S)
+
+        builds = False
+
+        def give_up(self) -> None:
+            asked.set()  # too early: nothing is built yet
+            if self.builds:
+                given_up.set()
+
+    workshop = Workshop()
+    workshop.enter(Late())
+    assert began.wait(WITHIN_S)
+    assert workshop.stop()
+    assert given_up.is_set()
+
+
+def test_what_ends_the_thread_is_a_bug_and_told_as_one() -> None:
+    crashes: list[BaseException] = []
+    workshop = Workshop(crashed=crashes.append)
+
+    class Broken(Turns):
+        def turn(self) -> bool:
+            raise AssertionError("a bug")
+
+    workshop.enter(Broken())
+    until(lambda: bool(crashes), "the crash", within_s=WITHIN_S)
+    assert workshop.stop()

@@ -69,6 +69,7 @@ SUITES: dict[str, Suite] = {
     "codecs": Suite("benchmarks.codecs", "run", "bits, speed and accuracy of every rung at several cuts (~8 min)"),
     "streams": Suite("benchmarks.streams", "run", "frames of a panning camera: bits alone and as differences (~2 min)"),
     "int8": Suite("benchmarks.int8", "run", "INT8 recipes: speed, accuracy, the search, layer by layer (~10 min)"),
+    "halves": Suite("benchmarks.halves", "run", "tails in float16: size and accuracy beside float32 (~4 min)"),
     "splitting": Suite(
         "benchmarks.splitting",
         "run",

@@ -5,6 +5,8 @@ No test waits for a time: the simulation stops where it is told to, and goes on 
 
 from __future__ import annotations
 
+import gc
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -219,3 +221,33 @@ def test_a_graph_of_one_size_is_built_once(simulated_gpu: Any, make: Make) -> No
     model = graph([node("Relu", "x", "y")], fixed, [("y", TensorProto.FLOAT, [1, 4])])
     with make(model, several=True) as engine:
         assert len(engine.profiles) == 1
+
+
+# ---- nothing grows --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("library", ["tensorrt", "tensorrt-rtx"])
+def test_an_engine_that_comes_and_goes_leaves_nothing_behind(
+    simulated_gpu: Any, make: Make, tmp_path: Path, library: str
+) -> None:
+    engine = make(library=library, cache=tmp_path / "plans")
+
+    def left() -> tuple[int, int, list[str], int]:
+        gc.collect()
+        files = sorted(path.name for path in (tmp_path / "plans").iterdir())
+        return len(os.listdir("/proc/self/fd")), threading.active_count(), files, len(gc.get_objects())
+
+    def cycle(times: int) -> None:
+        for round_ in range(times):
+            with engine:
+                for _ in range(2):
+                    engine.infer({"x": x_of(1 + round_ % 8)})
+                engine.rows(100)
+
+    cycle(5)
+    *before, objects = left()
+    cycle(20)
+    *after, objects_after = left()
+    assert after == before
+    assert objects_after - objects < 20, "less than one object a cycle"
+    assert simulated_gpu.clean() == []

@@ -95,7 +95,7 @@ class Daemon:
             settings,
             self._shelf,
             self._trust,
-            ways=lambda: self._addresses(),
+            addresses=lambda: self._addresses,
             switch=self._switch,
             base=self._base,
             told=self._told,
@@ -321,6 +321,8 @@ class Daemon:
                 self.settings = before
                 raise
             self._addresses = addresses
+            if settings.gateways != before.gateways and self._policy.automatic:
+                self._updates.check_now()  # who is new may offer something
 
     def retune(self, settings: AgentSettings) -> None:
         """Take what is a number somewhere."""

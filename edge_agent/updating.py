@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +20,6 @@ from edge_agent.device.providers import plans_in
 from edge_agent.resolver import Asking, ask_srv, parse
 from edge_agent.trust.server_keys import learn
 from edge_agent.trust.store import TrustStore
-from edge_agent.ways import Ways
 from protocol import messages as m
 from protocol.bundle import Bundle
 from protocol.errors import InputError
@@ -37,12 +36,13 @@ def updater_of(
     base: Bundle | None,
     told: Callable[[str, str], None],
     crashed: Callable[[BaseException], None],
-    ways: Callable[[], Sequence[Ways]] | None = None,
+    addresses: Callable[[], Addresses] | None = None,
 ) -> Updater:
-    """`ways` gives those to the gateways; else they are those of the settings. Raises InputError."""
+    """`addresses` gives whom to ask, anew each time; else they are those of the settings. Raises InputError."""
     updates, stop = settings.updates, threading.Event()
-    asks = updates.enabled and bool(settings.gateways.endpoints)
-    ways = ways or addresses_of(settings, told)
+    if addresses is None:
+        own = addresses_of(settings, told)
+        addresses = lambda: own  # noqa: E731 - as whoever gives others does
     return Updater(
         shelf,
         switch=switch,
@@ -53,8 +53,14 @@ def updater_of(
             plans=plans_in(settings.device.plans_dir, settings.state_dir),
             stop=stop,
         ),
-        courier=Courier(ways, bytes_per_s=updates.mib_per_s * MIB, stop=stop, keys_told=_keeper(settings, told))
-        if asks
+        courier=Courier(
+            lambda: addresses()(),
+            bytes_per_s=updates.mib_per_s * MIB,
+            stop=stop,
+            keys_told=_keeper(settings, told),
+            named=lambda: bool(addresses()),
+        )
+        if updates.enabled
         else None,
         trusting=_Trusting(trusting),
         policy=policy_of(settings),

@@ -47,6 +47,7 @@ class FolderGateway:
     def __init__(self, folder: Path) -> None:
         self.bundle = Bundle.open(folder)
         self.fetched_nbytes = 0
+        self.named: Callable[[], bool] = lambda: True
         self.interrupted: Callable[[], bool] = lambda: False
         listed = self.bundle.manifest.files.items()
         self.files = {entry.sha256: folder / name for name, entry in listed} | {self.bundle.digest: folder / MANIFEST}

@@ -64,8 +64,11 @@ class Courier:
         stall_s: float = STALL_S,
         stop: threading.Event | None = None,
         keys_told: Callable[[tuple[m.ServerKey, ...], bytes], None] = lambda keys, by: None,
+        named: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`keys_told` hears by what a gateway says it is known, and the key (32 bytes) that it has just proven."""
+        """`named` tells whether any gateway is, now.
+
+        `keys_told` hears by what a gateway says it is known, and the key (32 bytes) that it has just proven."""
         self._find = ways if callable(ways) else lambda: ways
         self._ways: tuple[GatewayWays, ...] = ()
         self._patience_s, self._stall_s = patience_s, stall_s
@@ -73,6 +76,7 @@ class Courier:
         self._keys_told = keys_told
         self._pace = Pace(rate=bytes_per_s, burst_nbytes=2 * wire.PART_NBYTES, now=time.monotonic())
         self.fetched_nbytes = 0
+        self.named = named
         self.interrupted: Callable[[], bool] = lambda: False
 
     def offers(self, model: str = "") -> m.Offers:

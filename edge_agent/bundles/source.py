@@ -27,6 +27,7 @@ class Fetches(Protocol):
     """Gateways, as seen from here: see `courier`, which is them."""
 
     fetched_nbytes: int
+    named: Callable[[], bool]  # whether there is anybody to ask
     interrupted: Callable[[], bool]  # whether to leave a fetch, with Interrupted, so that it goes on later
 
     def offers(self, model: str = "") -> m.Offers: ...

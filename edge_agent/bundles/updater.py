@@ -199,7 +199,8 @@ class Updater:
             self.resume()
 
     def _is_due(self) -> bool:
-        return self._courier is not None and self.policy.automatic and time.monotonic() >= self._check_at
+        asks = self._courier is not None and self._courier.named() and self.policy.automatic
+        return asks and time.monotonic() >= self._check_at
 
     def _interrupts(self) -> bool:
         """Whether somebody waits for a fetch to make room."""

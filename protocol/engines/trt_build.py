@@ -151,7 +151,7 @@ class PlanBuild:
         if took_s >= timeout_s:
             return GpuError(
                 f"the build took longer than {timeout_s:.0f} s and was ended",
-                "raise build_timeout_s or lower the optimisation",
+                "look at what else this machine does, or leave the engine out of the order for this model",
                 cause="build-timeout",
             )
         code = self._child.returncode if self._child is not None else 0

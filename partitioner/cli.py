@@ -200,7 +200,7 @@ def split(
     with guarded():
         from partitioner.people.report import Bar, Silent, print_built
         from partitioner.planning.build import build
-        from partitioner.planning.plans import to_build
+        from partitioner.planning.plans import followed, to_build
 
         order = replace(
             flags.order(model, output),
@@ -212,8 +212,7 @@ def split(
         if planned is None:
             order = replace(order, cuts=tuple(tuple(names.split(",")) for names in cut or ()))
         else:
-            document = to_build(planned)
-            order = replace(order, cuts=document.cuts, source_digest=document.source_digest)
+            order = followed(order, to_build(planned))
         if as_json:
             built = build(order, Silent())
             print_json({"bundle": str(built.target), "digest": built.digest, "manifest": built.manifest})

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
@@ -16,6 +17,7 @@ from partitioner.people.report import Silent
 from partitioner.planning.build import Order, build
 from partitioner.planning.clock import Machines
 from partitioner.planning.explore import Search
+from partitioner.planning.plans import PlanDocument, followed, table_of
 from partitioner.planning.recheck import recheck
 from protocol.bundle import Bundle
 from protocol.engines.ort import OrtEngine
@@ -78,6 +80,21 @@ def test_the_whole_model_in_eight_bits_answers_like_the_model(bundle: Bundle) ->
         with OrtEngine(bundle.graph(file), label=file) as engine:
             found.append(engine.infer({"x": x})["logits"])
     assert np.abs(found[0] - found[1]).max() < 0.1 * np.abs(found[0]).max()
+
+
+def test_a_plan_that_was_made_for_tensorrt_is_built_for_it(bundle: Bundle, tmp_path: Path) -> None:
+    manifest = bundle.manifest
+    document = PlanDocument(
+        1, "toy", manifest.model.source_digest, table_of(manifest, order(tmp_path)), (("r3",),),
+        manifest.conditions, (), (),
+    )  # fmt: skip
+    made = followed(order(tmp_path, head_engine="onnxruntime"), document)
+    assert (made.head_engine, made.cuts) == ("tensorrt", (("r3",),))
+    others = msgspec.structs.replace(
+        document, conditions=msgspec.structs.replace(manifest.conditions, head_engine="onnxruntime")
+    )
+    assert followed(order(tmp_path, head_engine="onnxruntime"), others).head_engine == "onnxruntime"
+    assert followed(order(tmp_path), others).head_engine == "tensorrt"
 
 
 def _with_nonzero() -> onnx.ModelProto:

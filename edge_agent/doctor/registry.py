@@ -19,6 +19,7 @@ from protocol.errors import InputError
 
 _LOADING_S = 60.0  # heads of a large model, from slow storage
 _ASKING_S = 20.0
+_DRIVER_S = 40.0  # one that hangs is given up after 30 s, in words of its own
 
 CHECKS: tuple[Check, ...] = (
     Check("configuration.valid", "the settings are valid", checks_configuration.valid),
@@ -32,7 +33,7 @@ CHECKS: tuple[Check, ...] = (
     Check("installation.version", "one version is installed", checks_installation.version),
     Check("installation.requirements", "everything needed is installed", checks_installation.requirements),
     Check("installation.engine", "there is one ONNX Runtime", checks_installation.engine, 20.0),
-    Check("installation.providers", "the asked-for providers are there", checks_installation.providers, 20.0),
+    Check("installation.providers", "the asked-for providers are there", checks_installation.providers, _DRIVER_S),
     Check("installation.encryption", "connections can be encrypted", checks_installation.encryption),
     Check("installation.signatures", "signatures can be checked", checks_installation.signatures),
     Check("installation.images", "images can be coded", checks_installation.images),

@@ -27,7 +27,7 @@ import msgspec
 
 LIBRARY = "libcuda.so.1"
 LEAST_CUDA = 12_000  # what TensorRT 10 needs; the version is 1000 * major + 10 * minor
-WITHIN_S = 30.0  # a machine of eight GPUs that all sleep has been seen to take ten
+WITHIN_S = 30.0  # a driver that nobody uses wakes its GPUs one after the other, and a machine may have many
 
 _ROOT = Path(__file__).parents[2]  # where the package lies, installed or not
 

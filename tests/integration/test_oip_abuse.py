@@ -161,10 +161,10 @@ def test_what_is_no_http_is_answered_400_and_cut_off(server: OipServer, garbage:
         (GOOD, ["inference-header-content-length: 5"], 400),
         (GOOD, ["content-encoding: gzip"], 400),
         (GOOD, ["content-encoding: br"], 415),
-        (gzip.compress(GOOD)[:-9], ["content-encoding: gzip"], 400),
-        (gzip.compress(GOOD) + b"more", ["content-encoding: gzip"], 400),
+        (gzip.compress(GOOD, mtime=0)[:-9], ["content-encoding: gzip"], 400),
+        (gzip.compress(GOOD, mtime=0) + b"more", ["content-encoding: gzip"], 400),
         (zlib.compress(GOOD), ["content-encoding: deflate"], 200),
-        (gzip.compress(GOOD), ["content-encoding: gzip"], 200),
+        (gzip.compress(GOOD, mtime=0), ["content-encoding: gzip"], 200),
         (GOOD, ["authorization: Bearer wrong"], 401),
     ],
 )

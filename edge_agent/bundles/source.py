@@ -91,6 +91,18 @@ def fetch_bundle(
     return bundle
 
 
+def verify_bundle(shelf: Shelf, digest: str, trust: Trust, *, whole: bool) -> None:
+    """Check what lies there once more, and keep it. Raises BundleError, UntrustedError, OSError."""
+    folder = shelf.folder(digest)
+    if not folder.exists():
+        folder = shelf.incoming(digest)
+    bundle = Bundle.open(folder, trust)
+    if bundle.digest != digest:
+        raise BundleError(f"what lies in {folder} is another bundle", "it is fetched again")
+    shelf.verify(bundle, whole=whole)
+    shelf.keep(digest)
+
+
 def _offered(digest: str, offer: m.Offer | None, courier: Fetches | None) -> m.Offer:
     """What may be fetched. It is a gateway's word: whatever is wrong with it is not held against the bundle."""
     if courier is None:

@@ -24,7 +24,7 @@ from edge_agent.bundles.picking import Picking
 from edge_agent.bundles.policy import MIB, Policy
 from edge_agent.bundles.record import Record, Step, UpdateView
 from edge_agent.bundles.shelf import Shelf
-from edge_agent.bundles.source import BundleRefusedError, Fetches, fetch_bundle
+from edge_agent.bundles.source import BundleRefusedError, Fetches, fetch_bundle, verify_bundle
 from edge_agent.bundles.trusting import Trusting, Trusts
 from edge_agent.bundles.wishes import Wish, take_wish, wish_waits
 from protocol import messages as m
@@ -74,6 +74,7 @@ class Updater:
         self._picking = Picking()
         self._revocations: bytes | None = None
         self._checked_at: float | None = None
+        self._heard_at = time.monotonic()  # a gateway told what it offers
         self._check_at = 0.0
         self._again_at = float("inf")  # when to go on where the disk has refused
         self._trouble = ""
@@ -160,7 +161,7 @@ class Updater:
         fetched = self._courier.fetched_nbytes if self._courier is not None else 0
         return UpdateView(
             self._update.record, self._update.trial(now=now), fetched, self._checked_at, self._disk or self._trouble,
-            tuple(self._shelf.held()), self._picking.passed_over,
+            tuple(self._shelf.held()), now - self._heard_at if self._asks() else None, self._picking.passed_over,
         )  # fmt: skip
 
     # ---- the thread -------------------------------------------------------------------------------------------------
@@ -198,9 +199,11 @@ class Updater:
         elif time.monotonic() >= self._again_at:
             self.resume()
 
+    def _asks(self) -> bool:
+        return self._courier is not None and self._courier.named() and self.policy.automatic
+
     def _is_due(self) -> bool:
-        asks = self._courier is not None and self._courier.named() and self.policy.automatic
-        return asks and time.monotonic() >= self._check_at
+        return self._asks() and time.monotonic() >= self._check_at
 
     def _interrupts(self) -> bool:
         """Whether somebody waits for a fetch to make room."""
@@ -248,7 +251,7 @@ class Updater:
                     self._fetch(bundle)
                     return u.Fetched()
                 case u.Verify(bundle):
-                    self._verify(bundle)
+                    verify_bundle(self._shelf, bundle, self._trust(), whole=self.policy.whole)
                     return u.Verified()
                 case u.Try(bundle):
                     reason = self._smoke(self._shelf.folder(bundle))
@@ -288,16 +291,6 @@ class Updater:
             )  # fmt: skip
         finally:
             self._fetching = False
-
-    def _verify(self, digest: str) -> None:
-        folder = self._shelf.folder(digest)
-        if not folder.exists():
-            folder = self._shelf.incoming(digest)
-        bundle = Bundle.open(folder, self._trust())
-        if bundle.digest != digest:
-            raise BundleError(f"what lies in {folder} is another bundle", "it is fetched again")
-        self._shelf.verify(bundle, whole=self.policy.whole)
-        self._shelf.keep(digest)
 
     def _let_serve(self, digest: str) -> u.Event | None:
         try:
@@ -345,6 +338,7 @@ class Updater:
         except IsthmusError as error:
             self._complain(str(error))
             return
+        self._heard_at = time.monotonic()
         if not trust.keys and not trust.allow_unsigned:
             self._complain("nothing is taken over the air: no key is known to check it with; `edge-agent keys trust`")
             return

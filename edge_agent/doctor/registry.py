@@ -42,6 +42,7 @@ CHECKS: tuple[Check, ...] = (
     Check("bundle.hashes", "every file of it is whole", checks_bundle.hashes, _LOADING_S),
     Check("bundle.signature", "it is signed by somebody we know", checks_bundle.signature),
     Check("bundle.updates", "the last update went well", checks_bundle.updates),
+    Check("bundle.age", "it is not old", checks_bundle.age),
     Check("bundle.heads", "every head loads, where it should run", checks_bundle.heads, _LOADING_S),
     Check("bundle.fallback", "the device can answer alone", checks_bundle.fallback),
     Check("bundle.known_answer", "its answers are the model's", checks_bundle.known_answer, _LOADING_S),
@@ -86,6 +87,7 @@ CHECKS: tuple[Check, ...] = (
     Check("service.port", "the local API's port is free or ours", checks_service.port),
     Check("service.lock", "one daemon at most has the state directory", checks_service.lock),
     Check("service.daemon", "the daemon that runs is ready", checks_service.daemon),
+    Check("service.offers", "it hears of updates", checks_service.offers),
 )
 
 

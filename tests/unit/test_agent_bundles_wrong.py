@@ -365,6 +365,24 @@ def test_old_bundles_go_but_never_the_proven_one_and_the_one_before(state: Path,
     assert sorted(device.shelf.held()) == sorted([record.proven, record.previous])
 
 
+def test_how_long_no_gateway_was_heard_is_known_where_one_is_asked(state: Path, new: Bundle) -> None:
+    class Mute(FolderGateway):
+        def offers(self, model: str = "") -> m.Offers:
+            raise NetworkError("no gateway answers")
+
+    for gateway in (FolderGateway(new.root), Mute(new.root)):
+        device = Device(state, gateway)
+        device.start()
+        device.updater._heard_at -= 1000.0
+        device.updater.check()
+        unheard_s = device.updater.look().unheard_s
+        assert unheard_s is not None
+        assert (unheard_s >= 1000.0) == isinstance(gateway, Mute)
+        gateway.named = lambda: False
+        assert device.updater.look().unheard_s is None
+        device.close()
+
+
 class Endless(FolderGateway):
     """A gateway of which one file never ends: it says when it was asked for, and goes on until it is interrupted."""
 

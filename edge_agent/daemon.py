@@ -10,14 +10,17 @@ turn it is to serve is `bundles.switch.Stage`'s: updates put another agent there
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from edge_agent.agent import Agent, nobody_answers
 from edge_agent.bundles.shelf import Shelf
+from edge_agent.bundles.smoke import MOST_BUILD_S
 from edge_agent.bundles.switch import Stage
 from edge_agent.config import AgentSettings
 from edge_agent.device.notify import Notifier
@@ -42,6 +45,7 @@ from protocol.errors import InputError
 from protocol.seeing.logs import Logs
 
 _LAST_REQUEST_S = 60.0
+_START_S = 180.0  # as TimeoutStartSec of the unit
 
 
 class Daemon:
@@ -248,7 +252,20 @@ class Daemon:
             )
         had_gateway = self.stage.agent is not None and self.agent.wait_ready(0)
         link_s = self.settings.gateways.wait_s if had_gateway else 0.0
-        return Tenant(self.settings, folder, self._trust.trust(kept=kept), readied=self._better, link_s=link_s)
+        trust = self._trust.trust(kept=kept)
+        return Tenant(self.settings, folder, trust, readied=self._better, link_s=link_s, building=self._building)
+
+    @contextlib.contextmanager
+    def _building(self) -> Iterator[None]:
+        """Whoever starts the daemon is to wait: a head may be built for this device."""
+        if self.stage.agent is not None:
+            yield
+            return
+        self._notifier.patience(MOST_BUILD_S, "loads a head that may have to be built for this device, in minutes")
+        try:
+            yield
+        finally:
+            self._notifier.patience(_START_S, "starts")
 
     def _serve_first(self, folder: Path | None) -> None:
         if folder is None and self.settings.bundle.path is None:

@@ -81,7 +81,7 @@ class Heads:
         self.started: dict[str, Started] = {}  # by file: what runs it, and why nothing better does
         self._attempts = providers.attempts(order, available())
         self._plans = plans
-        self._building = building
+        self.building = building
         self._layout = Layout(bundle.manifest)
         self._bundle = bundle
         self._threads = threads
@@ -113,7 +113,7 @@ class Heads:
     def _start(self, file: str, graph: bytes, wanted: Attempt) -> Engine:
         """An engine that has run once. Raises EngineError."""
         engine = self._made(file, graph, wanted)
-        with self._building() if wanted.is_built else nullcontext():
+        with self.building() if wanted.is_built else nullcontext():
             try:
                 engine.activate()
                 _warm_up(engine)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,14 @@ class Tenant:
         *,
         readied: Callable[[], None] = lambda: None,
         link_s: float = 0.0,
+        building: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        """Before it serves, it waits so long for a gateway: whoever takes over from one that has a gateway does."""
+        """Before it serves, it waits so long for a gateway: whoever takes over from one that has a gateway does.
+
+        `building` is entered while a head may be built for this device, which takes minutes.
+        """
         self.agent = Agent(replace(agent_config(settings, folder), trust=trust), readied=readied)
+        self.agent.heads.building = building
         self._usable = settings.bundle.placements
         self._link_s = link_s
         self._known: KnownAnswer | None = None

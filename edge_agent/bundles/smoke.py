@@ -190,7 +190,8 @@ class Bound:
 def main(arguments: Sequence[str]) -> int:
     folder, memory_nbytes, plans, *order = arguments
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    os.nice(10)  # requests go before
+    with contextlib.suppress(OSError):  # the unit may not let it
+        os.nice(10)  # requests go before
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -16,6 +16,9 @@ from protocol.engines.trt_options import GpuError
 from protocol.tensors import Array
 
 
+_OLD_DRIVER = (35, 36)  # cudaErrorInsufficientDriver, cudaErrorCallRequiresNewerDriver
+
+
 class CudaError(Exception):
     """A call that did not succeed: its name and what it returned."""
 
@@ -111,6 +114,12 @@ class RuntimeMemory:
         if error.code == cuda.cudaError_t.cudaErrorMemoryAllocation:
             return GpuError(f"the GPU has no memory left ({error})", "lower the memory that engines may take",
                             cause="out-of-memory")  # fmt: skip
+        if error.code in _OLD_DRIVER:
+            return GpuError(
+                f"the NVIDIA driver is older than the installed CUDA libraries are made for ({error})",
+                "install a newer driver, or libraries for an older CUDA",
+                cause="no-driver",
+            )
         return GpuError(f"the GPU refuses a call ({error})", "", cause="run-failed")
 
 

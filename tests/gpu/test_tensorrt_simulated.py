@@ -371,6 +371,16 @@ def test_a_context_that_cannot_be_had_is_said_at_activation(simulated_gpu: Any, 
         make().activate()
 
 
+def test_a_driver_too_old_for_the_libraries_is_said_and_not_asked_again(
+    simulated_gpu: Any, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pycuda", None)
+    simulated_gpu.fail("push", "OLD_DRIVER")
+    with pytest.raises(GpuError, match="driver is older than the installed CUDA libraries") as refused:
+        make().activate()
+    assert (refused.value.cause, refused.value.is_final) == ("no-driver", True)
+
+
 @pytest.mark.parametrize(
     "tensors",
     [{}, {"z": x_of(1)}, {"x": x_of(1)[0]}, {"x": x_of(1).astype(np.float64)}, {"x": x_of(9)}],

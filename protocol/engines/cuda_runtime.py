@@ -15,7 +15,6 @@ from protocol.engines.gpu_memory import Block
 from protocol.engines.trt_options import GpuError
 from protocol.tensors import Array
 
-
 _OLD_DRIVER = (35, 36)  # cudaErrorInsufficientDriver, cudaErrorCallRequiresNewerDriver
 
 

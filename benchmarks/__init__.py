@@ -95,5 +95,6 @@ SUITES: dict[str, Suite] = {
     ),
     "knocks": Suite("benchmarks.knocks", "run", "what a device that is turned away costs the gateway (~20 s)"),
     "gpu": Suite("benchmarks.gpu", "run", "every engine that is here, through the gateway and bare (~2 min an engine)"),
+    "order": Suite("benchmarks.ordering", "run", "what an order of engines costs while nothing fails (~10 s)"),
     "scrape": Suite("benchmarks.scrape", "run", "what metrics cost: one scrape, one request's account (~30 s)"),
 }

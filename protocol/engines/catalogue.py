@@ -12,7 +12,6 @@ asked, until somebody asks for that kind: an agent on the processor never loads 
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import importlib.metadata
 import importlib.util
@@ -125,10 +124,12 @@ def _no_ort_on_gpu(provider: str) -> str:
     return _no_tensorrt_10() if provider == "TensorrtExecutionProvider" else ""
 
 
-def _no_tensorrt_10(load: Callable[[str], object] = ctypes.CDLL) -> str:
+def _no_tensorrt_10(load: Callable[[str], object] | None = None) -> str:
     """Why ONNX Runtime's provider would not load, or "": it finds the library as every program does, by the loader."""
+    from protocol.engines import driver
+
     try:
-        load(TENSORRT_10)
+        (load or driver.load_library)(TENSORRT_10)
     except OSError:
         return f"{TENSORRT_10} is not found; install TensorRT 10 where the loader looks, or do with onnxruntime-cuda"
     return ""

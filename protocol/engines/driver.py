@@ -78,6 +78,11 @@ def probe(*, within_s: float = WITHIN_S) -> Driver | str:
     return _asked_apart([sys.executable, "-P", "-m", "protocol.engines.driver"], within_s)
 
 
+def load_library(name: str) -> object:
+    """A library as every program finds it, by the system's loader. Raises OSError."""
+    return ctypes.CDLL(name)
+
+
 def ask(*, least_cuda: int = LEAST_CUDA, load: Callable[[str], Any] = ctypes.CDLL) -> Driver | str:
     """`probe` in this process, which ends or hangs if the driver does. `load` opens the driver's library."""
     if reason := _not_here(load):

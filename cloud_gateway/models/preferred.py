@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -70,6 +70,7 @@ class PreferredEngine(ActivationScope):
         self._room: Preference | None = None
         self._lock = threading.RLock()  # guards what follows
         self._engines: dict[str, Engine] = {}
+        self._loads: Counter[str] = Counter()  # so often each was made ready to be tried
         self._serving: tuple[str, Engine] | None = None
         self._todo: deque[str] = deque()
         self._given_up: list[tuple[str, Engine]] = []
@@ -185,7 +186,8 @@ class PreferredEngine(ActivationScope):
         """Where this thread's next batch should lie, if its engine cares."""
         serving = self._now()
         make = None if serving is None else getattr(serving[1], "rows", None)
-        return None if serving is None or make is None else Room(serving[0], make)
+        # Another load is another room: what was pinned for the one before is so no longer.
+        return None if serving is None or make is None else Room(f"{serving[0]} {self._loads[serving[0]]}", make)
 
     @property
     def ran(self) -> str:
@@ -347,6 +349,7 @@ class PreferredEngine(ActivationScope):
             if self._room is None:
                 return
             self._engines[kind] = engine
+            self._loads[kind] += 1
             trusted = next(reversed(self.ready()), kind)
             judge = self._engines[trusted] if self._room.is_below(trusted, kind) else None
         if judge is not None and (reason := compare(engine, judge, self._offers[kind].tolerance)):

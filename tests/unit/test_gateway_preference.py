@@ -81,7 +81,7 @@ def test_what_can_never_be_loaded_here_is_not_tried_again() -> None:
     room.handle(Begin(), now=0.0)
     room.handle(Loaded("b"), now=0.0)
     assert room.handle(NotLoaded("a", "its graph is not taken", for_good=True), now=1.0) == [Drop("a")]
-    assert (room.rungs["a"].state, room.next_wake()) == ("absent", None)
+    assert (room.rungs["a"].state, room.rungs["a"].failures, room.next_wake()) == ("absent", 1, None)
 
 
 def test_events_that_come_too_late_change_nothing() -> None:

@@ -390,9 +390,16 @@ def test_a_batch_lies_where_the_engine_that_serves_wants_it() -> None:
 
     gpu.rows = rows  # type: ignore[attr-defined]
     with Room(gpu, cpu).engine as engine:
-        assert room_of(engine) == ("gpu", rows)
+        assert room_of(engine) == ("gpu 1", rows)
         with engine.using("cpu"):
             assert room_of(engine) is None
+        gpu.fails.append(GpuError("it refused", cause="run-failed"))
+        answered(engine, X)
+        assert engine._room is not None
+        engine.turn()
+        engine._room.rungs["gpu"].rests_until = 0.0
+        engine.turn()
+        assert room_of(engine) == ("gpu 2", rows), "what was pinned for the engine before is pinned no longer"
     assert room_of(cpu) is None
     kept = BatchRows()
     header, data = codecs.encode("x", ONE, "raw")

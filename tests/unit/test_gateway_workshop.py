@@ -5,7 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from cloud_gateway.models.preferred import PreferredEngine
+from cloud_gateway.models.rungs import Offer
 from cloud_gateway.models.workshop import Workshop
+from tests.scripted_engines import Scripted
 from tests.waiting import until
 
 WITHIN_S = 30.0
@@ -132,4 +135,12 @@ def test_what_ends_the_thread_is_a_bug_and_told_as_one() -> None:
 
     workshop.enter(Broken())
     until(lambda: bool(crashes), "the crash", within_s=WITHIN_S)
+    assert workshop.stop()
+
+
+def test_an_engine_without_a_choice_needs_no_workshop() -> None:
+    workshop = Workshop()
+    offers = [Offer("gpu", lambda: Scripted("gpu"), absent="no driver"), Offer("cpu", lambda: Scripted("cpu"))]
+    with PreferredEngine(offers, label="tail", workshop=workshop):
+        assert workshop._thread is None
     assert workshop.stop()

@@ -17,6 +17,7 @@ from partitioner.people.inspection import Inspection
 from partitioner.planning.build import Built
 from partitioner.planning.recheck import Verified
 from protocol.bundle import Manifest, Measured, PlacementEntry
+from protocol.graphs import WEIGHTS
 from protocol.phrases import number
 from protocol.tensors import describe
 
@@ -148,8 +149,10 @@ def _halves(manifest: Manifest) -> list[str]:
             continue
         half, tail = manifest.files[halves[0].file], manifest.files[mine[0].tail or ""]
         worst = min((each.certificate for each in halves), key=lambda proof: proof.achieved)
-        sizes = f"{half.nbytes / 1e6:.2f} instead of {tail.nbytes / 1e6:.2f} MB"
-        lines.append(f"{family}: tail in float16 too, {sizes}, {worst.metric} {worst.achieved:.4f} at worst")
+        sizes = f", {half.nbytes / 1e6:.2f} instead of {tail.nbytes / 1e6:.2f} MB"
+        if any(name.startswith(f"{WEIGHTS}/") for name in manifest.files):
+            sizes = ""  # the weights lie beside, and cuts share them
+        lines.append(f"{family}: tail in float16 too{sizes}, {worst.metric} {worst.achieved:.4f} at worst")
     return lines
 
 

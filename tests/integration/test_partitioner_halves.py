@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from onnx import numpy_helper
 from typer.testing import CliRunner
 
+from edge_agent.bundles.shelf import needed
 from partitioner.cli import app
 from partitioner.crossing.boundary import decodes_first
 from partitioner.people.explain import Question, explain
@@ -31,6 +32,7 @@ from protocol.engines.ort import OrtEngine
 from protocol.engines.trt_graphs import check_graph, profile_shapes
 from protocol.engines.trt_options import TrtOptions
 from protocol.errors import AccuracyRefusedError, BundleError
+from protocol.graphs import external_of
 from protocol.onnx_outline import read_outline
 from tests import models
 
@@ -194,6 +196,26 @@ def test_what_no_converter_can_do_is_told_and_no_error_of_the_build(
     (entry, *_) = built(tmp_path, ("r3",), precision="fp32").remote_segments()
     assert entry.half is None
     assert "no tail in float16: the graph cannot be computed in float16 (AssertionError: of the" in entry.notes[0]
+
+
+def test_large_weights_lie_beside_it_once_for_all_cuts_and_no_device_fetches_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("partitioner.graph.large_weights.MOST_INLINE_NBYTES", 64)
+    monkeypatch.setattr("partitioner.planning.halving.LEAST_WEIGHT_NBYTES", 64)
+    bundle = built(tmp_path, ("r1",), ("r3",), precision="fp32")
+    named: dict[str, set[str]] = {}
+    for entry in bundle.remote_segments():
+        assert entry.half is not None, entry.notes
+        graph = bundle.graph(entry.half.file)
+        named[entry.half.file] = set(external_of(graph))
+        with OrtEngine(graph, label="half") as engine:
+            assert engine.outputs
+    last = named["cut-2/tail.fp16.onnx"]
+    assert last
+    assert last <= named["cut-1/tail.fp16.onnx"] <= named["full.fp16.onnx"] <= bundle.manifest.files.keys()
+    assert not named["full.fp16.onnx"] & set(needed(bundle, whole=False))
+    assert bundle.verify() == len(bundle.manifest.files)
 
 
 def test_where_it_does_not_hold_the_entry_says_why_and_the_build_goes_on(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ class Plans:
         if isinstance(found, bytes):
             self._told("the plan was built here before")
             return found, True
-        with cache.turn(lambda: self._is_given_up, timeout_s=self._options.build_timeout_s) as waited:
+        with cache.turn(self._look_again(), timeout_s=self._options.build_timeout_s) as waited:
             if waited and isinstance(theirs := cache.read(identity), bytes):
                 self._told("another process built the plan meanwhile")
                 return theirs, True
@@ -99,6 +99,18 @@ class Plans:
         self._keep(_of_driver(identity, driver), data)
 
     # ---- inside -----------------------------------------------------------------------------------------------------
+
+    def _look_again(self) -> Callable[[], bool]:
+        """Asked whenever another process has its turn: whether to wait no longer. Says once that it waits."""
+        said: list[str] = []
+
+        def is_given_up() -> bool:
+            if not said:
+                said.append("another process is building a plan, which is waited for")
+                self._told(said[0])
+            return self._is_given_up
+
+        return is_given_up
 
     def _cache(self) -> PlanCache | None:
         return PlanCache(self._options.cache) if self._options.cache is not None else None

@@ -8,8 +8,10 @@ and in the children that build plans.
 from __future__ import annotations
 
 import ctypes
+import os
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import pytest
 from protocol.engines.driver import LIBRARY, Device, Driver, probe
 from protocol.engines.gpu_thread import GpuThreads
 from protocol.engines.tensorrt import TensorRtEngine
+from protocol.engines.trt_cache import KEY_FILE
 from tests.gpu.tiny import MODEL, OPTIONS, Make
 
 SIMULATION = Path(__file__).parent / "simulation"
@@ -48,7 +51,7 @@ def simulated_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A `simulation.simulated_gpu.Gpu`; at the end nothing may have been broken or left behind on it."""
     _forget()
     monkeypatch.syspath_prepend(str(SIMULATION))
-    monkeypatch.setenv("PYTHONPATH", str(SIMULATION))
+    monkeypatch.setenv("PYTHONPATH", str(SIMULATION), prepend=os.pathsep)
     import simulated_gpu
 
     load = ctypes.CDLL
@@ -62,6 +65,23 @@ def simulated_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def plans(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built plans: each graph is built once for all tests."""
     return tmp_path_factory.mktemp("cache") / "plans"
+
+
+@pytest.fixture
+def kept(make: Make, plans: Path, tmp_path: Path) -> Callable[..., Path]:
+    """A test's own folder of plans, in which the engine's with these options already lies, and nothing else."""
+
+    def folder(**changes: Any) -> Path:
+        with make(**changes):
+            pass
+        own = tmp_path / "plans"
+        own.mkdir(mode=0o700)
+        for path in plans.iterdir():
+            if path.name == KEY_FILE or b"simulated plan" in path.read_bytes():
+                shutil.copy2(path, own)
+        return own
+
+    return folder
 
 
 @pytest.fixture

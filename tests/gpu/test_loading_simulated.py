@@ -228,13 +228,14 @@ def test_a_graph_of_one_size_is_built_once(simulated_gpu: Any, make: Make) -> No
 
 @pytest.mark.parametrize("library", ["tensorrt", "tensorrt-rtx"])
 def test_an_engine_that_comes_and_goes_leaves_nothing_behind(
-    simulated_gpu: Any, make: Make, tmp_path: Path, library: str
+    simulated_gpu: Any, make: Make, kept: Callable[..., Path], library: str
 ) -> None:
-    engine = make(library=library, cache=tmp_path / "plans")
+    cache = kept(library=library)
+    engine = make(library=library, cache=cache)
 
     def left() -> tuple[int, int, list[str], int]:
         gc.collect()
-        files = sorted(path.name for path in (tmp_path / "plans").iterdir())
+        files = sorted(path.name for path in cache.iterdir())
         return len(os.listdir("/proc/self/fd")), threading.active_count(), files, len(gc.get_objects())
 
     def cycle(times: int) -> None:

@@ -281,3 +281,50 @@ def test_two_threads_whose_batches_the_same_engine_fails_convict_it_once() -> No
     assert (results, moved) == ([[[2.0]]] * 2, ["cpu"])
     assert (counts.failures, counts.reruns) == ({("gpu", "other"): 1}, {"cpu": 2})
     assert counts.moves == {("gpu", "cpu"): 1}
+
+
+def test_one_that_fails_while_it_is_measured_rests_and_is_not_asked_for_ever() -> None:
+    late = Scripted("late", is_built=True)
+    order = Order(late, Scripted("cpu"))
+    with order.engine as engine:
+
+        def measured() -> None:
+            late.fails.append(GpuError("too large", cause="out-of-memory"))
+            engine.infer(X)
+
+        engine.fit = measured
+        engine.turn()
+        assert [(look.kind, look.state) for look in engine.look()] == [("late", "resting"), ("cpu", "ready")]
+        assert order.workshop.counts().failures == {("late", "out-of-memory"): 1}
+    assert order.reserved == 0
+
+
+def test_the_workshop_keeps_nothing_of_a_lane_that_was_unloaded() -> None:
+    order = Order(Scripted("gpu"), Scripted("cpu"), by_hand=False)
+    with order.engine:
+        assert order.workshop._engines == [order.engine]
+    assert order.workshop._engines == []
+    assert order.workshop.stop()
+
+
+def test_what_was_convicted_and_not_yet_given_back_goes_with_its_lane() -> None:
+    gpu = Scripted("gpu")
+    order = Order(gpu, Scripted("cpu"))
+    with order.engine as engine:
+        gpu.fails.append(GpuError("it refused", cause="run-failed"))
+        answered(engine, X)
+        assert (gpu.is_active, order.reserved) == (True, 80)
+    assert (gpu.is_active, order.reserved) == (False, 0)
+
+
+def test_a_lane_that_comes_back_builds_once_what_it_had_left_undone() -> None:
+    built = Scripted("built", is_built=True)
+    order = Order(built, Scripted("cpu"))
+    for _ in range(2):
+        order.engine.activate()
+        order.engine.deactivate()
+    with order.engine as engine:
+        while engine.turn():
+            pass
+        assert (engine.kind, built.activations) == ("built", 1)
+    assert order.reserved == 0

@@ -74,6 +74,15 @@ class Bench:
         del self.event, self.stream
 
 
+def beside(memory: Any) -> str:
+    """What loading a plan takes: a stream and an event of that thread's own, which go before its context does."""
+    stream, event = memory.stream(), memory.event()
+    memory.record(event, stream)
+    memory.wait(event)
+    memory.drop(stream, event)
+    return "done"
+
+
 def drill(threads: GpuThreads) -> None:
     gpu = threads.hold(0)
     assert gpu.memory.name == "pycuda", gpu.memory.name
@@ -83,6 +92,10 @@ def drill(threads: GpuThreads) -> None:
     for value in range(1, 50):
         watchers[value % 2].run(lambda v=value: bench.launch(v), timeout_s=10)  # type: ignore[misc]
         assert np.all(bench.rows[1][:9000] == value)
+    asides = [gpu.begin_aside(lambda: beside(gpu.memory)) for _ in range(8)]  # as plans are loaded, side by side
+    for value in range(50, 60):
+        watchers[value % 2].run(lambda v=value: bench.launch(v), timeout_s=10)  # type: ignore[misc]
+    assert [aside.wait(10) for aside in asides] == ["done"] * 8
     with pytest.raises(GpuError) as refused:
         gpu.call(lambda: gpu.memory.allocate(1 << 40), timeout_s=10)
     assert refused.value.cause == "out-of-memory", refused.value

@@ -124,3 +124,10 @@ def test_a_plan_that_cannot_be_captured_is_enqueued_plainly(simulated_gpu: Any, 
 def test_tensorrt_itself_keeps_nothing_of_the_kind(simulated_gpu: Any, make: Make, tmp_path: Path) -> None:
     run(make(cache=tmp_path / "plans"), 1, 1, 2)
     assert len(list((tmp_path / "plans").glob("*.plan"))) == 2  # the plan, and what its builder measured
+
+
+def test_a_graph_that_cannot_be_built_to_be_captured_is_built_without(
+    simulated_gpu: Any, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ISTHMUS_SIMULATED_BUILD", "own memory")
+    run(make(**RTX, cache=None), 1)

@@ -1,4 +1,5 @@
 """SIMULATION of TensorRT-RTX: the simulated TensorRT, and what RTX alone has. It compiles when a context is made.
+ISTHMUS_SIMULATED_BUILD knows "own memory" as well: a graph that cannot be built for runs that are captured.
 
 Only what the recorded version of the real bindings has is here (`tests/gpu/api/tensorrt-rtx-1.7.json`).
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import json
+import os
 from typing import Any
 
 import tensorrt as _tensorrt
@@ -20,6 +22,31 @@ class BuilderFlag(enum.IntEnum):
     TF32 = 1
     VERSION_COMPATIBLE = 2
     REQUIRE_USER_ALLOCATION = 3
+
+
+class IBuilderConfig(_tensorrt.IBuilderConfig):
+    def __init__(self) -> None:
+        super().__init__()
+        self._flags: set[BuilderFlag] = set()
+
+    def set_flag(self, flag: BuilderFlag) -> None:
+        self._flags.add(flag)
+
+    def clear_flag(self, flag: BuilderFlag) -> None:
+        self._flags.discard(flag)
+
+
+class Builder(_tensorrt.Builder):
+    def create_builder_config(self) -> IBuilderConfig:
+        return IBuilderConfig()
+
+    def build_serialized_network(self, network: Any, config: IBuilderConfig) -> bytes | None:
+        if (
+            os.environ.get("ISTHMUS_SIMULATED_BUILD") == "own memory"
+            and BuilderFlag.REQUIRE_USER_ALLOCATION in config._flags
+        ):
+            return None
+        return super().build_serialized_network(network, config)
 
 
 class DynamicShapesKernelSpecializationStrategy(enum.IntEnum):

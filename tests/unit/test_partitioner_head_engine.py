@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
@@ -93,6 +93,7 @@ def test_codes_by_arithmetic_are_quantize_linears_own_at_every_tie_and_beyond_bo
     assert {0, 255} <= set(made.tolist())
 
 
+@settings(max_examples=30)
 @given(
     st.floats(2.0**-20, 2.0**20, width=32), st.floats(0.0, 1.0), st.lists(st.floats(-2.0, 2.0, width=32), min_size=1)
 )
@@ -130,14 +131,18 @@ def test_the_tail_decodes_what_arithmetic_has_coded(tmp_path: Path) -> None:
 # ---- graphs ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("recipe", plain_for("tensorrt"), ids=lambda recipe: recipe.name)
-def test_our_check_takes_every_head_and_the_whole_model_in_every_recipe(
+# Methods of calibration differ in numbers alone; these differ in which nodes a graph holds.
+FORMS = [r for r in plain_for("tensorrt") if r.name in ("minmax", "minmax, first too", "per tensor")]
+
+
+@pytest.mark.parametrize("recipe", FORMS, ids=lambda recipe: recipe.name)
+def test_our_check_takes_heads_at_early_and_late_cuts_and_the_whole_model_in_every_form(
     recipe: Recipe, subject: tuple[LoadedModel, Ranges]
 ) -> None:
     model, seen = subject
     assert refusal("tensorrt", quantise(model.graph, seen, recipe)) == ""
     made = 0
-    for candidate in prefix_candidates(model.topology):
+    for candidate in prefix_candidates(model.topology)[:: len(model.topology.steps) // 4]:
         halves = split(model, separate(model.topology, candidate.cut))
         names = [n for n in candidate.cut if model.topology.crosses_as_codes(n)]
         own = restrict(recipe, (n.name or "" for n in halves.head.graph))
@@ -147,7 +152,7 @@ def test_our_check_takes_every_head_and_the_whole_model_in_every_recipe(
             continue  # it holds nothing but a float first convolution
         assert refusal("tensorrt", emit_codes(eight, names, seen, by_arithmetic=True)[0]) == ""
         made += 1
-    assert made >= 2
+    assert made
 
 
 def test_a_float_head_with_codes_is_taken_as_well(subject: tuple[LoadedModel, Ranges]) -> None:

@@ -63,6 +63,11 @@ mkdir -p "$site/isthmus-$version.dist-info"
 printf 'Metadata-Version: 2.1\nName: isthmus\nVersion: %s\n' "$version" >"$site/isthmus-$version.dist-info/METADATA"
 export PYTHONPATH="$PWD:$site"
 
+if ! lacking=$("$python" -c 'import numpy, msgspec, zmq, rich, onnx, pytest, hypothesis' 2>&1); then
+  not_run everything "$python has no ${lacking##*No module named }: carry wheels here with tests/gpu/carry.sh, or name an environment in PYTHON"
+  exit 1
+fi
+
 # pycuda has no wheels: it is built here, if its source was carried and CUDA's headers are there
 source=$(compgen -G "$wheels/pycuda-*.tar.gz" | head -n 1)
 if [ -n "$source" ] && command -v nvcc >/dev/null; then

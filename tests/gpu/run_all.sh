@@ -63,6 +63,7 @@ mkdir -p "$site/isthmus-$version.dist-info"
 printf 'Metadata-Version: 2.1\nName: isthmus\nVersion: %s\n' "$version" >"$site/isthmus-$version.dist-info/METADATA"
 export PYTHONPATH="$PWD:$site"
 
+command -v "$python" >/dev/null || { not_run everything "there is no $python: name a Python in PYTHON"; exit 1; }
 if ! lacking=$("$python" -c 'import numpy, msgspec, zmq, rich, onnx, pytest, hypothesis' 2>&1); then
   not_run everything "$python has no ${lacking##*No module named }: carry wheels here with tests/gpu/carry.sh, or name an environment in PYTHON"
   exit 1

@@ -14,8 +14,9 @@ execution context at once; whoever holds a slot holds its contexts. So lanes tha
 The first run of a shape is enqueued on the GPU thread like any other and may take longer.
 
 A device that fails a kernel, or does not answer in time, is lost to this process: every call from then on raises at
-once, and nothing is given back, since freeing fails as well. Another process may find it well again. Whoever waits
-while something slow goes on is given that time: a driver that loads code may hold up whoever launches some.
+once, and nothing is given back, since freeing fails as well. Another process may find it well again. Its threads do not
+end either: pycuda ends the process with a thread whose context is still there (tried). Whoever waits while something
+slow goes on is given that time: a driver that loads code may hold up whoever launches some.
 """
 
 from __future__ import annotations
@@ -118,6 +119,12 @@ class Aside(Generic[T]):
         if gpu.lost is None:
             memory.detach()
         self._ended.set()
+        if gpu.lost is not None:
+            _stay()
+
+    @property
+    def has_ended(self) -> bool:
+        return self._ended.is_set()
 
     def _give_back(self, result: T) -> None:
         try:
@@ -143,9 +150,7 @@ class GpuThread:
         self._slow_ended = -float("inf")
         self._lock = threading.Lock()  # of what is counted
         attached = _Task(self.memory.attach)
-        self._thread = threading.Thread(
-            target=self._main, args=(attached,), name=f"isthmus-gpu-{device}", daemon=True
-        )  # fmt: skip
+        self._thread = threading.Thread(target=self._main, args=(attached,), name=f"isthmus-gpu-{device}", daemon=True)
         self._thread.start()
         if not attached.wait(ATTACH_WITHIN_S):
             self.lose(f"its context was not there within {ATTACH_WITHIN_S:.0f} s")
@@ -281,8 +286,9 @@ class GpuThread:
             else:
                 task.finish()
             del task  # what it holds belongs to this thread, and goes before the next is waited for
-        if self.lost is None:
-            self.memory.detach()
+        if self.lost is not None:
+            _stay()
+        self.memory.detach()
 
     def unattached(self, error: BaseException) -> BaseException:
         found = self.explained(error)
@@ -349,12 +355,17 @@ class Watcher:
             else:
                 done.finish()
             del waiting, event  # it belongs to the GPU thread
-        if self.gpu.lost is None:
-            memory.detach()
+        if self.gpu.lost is not None:
+            _stay()
+        memory.detach()
 
 
-def _nothing() -> None:
-    pass
+def _stay() -> None:
+    """The thread of a lost device: its context cannot be given back, and so it may not end."""
+    threading.Event().wait()
+
+
+def _nothing() -> None: ...
 
 
 class GpuThreads:

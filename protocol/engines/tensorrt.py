@@ -30,7 +30,7 @@ from protocol.engines.trt_options import Cause, GpuError, Span, TrtOptions
 from protocol.engines.trt_plans import Identity, Plans
 from protocol.engines.trt_rows import pinned
 from protocol.engines.trt_session import Capture, Session, Slot
-from protocol.errors import EngineError, InputError, IsthmusError, ModelError
+from protocol.errors import EngineError, InputError, ModelError
 from protocol.graphs import external_of
 from protocol.onnx_outline import Outline
 from protocol.onnx_scan import check_external
@@ -361,12 +361,14 @@ class TensorRtEngine(ActivationScope):
 
         with self._keeps:
             try:
-                if self._keeping is not None:
+                if self._keeping is not None and (is_last or self._keeping.has_ended):
                     self._keeping.wait(SETUP_TIMEOUT_S)
-                self._keeping = gpu.begin_aside(keep)
+                    self._keeping = None
+                if self._keeping is None:  # else the next one keeps more
+                    self._keeping = gpu.begin_aside(keep)
                 if is_last:
                     self._keeping.wait(SETUP_TIMEOUT_S)
-            except IsthmusError as error:  # it runs all the same; the next start compiles again
+            except Exception as error:  # it runs all the same; the next start compiles again
                 self._told(f"{self.label}: what was compiled is not kept: {error}")
 
     def _release(self, gpu: GpuThread, session: Session, watcher: Watcher) -> None:

@@ -3,7 +3,7 @@
 #
 #   --python 3.12     the Python of that machine (x86-64)
 #   --to FOLDER       where wheels are put; .gpu-wheels unless named
-#   --cuda            NVIDIA's CUDA 13 and cuDNN 9 as well, 1.2 GiB, for ONNX Runtime where the machine lacks them
+#   --cuda            NVIDIA's CUDA 13 and cuDNN 9 as well, 1.3 GiB, for ONNX Runtime where the machine lacks them
 #   --parts MIB       cut what is larger than so many MiB into parts, for a way that carries only small files;
 #                     run_all.sh joins them again and compares their digests
 #

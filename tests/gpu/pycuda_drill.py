@@ -14,6 +14,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,32 @@ def drill(threads: GpuThreads) -> None:
     threads.release(0)
 
 
+def lose() -> None:
+    """A device is lost while threads hold its context; the process goes on, and ends well."""
+    with tempfile.TemporaryDirectory() as folder:
+        build(Path(folder))
+        gpu = GpuThreads().hold(0)
+        watcher = Watcher(gpu, "lost")
+        watcher.run(lambda: _event(gpu.memory), timeout_s=10)
+        gpu.begin_aside(lambda: gpu.lose("the drill says so")).wait(10)
+        watcher.stop()
+        time.sleep(0.5)  # in which pycuda would end the process
+        print("a lost device: the process goes on")
+
+
+def _event(memory: Any) -> Any:
+    stream, event = memory.stream(), memory.event()
+    memory.record(event, stream)
+    return event
+
+
 def main() -> int:
+    if sys.argv[1:] == ["lose"]:
+        lose()
+        return 0
+    if subprocess.run([sys.executable, "-m", "tests.gpu.pycuda_drill", "lose"], check=False).returncode:
+        print("a lost device ended the process")
+        return 1
     with tempfile.TemporaryDirectory() as folder:
         driver = build(Path(folder))
         found = ask()  # in this process, which has loaded the simulated one

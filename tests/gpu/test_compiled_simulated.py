@@ -47,10 +47,10 @@ def test_a_process_that_is_killed_has_kept_the_first_shapes(simulated_gpu: Any, 
     cache = kept(**RTX)
     engine = make(**RTX, cache=cache, slots=1)
     engine.activate()
-    engine.infer({"x": x_of(1)})
-    engine.infer({"x": x_of(2)})
-    assert engine._keeping is not None
-    engine._keeping.wait(20)
+    for rows in (1, 2):
+        engine.infer({"x": x_of(rows)})
+        assert engine._keeping is not None
+        engine._keeping.wait(20)
     compiled = simulated_gpu.calls["compile"]
     run(make(**RTX, cache=cache), 1, 2)  # the first engine has not been deactivated
     assert simulated_gpu.calls["compile"] == compiled

@@ -81,13 +81,14 @@ def test_a_lane_serves_while_another_makes_a_context_for_a_new_shape(simulated_g
 
 def test_an_engine_no_longer_wanted_is_gone_before_its_plan_is_loaded(simulated_gpu: Any, make: Make) -> None:
     with make() as serves:
+        before = set(threading.enumerate())
         thread, ended = loading(late := make(label="late"), simulated_gpu)
         late.deactivate()
         thread.join(PATIENCE_S)
         assert "given up" in str(ended[0])
         np.testing.assert_array_equal(serves.infer({"x": x_of(1)})["y"], y_of(x_of(1)))
         simulated_gpu.loading.set()
-        until(lambda: not any(t.name == "isthmus-gpu-aside" for t in threading.enumerate()), "the load has ended")
+        until(lambda: set(threading.enumerate()) <= before, "the load has ended")
         late.activate()  # it can be wanted again
         late.deactivate()
     assert simulated_gpu.clean() == []
@@ -119,7 +120,24 @@ def test_a_plan_whose_load_hangs_loses_the_device_after_the_timeout(
         with pytest.raises(GpuError, match="lost"):
             serves.infer({"x": x_of(1)})
         simulated_gpu.loading.set()
-        until(lambda: not any(t.name == "isthmus-gpu-aside" for t in threading.enumerate()), "the load has ended")
+
+
+def test_no_thread_of_a_lost_device_ends_with_a_context_which_would_end_the_process(
+    simulated_gpu: Any, make: Make
+) -> None:  # fmt: skip
+    with make() as serves:
+        serves.infer({"x": x_of(1)})
+        thread, _ = loading(make(label="late"), simulated_gpu)
+        simulated_gpu.sticky = "ILLEGAL_ADDRESS"
+        with pytest.raises(GpuError, match="lost"):
+            serves.infer({"x": x_of(1)})
+        simulated_gpu.loading.set()
+        thread.join(PATIENCE_S)
+        aside, watcher = ([t for t in threading.enumerate() if t.name.startswith(f"isthmus-gpu-{name}")][-1]
+                          for name in ("aside", "wait"))  # fmt: skip
+    watcher.join(0.2)
+    aside.join(0.2)
+    assert simulated_gpu.ended_attached() == 0
 
 
 def test_what_an_error_holds_of_the_gpu_is_freed_where_it_happened(simulated_gpu: Any, make: Make) -> None:

@@ -97,6 +97,11 @@ class Gpu:
         if not self.stacks.get(threading.get_ident()) and not self.sticky and not self.hangs:
             self.violations.append(f"{what} destroyed on {threading.current_thread().name} without a current context")
 
+    def ended_attached(self) -> int:
+        """Threads that have ended with a context: pycuda would have ended the process with them."""
+        alive = {thread.ident for thread in threading.enumerate()}
+        return sum(1 for thread, stack in self.stacks.items() if stack and thread not in alive)
+
     def clean(self) -> list[str]:
         """What was broken or left behind."""
         left = [f"{len(stack)} contexts still pushed on thread {t}" for t, stack in self.stacks.items() if stack]

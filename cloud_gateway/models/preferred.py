@@ -138,15 +138,15 @@ class PreferredEngine(ActivationScope):
         except Exception as error:
             failed = failure(error, self.label)
             if not here.on_trial:
-                self._suspect(kind, failed)
+                self._suspect(kind, engine, failed)
             raise failed from error
-        here.ran, here.ran_on = self._offers[kind].described(engine), kind
+        here.ran, here.ran_on = self._offers[kind].described(engine), serving
         return outputs
 
     def doubt(self, error: EngineError) -> None:
         """What this thread's last run gave is no answer. Raises TryAnotherError if the batch may run elsewhere."""
-        if not self._here.on_trial:
-            self._suspect(self._here.ran_on, error)
+        if self._here.ran_on is not None and not self._here.on_trial:
+            self._suspect(*self._here.ran_on, error)
 
     def deactivate(self) -> None:
         self._workshop.leave(self)
@@ -222,11 +222,11 @@ class PreferredEngine(ActivationScope):
         """Another engine ran what this one had failed: it was no fault of the request's."""
         self._workshop.ran_instead(error.instead)
         if error.cause not in OWN | THE_REQUESTS:  # the former were convicted at once
-            self._break(error.failed, error, error.cause)
+            self._break(error.failed, error.culprit, error, error.cause)
 
     def reject(self, kind: str, error: EngineError) -> None:
         """An engine that was on trial does not run what it is to run."""
-        self._break(kind, error, cause_of(error))
+        self._break(kind, self._engines.get(kind), error, cause_of(error))
 
     # ---- for the workshop -------------------------------------------------------------------------------------------
 
@@ -268,7 +268,7 @@ class PreferredEngine(ActivationScope):
         engine = self._engines.get(kind)
         return self._serving if engine is None else (kind, engine)
 
-    def _suspect(self, kind: str, error: EngineError) -> None:
+    def _suspect(self, kind: str, engine: Engine, error: EngineError) -> None:
         """Raises TryAnotherError if the batch may run elsewhere."""
         cause = cause_of(error)
         with self._lock:
@@ -276,13 +276,15 @@ class PreferredEngine(ActivationScope):
         if instead is None:
             return
         if cause in OWN:
-            self._break(kind, error, cause)
-        raise TryAnotherError(error, self, kind, instead) from error
+            self._break(kind, engine, error, cause)
+        raise TryAnotherError(error, self, kind, engine, instead) from error
 
-    def _break(self, kind: str, error: EngineError, cause: Cause) -> None:
+    def _break(self, kind: str, engine: Engine | None, error: EngineError, cause: Cause) -> None:
         with self._lock:
             if self._room is None or self._room.rungs[kind].state is not RungState.READY:
                 return  # another thread's batch failed first
+            if self._engines.get(kind) is not engine:
+                return  # and it was loaded again since
             before = self._serving
             self._handle(Broke(kind, str(error)[:500]))
             serving = self._serving

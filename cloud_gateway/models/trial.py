@@ -26,12 +26,16 @@ ROWS = 3
 
 
 class TryAnotherError(EngineError):
-    """`engine` failed a batch on `failed`; it is to be run in `with engine.using(instead)`."""
+    """`engine` failed a batch on `failed`; it is to be run in `with engine.using(instead)`.
 
-    def __init__(self, error: EngineError, engine: PreferredEngine, failed: str, instead: str) -> None:
+    `culprit` is what failed it: by the time of a verdict, the kind may be another that was loaded since.
+    """
+
+    def __init__(self, error: EngineError, engine: PreferredEngine, failed: str, culprit: Engine, instead: str) -> None:
         super().__init__(error.fact, error.remedy)
         self.engine = engine
         self.failed = failed
+        self.culprit = culprit
         self.instead = instead
         self.cause: Cause = cause_of(error)
 
@@ -46,7 +50,7 @@ class Here(threading.local):
     kind: str | None = None
     on_trial: bool = False
     ran: str = ""  # its description
-    ran_on: str = ""
+    ran_on: tuple[str, Engine] | None = None
 
     @contextmanager
     def asking_for(self, kind: str, *, on_trial: bool) -> Iterator[None]:

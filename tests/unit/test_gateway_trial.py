@@ -328,3 +328,30 @@ def test_a_lane_that_comes_back_builds_once_what_it_had_left_undone() -> None:
             pass
         assert (engine.kind, built.activations) == ("built", 1)
     assert order.reserved == 0
+
+
+def test_one_that_was_loaded_again_since_is_not_convicted_of_what_the_one_before_it_failed() -> None:
+    """The second run of a batch may take longer than the first engine rests."""
+    made: list[Scripted] = []
+
+    def gpu() -> Scripted:
+        made.append(Scripted("gpu"))
+        return made[-1]
+
+    workshop = Workshop()
+    workshop.enter = lambda engine: None  # type: ignore[method-assign]
+    offers = [Offer("gpu", gpu), Offer("cpu", lambda: Scripted("cpu"))]
+    with PreferredEngine(offers, label="tail", workshop=workshop, first_rest_s=0.0) as engine:
+        made[0].fails.extend([EngineError("?", "")] * 2)
+        errors = []
+        for _ in range(2):
+            with pytest.raises(TryAnotherError) as caught, engine.using("gpu"):
+                engine.infer(X)
+            errors.append(caught.value)
+        engine.convict(errors[0])
+        assert engine.kind == "cpu"
+        engine.turn()
+        assert (engine.kind, len(made)) == ("gpu", 2)
+        engine.convict(errors[1])
+        assert engine.kind == "gpu"
+        assert sum(workshop.counts().failures.values()) == 1

@@ -41,8 +41,10 @@ ROOMS = ("e2e", "integration")
 
 
 @pytest.hookimpl(optionalhook=True)  # the environment of tests/gpu/gate.sh has no such plugin
-def pytest_xdist_auto_num_workers() -> int:
+def pytest_xdist_auto_num_workers() -> int | None:
     """More workers than cores: daemons and links wait more than they compute."""
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None
     return min(2 * (os.cpu_count() or 1), 8)
 
 

@@ -355,3 +355,59 @@ def test_one_that_was_loaded_again_since_is_not_convicted_of_what_the_one_before
         engine.convict(errors[1])
         assert engine.kind == "gpu"
         assert sum(workshop.counts().failures.values()) == 1
+
+
+def test_the_one_to_trust_is_the_last_of_the_order_and_it_is_compared_with_none_above_it() -> None:
+    built, gpu = Scripted("built", is_built=True), Scripted("gpu")
+    cpu = Scripted("cpu", loads=[EngineError("busy", "")], factor=3.0)
+    order = Order(built, gpu, cpu, total=1000)
+    with order.engine as engine:
+        engine._todo.clear()
+        assert engine._room is not None
+        engine._room.rungs["cpu"].rests_until = 0.0
+        while engine.turn():
+            pass
+        assert engine.ready() == ["gpu", "cpu"], "nobody below it says otherwise"
+        before = gpu.runs
+        engine._load("built")
+        assert engine.look()[0].state == "resting", "it says what the gpu says, and not what the last one says"
+        assert gpu.runs == before
+
+
+def test_one_that_stands_by_and_fails_moves_nobody_and_the_workshop_gives_it_back_at_once() -> None:
+    cpu, moved = Scripted("cpu"), []
+    order = Order(Scripted("gpu"), cpu)
+    with order.engine as engine:
+        engine.moved = lambda: moved.append(engine.serving)
+        engine.reject("cpu", EngineError("torn", ""))
+        assert (engine.kind, moved, engine.next_wake()) == ("gpu", [], 0.0)
+        engine.turn()
+        assert not cpu.is_active
+        assert engine.next_wake() != 0.0
+
+
+def test_a_move_wakes_the_workshop_which_gives_back_what_failed_and_has_the_rest_settled() -> None:
+    gpu, settled = Scripted("gpu"), threading.Event()
+    order = Order(gpu, Scripted("cpu"), by_hand=False)
+    order.engine._rests_s = 1000.0, 1000.0
+    with order.engine as engine:
+        engine.settled = settled.set
+        gpu.fails.append(GpuError("it refused", cause="run-failed"))
+        answered(engine, X)
+        assert settled.wait(WITHIN_S)
+        until(lambda: not gpu.is_active, "it to be given back", within_s=WITHIN_S)
+    assert order.workshop.stop()
+
+
+def test_all_of_the_gpu_may_be_reserved_and_a_lane_that_wants_none_asks_no_driver() -> None:
+    asked: list[int] = []
+
+    def total() -> int:
+        asked.append(1)
+        return 100
+
+    workshop = Workshop(gpu_memory=total)
+    assert (workshop.take_memory("cpu", 0), asked) == ("", [])
+    assert workshop.take_memory("gpu", 100) == ""
+    assert "needs 0 MiB" in workshop.take_memory("other", 1)
+    assert len(asked) == 1

@@ -144,3 +144,10 @@ def test_an_engine_without_a_choice_needs_no_workshop() -> None:
     with PreferredEngine(offers, label="tail", workshop=workshop):
         assert workshop._thread is None
     assert workshop.stop()
+
+
+def test_nothing_enters_a_workshop_that_has_stopped() -> None:
+    workshop = Workshop()
+    assert workshop.stop()
+    workshop.enter(Turns())
+    assert (workshop._engines, workshop._thread) == ([], None)

@@ -24,6 +24,7 @@ from partitioner.people.page import sections
 from partitioner.people.report import Silent
 from partitioner.people.sentences import sentences
 from partitioner.planning.build import Order, build
+from partitioner.planning.clock import Machines
 from partitioner.planning.explore import Search
 from partitioner.planning.recheck import recheck
 from partitioner.planning.write import write_bundle
@@ -38,6 +39,7 @@ from tests import models
 
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "examples" / "digits" / "digits.onnx"
+SEARCH = Search(Machines(slowdown=8.0, budget_s=0.5), budget_s=0.5, memory=False)
 SHARED = Path(os.environ.get("ISTHMUS_SHARED", ROOT.parent / "shared")) / "models"
 
 
@@ -49,7 +51,7 @@ def order(folder: Path, *cuts: tuple[str, ...], maker: Any = models.residual, **
         folder / "bundle",
         cuts=cuts,
         calibration=folder / "data.npz",
-        search=Search(memory=False),
+        search=SEARCH,
         recipe_budget_s=0.0,
         **asked,
     )
@@ -135,10 +137,12 @@ def test_tensorrt_takes_those_of_real_models_as_well(
         tmp_path / "bundle",
         cuts=((cut,),),
         calibration=tmp_path / "data.npz",
-        search=Search(memory=False),
+        search=SEARCH,
         precision="fp32",
         bound=0.5,
         half_tails=True,
+        lossless_input=True,
+        known_answer=False,
     )
     made = Bundle.open(build(asked, Silent()).target)
     halves = {p.half.file for p in made.remote_segments() if p.half is not None}

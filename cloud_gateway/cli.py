@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -90,6 +91,12 @@ def serve(
         tell_stopped(gateway.stats(), name="stats", json=json)
 
     run_until_told(make, logs=logs, ready=ready, stopped=stopped)
+    if any(thread.name == "model-keeper" for thread in threading.enumerate()):
+        # A load that could not be waited for. All is closed and said; Python's own end would unwind that thread through
+        # the engine's C++, which ends the process with SIGABRT for it.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _tell_ready(gateway: Gateway, *, json: bool) -> None:

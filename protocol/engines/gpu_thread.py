@@ -25,15 +25,16 @@ import contextlib
 import queue
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
+from protocol.engines.gpu_aside import Aside, forget_locals, stay
 from protocol.engines.gpu_memory import GpuMemory, open_memory
 from protocol.engines.trt_options import GpuError
 
 T = TypeVar("T")
 STOP_WITHIN_S = 5.0
+ASIDE_AT_MOST_S = 600.0
 ATTACH_WITHIN_S = 120.0  # a driver that is well makes a context in seconds
 _OF_THE_DEVICE = ("out-of-memory", "run-failed")  # what a lost device may have said instead
 
@@ -58,97 +59,17 @@ class _Task(Generic[T]):
         return self._done.acquire(timeout=timeout_s)
 
 
-class Aside(Generic[T]):
-    """Work on a thread of its own with the device's context current. Made by `GpuThread.begin_aside`."""
-
-    def __init__(self, gpu: GpuThread, work: Callable[[], T], discard: Callable[[T], object]) -> None:
-        self._gpu = gpu
-        self._work: Callable[[], T] | None = work
-        self._discard = discard
-        self._lock = threading.Lock()
-        self._ended = threading.Event()
-        self._is_decided = False  # done, or given up: what comes first holds
-        self._result: T | None = None
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._main, name="isthmus-gpu-aside", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def wait(self, timeout_s: float) -> T:
-        """What the work returned. Raises what it raised, GpuError for the GPU's, and "device-lost" if it hangs."""
-        if not self._ended.wait(timeout_s):
-            self._gpu.lose(f"what was to be made ready did not end within {timeout_s:.0f} s")
-            assert self._gpu.lost is not None
-            self._decide(None, self._gpu.lost)
-            raise self._gpu.lost
-        if self._error is not None:
-            raise self._error
-        return self._result  # type: ignore[return-value]  # it ran
-
-    def give_up(self) -> None:
-        """Whoever waits is told at once; what the work returns later is discarded where it was made."""
-        if self._decide(None, given_up()):
-            self._ended.set()
-
-    def _decide(self, result: T | None, error: BaseException | None) -> bool:
-        with self._lock:
-            if self._is_decided:
-                return False
-            self._is_decided, self._result, self._error = True, result, error
-            return True
-
-    def _main(self) -> None:
-        gpu, memory = self._gpu, self._gpu.memory
-        try:
-            memory.attach()
-        except BaseException as failed:  # whoever waits is told
-            self._decide(None, gpu.not_attached_again(failed))
-            self._ended.set()
-            return
-        assert self._work is not None
-        try:
-            result = self._work()
-        except BaseException as failed:  # the caller's, on its own thread
-            self._decide(None, gpu.explained(failed))
-        else:
-            if not self._decide(result, None):
-                self._give_back(result)
-            del result
-        self._work = None  # what it holds goes before the context does
-        if gpu.lost is None:
-            memory.detach()
-        self._ended.set()
-        if gpu.lost is not None:
-            _stay()
-
-    @property
-    def has_ended(self) -> bool:
-        return self._ended.is_set()
-
-    def _give_back(self, result: T) -> None:
-        try:
-            self._discard(result)
-        except BaseException as failed:  # nobody is left to be told
-            self._gpu.explained(failed)
-
-
-def given_up() -> GpuError:
-    return GpuError("it was given up", "the engine was no longer wanted", cause="build-failed")
-
-
 class GpuThread:
     """One device. Made by `GpuThreads.hold`."""
 
     def __init__(self, device: int, memory: Callable[[int], GpuMemory] = open_memory) -> None:
         """Raises GpuError when the device's context cannot be had."""
         self.memory = memory(device)
-        self.lost: GpuError | None = None
+        self._why_lost = ""
         self._tasks: queue.SimpleQueue[_Task[Any] | None] = queue.SimpleQueue()
         self._is_slow = False  # what is being done may take long
-        self._aside = 0  # how many things are being made ready
+        self._asides: dict[int, float] = {}  # since when things are being made ready
         self._slow_ended = -float("inf")
-        self._lock = threading.Lock()  # of what is counted
         attached = _Task(self.memory.attach)
         self._thread = threading.Thread(target=self._main, args=(attached,), name=f"isthmus-gpu-{device}", daemon=True)
         self._thread.start()
@@ -183,14 +104,13 @@ class GpuThread:
             raise self.lost
 
         def counted() -> T:
-            with self._lock:
-                self._aside += 1
+            mine = threading.get_ident()
+            self._asides[mine] = time.monotonic()
             try:
                 return work()
             finally:
-                with self._lock:
-                    self._aside -= 1
-                    self._slow_ended = time.monotonic()
+                del self._asides[mine]
+                self._slow_ended = time.monotonic()
 
         aside = Aside(self, counted, discard)
         aside.start()
@@ -225,7 +145,8 @@ class GpuThread:
         Time in which the GPU thread did something slow for another does not count, unless the task itself `is_slow`.
         """
         while not task.wait(timeout_s):
-            held_up = self._is_slow or self._aside or time.monotonic() - self._slow_ended < timeout_s
+            now = time.monotonic()
+            held_up = self._is_slow or now - self._slow_ended < timeout_s or self._loads(now)
             if self.lost is not None or is_slow or not held_up:
                 self.lose(f"it has not answered within {timeout_s:.0f} s")
                 break
@@ -234,18 +155,27 @@ class GpuThread:
         if task.error is not None:
             raise task.error
 
+    def _loads(self, now: float) -> bool:
+        """Whether something is being made ready that may end: what hangs does not excuse others for ever."""
+        return any(now - began < ASIDE_AT_MOST_S for began in tuple(self._asides.values()))
+
+    @property
+    def lost(self) -> GpuError | None:
+        """Why nothing runs any more. A new error each time: one that is raised again and again keeps every frame."""
+        if not self._why_lost:
+            return None
+        fact = f"the GPU is lost to this process ({self._why_lost})"
+        return GpuError(fact, "restart it, and see dmesg", cause="device-lost")
+
     def lose(self, why: str) -> None:
-        if self.lost is None:
-            self.lost = GpuError(
-                f"the GPU is lost to this process ({why})", "restart it, and see dmesg", cause="device-lost"
-            )
+        self._why_lost = self._why_lost or why or "nobody knows why"
 
     def explained(self, error: BaseException) -> BaseException:
         """What an error means; called where it was caught, on an attached thread.
 
         Whether the device is lost is found out by asking it: one that fails to say so is.
         """
-        _forget_locals(error)
+        forget_locals(error)
         if not isinstance(error, Exception):
             return error
         found = error if isinstance(error, GpuError) else self.memory.explain(error)
@@ -287,22 +217,12 @@ class GpuThread:
                 task.finish()
             del task  # what it holds belongs to this thread, and goes before the next is waited for
         if self.lost is not None:
-            _stay()
+            stay()
         self.memory.detach()
 
     def unattached(self, error: BaseException) -> BaseException:
         found = self.explained(error)
         return GpuError(found.fact, found.remedy, cause="no-driver") if isinstance(found, GpuError) else found
-
-
-def _forget_locals(error: BaseException | None) -> None:
-    """Let go of what the frames of an error hold: it is to be freed where the context is current, not by who reads it.
-
-    Frames that still run are left alone.
-    """
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__
 
 
 class Watcher:
@@ -356,13 +276,8 @@ class Watcher:
                 done.finish()
             del waiting, event  # it belongs to the GPU thread
         if self.gpu.lost is not None:
-            _stay()
+            stay()
         memory.detach()
-
-
-def _stay() -> None:
-    """The thread of a lost device: its context cannot be given back, and so it may not end."""
-    threading.Event().wait()
 
 
 def _nothing() -> None: ...

@@ -21,8 +21,9 @@ from typing import Any
 from protocol.engines import trt_library
 from protocol.engines.base import ActivationScope
 from protocol.engines.driver import Device, Driver, probe
+from protocol.engines.gpu_aside import Aside
 from protocol.engines.gpu_memory import aligned
-from protocol.engines.gpu_thread import THREADS, Aside, GpuThread, GpuThreads, Watcher
+from protocol.engines.gpu_thread import THREADS, GpuThread, GpuThreads, Watcher
 from protocol.engines.trt_child import Order
 from protocol.engines.trt_graphs import check_graph, is_batched, profile_shapes, specs
 from protocol.engines.trt_loaded import LoadedPlan

@@ -16,7 +16,10 @@ import numpy as np
 import pytest
 from onnx import TensorProto
 
+from protocol.engines.gpu_aside import forget_locals
+from protocol.engines.gpu_thread import GpuThread
 from protocol.engines.tensorrt import TensorRtEngine
+from protocol.engines.trt_loaded import LoadedPlan
 from protocol.engines.trt_options import GpuError, Span
 from tests.gpu.graphs import graph, node
 from tests.gpu.tiny import Make, x_of, y_of
@@ -45,6 +48,19 @@ def loading(engine: TensorRtEngine, gpu: Any) -> tuple[threading.Thread, list[ob
     thread, ended = beside(engine.activate)
     until(lambda: gpu.calls["deserialize"] > before, "the plan is being loaded")
     return thread, ended
+
+
+@pytest.fixture
+def closed(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Set once a plan was closed: a load that was left alone has then come to its end."""
+    event, close = threading.Event(), LoadedPlan.close
+
+    def and_say_so(plan: LoadedPlan) -> None:
+        close(plan)
+        event.set()
+
+    monkeypatch.setattr(LoadedPlan, "close", and_say_so)
+    return event
 
 
 def test_a_lane_serves_while_the_plan_of_another_is_loaded(simulated_gpu: Any, make: Make) -> None:
@@ -109,7 +125,7 @@ def test_a_device_lost_while_a_plan_is_loaded_fails_the_load_and_who_serves(simu
 
 
 def test_a_plan_whose_load_hangs_loses_the_device_after_the_timeout(
-    simulated_gpu: Any, make: Make, monkeypatch: pytest.MonkeyPatch
+    simulated_gpu: Any, make: Make, closed: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with make() as serves:
         serves.infer({"x": x_of(1)})
@@ -120,6 +136,7 @@ def test_a_plan_whose_load_hangs_loses_the_device_after_the_timeout(
         with pytest.raises(GpuError, match="lost"):
             serves.infer({"x": x_of(1)})
         simulated_gpu.loading.set()
+        assert closed.wait(PATIENCE_S)
 
 
 def test_no_thread_of_a_lost_device_ends_with_a_context_which_would_end_the_process(
@@ -138,6 +155,38 @@ def test_no_thread_of_a_lost_device_ends_with_a_context_which_would_end_the_proc
     watcher.join(0.2)
     aside.join(0.2)
     assert simulated_gpu.ended_attached() == 0
+
+
+def test_a_load_that_hangs_and_was_given_up_does_not_hide_a_gpu_that_hangs(
+    simulated_gpu: Any, make: Make, closed: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with make(run_timeout_s=0.3, slots=1) as serves:
+        serves.infer({"x": x_of(1)})
+        serves.infer({"x": x_of(1)})
+        thread, _ = loading(late := make(label="late"), simulated_gpu)
+        late.deactivate()
+        thread.join(PATIENCE_S)
+        monkeypatch.setattr("protocol.engines.gpu_thread.ASIDE_AT_MOST_S", 0.0)
+        simulated_gpu.hangs = True
+        with pytest.raises(GpuError, match="not answered") as failed:
+            serves.infer({"x": x_of(1)})
+        assert failed.value.cause == "device-lost"
+        simulated_gpu.hangs = False
+        simulated_gpu.loading.set()
+        assert closed.wait(PATIENCE_S)
+
+
+def test_a_loss_is_a_new_error_each_time_and_errors_in_a_ring_are_let_go_once() -> None:
+    gpu = GpuThread.__new__(GpuThread)
+    gpu._why_lost = ""
+    assert gpu.lost is None
+    gpu.lose("it burns")
+    gpu.lose("something else")
+    assert "it burns" in str(gpu.lost)
+    assert gpu.lost is not gpu.lost
+    first, second = ValueError("one"), ValueError("two")
+    first.__cause__, second.__cause__ = second, first
+    forget_locals(first)
 
 
 def test_what_an_error_holds_of_the_gpu_is_freed_where_it_happened(simulated_gpu: Any, make: Make) -> None:

@@ -69,6 +69,7 @@ SUITES: dict[str, Suite] = {
     "codecs": Suite("benchmarks.codecs", "run", "bits, speed and accuracy of every rung at several cuts (~8 min)"),
     "streams": Suite("benchmarks.streams", "run", "frames of a panning camera: bits alone and as differences (~2 min)"),
     "int8": Suite("benchmarks.int8", "run", "INT8 recipes: speed, accuracy, the search, layer by layer (~10 min)"),
+    "halves": Suite("benchmarks.halves", "run", "tails in float16: size and accuracy beside float32 (~4 min)"),
     "splitting": Suite(
         "benchmarks.splitting",
         "run",
@@ -92,6 +93,8 @@ SUITES: dict[str, Suite] = {
         "run",
         "kills, silence, strangers and loss while requests are asked: what became of each (~5 min; --set kills=N)",
     ),
+    "knocks": Suite("benchmarks.knocks", "run", "what a device that is turned away costs the gateway (~20 s)"),
     "gpu": Suite("benchmarks.gpu", "run", "every engine that is here, through the gateway and bare (~2 min an engine)"),
+    "order": Suite("benchmarks.ordering", "run", "what an order of engines costs while nothing fails (~10 s)"),
     "scrape": Suite("benchmarks.scrape", "run", "what metrics cost: one scrape, one request's account (~30 s)"),
 }

@@ -8,12 +8,14 @@ times count on a GPU alone, and so do the targets; the processor's rows prove th
 
 Of each engine and tail: how far its answers lie from ONNX Runtime's on the processor, rows a second of the bare loop at
 its best batch, rows a second through the gateway, the median of one request both ways, and what a second thread of the
-bare loop adds (copies of one batch while the other computes). Of ONNX Runtime also what binding gains over `run`.
+bare loop adds (copies of one batch while the other computes). Of ONNX Runtime also what binding gains over `run`; of
+TensorRT what a profile of their own gains single rows, what it costs batches, and what it adds to the GPU's memory.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import tempfile
 import threading
 import time
@@ -21,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -41,6 +44,7 @@ LEAST_THROUGHPUT = 0.95  # of the bare loop
 MOST_LATENCY = 1.1  # of the bare loop
 MOST_APART = 0.01  # of the largest value
 MOST_ROWS = 32
+BY_PROFILE = ("tensorrt",)  # whose kernels are chosen for one size of each profile
 IN_FLIGHT = 64  # rows, twice the largest batch
 SEED = 11
 WAIT_S = 30.0
@@ -78,6 +82,8 @@ def run(options: Options) -> list[Result]:
                 rows = int(options.settings.get("rows", "8" if KINDS[kind].on_gpu else "1"))
                 stage = Stage(kind, tail, model, bundle, folder, rows, window_s, Cores.of_this_machine())
                 results += measured(stage, 2 if options.quick else options.repeats)
+                if kind in BY_PROFILE:
+                    results += profiles(stage, functools.partial(_made, stage), 2 if options.quick else options.repeats)
             results += _binding(tail, model, absent, window_s, 2 if options.quick else options.repeats)
     return results
 
@@ -141,13 +147,19 @@ def at_most(name: str, samples: Sequence[float], bound: float | None) -> Result:
 
 @contextmanager
 def _bare(stage: Stage) -> Iterator[Engine]:
-    options = EngineOptions(stage.tail, max_rows=MOST_ROWS, batch_axes={"x": 0}, cache_dir=stage.folder / "plans")
-    engine = KINDS[stage.kind].make(stage.model.read_bytes(), options)
+    engine = _made(stage, several=True)
     engine.activate()
     try:
         yield engine
     finally:
         engine.deactivate()
+
+
+def _made(stage: Stage, *, several: bool) -> Engine:
+    options = EngineOptions(
+        stage.tail, max_rows=MOST_ROWS, batch_axes={"x": 0}, cache_dir=stage.folder / "plans", several=several
+    )
+    return KINDS[stage.kind].make(stage.model.read_bytes(), options)
 
 
 def inputs(rows: int) -> dict[str, Array]:
@@ -254,6 +266,43 @@ def _through(client: Client, slots: int, window_s: float) -> float:
         else:
             out -= len(arrived)
     return count / window_s
+
+
+# ---- profiles -------------------------------------------------------------------------------------------------------
+
+
+class Making(Protocol):
+    """Makes the engine to be measured, with a profile of single rows' own or without."""
+
+    def __call__(self, *, several: bool) -> Engine: ...
+
+
+def profiles(stage: Stage, make: Making, repeats: int) -> list[Result]:
+    """What a profile of their own gains single rows, and what it costs the others; both engines in turn."""
+    gains: list[float] = []
+    costs: list[float] = []
+    with contextlib.ExitStack() as stack:
+        several, one = (_active(stack, make(several=wanted)) for wanted in (True, False))
+        for _ in range(repeats):
+            singles = [_median_s(lambda e=e: e.infer(inputs(1)), stage.window_s / 4) for e in (several, one)]  # type: ignore[misc]
+            gains.append(singles[1] / singles[0])
+            batches = [per_s(e, MOST_ROWS, stage.window_s / 2) for e in (several, one)]
+            costs.append(batches[0] / batches[1])
+        nbytes = [getattr(e, "gpu_nbytes", None) or 0 for e in (several, one)]
+    label = f"{stage.tail}, {stage.kind}: a profile for single rows"
+    results = [
+        Result.of(f"{label}: p50 of one row without it over with it", "x", gains, note="pays above 1"),
+        Result.of(f"{label}: rows of batches of {MOST_ROWS} with it over without it", "x", costs, note="costs below 1"),
+    ]
+    if nbytes[1]:
+        results.append(Result.of(f"{label}: the GPU's memory with it over without it", "x", [nbytes[0] / nbytes[1]]))
+    return results
+
+
+def _active(stack: contextlib.ExitStack, engine: Engine) -> Engine:
+    engine.activate()
+    stack.callback(engine.deactivate)
+    return engine
 
 
 # ---- binding --------------------------------------------------------------------------------------------------------

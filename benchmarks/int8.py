@@ -2,7 +2,7 @@
 
 Law: the first half of the images (at most 128) calibrates and chooses, the others judge. Speed is the INT8 graph's time
 over the fp32 one's, one thread, taken in turn. Settings: `models=digits,mobilenet_v2,resnet8`, `budget=120` seconds of
-search for each model, `images=250` for fewer.
+search for each model, `images=250` for fewer, `heads=tensorrt` for recipes that TensorRT takes, at estimated times.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from benchmarks.results import Options, Result
 from examples.digits import data as digits
 from partitioner.graph.model import load, serialise
 from partitioner.int8.eight_bits import ModelKitchen, RecipeBook, find_recipe
-from partitioner.int8.recipes import PLAIN, LayerCost, Recipe, RecipeResult
+from partitioner.int8.recipes import HeadEngine, LayerCost, Recipe, RecipeResult, plain_for
 from partitioner.judging import verify
 from partitioner.judging.data import Samples
 from partitioner.judging.observe import observed_topology, ranges
@@ -49,10 +49,11 @@ def run(options: Options) -> list[Result]:
     names = options.settings.get("models", "resnet8" if options.quick else ",".join(SUBJECTS)).split(",")
     budget_s = 15.0 if options.quick else float(options.settings.get("budget", 120))
     most = int(options.settings.get("images", 200 if options.quick else 1_000))
-    return [r for name in names for r in _of(name, SUBJECTS[name](), budget_s, most, options.repeats)]
+    heads: HeadEngine = "tensorrt" if options.settings.get("heads") == "tensorrt" else "onnxruntime"
+    return [r for name in names for r in _of(name, SUBJECTS[name](), budget_s, most, options.repeats, heads)]
 
 
-def _of(name: str, subject: Subject, budget_s: float, most: int, repeats: int) -> Iterator[Result]:
+def _of(name: str, subject: Subject, budget_s: float, most: int, repeats: int, heads: HeadEngine) -> Iterator[Result]:
     order = np.random.default_rng(SEED).permutation(len(subject.inputs))[:most]  # folders are sorted by class
     model = load(subject.path)
     given = {model.inputs[0].name: subject.inputs[order]}
@@ -62,9 +63,9 @@ def _of(name: str, subject: Subject, budget_s: float, most: int, repeats: int) -
     expected = verify.run_all(model.data, samples, samples.held_out)
     stick = verify.yardstick(expected, samples, model.outputs[0].name, BOUND)
     yield _figure(f"{name}: fp32", "top-1", stick.reference, len(expected), _counts(samples))
-    book = find_recipe(model, samples, seen, stick, budget_s=budget_s)
+    book = find_recipe(model, samples, seen, stick, budget_s=budget_s, engine=heads)
     with book.kitchen as kitchen:
-        for recipe in PLAIN:
+        for recipe in plain_for(heads):
             yield from _recipe(f"{name}: {recipe.title}", kitchen, recipe, stick, samples, repeats)
         yield from _chosen(name, kitchen, book, stick, samples, repeats)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -90,12 +91,19 @@ def serve(
         tell_stopped(gateway.stats(), name="stats", json=json)
 
     run_until_told(make, logs=logs, ready=ready, stopped=stopped)
+    if any(thread.name == "model-keeper" for thread in threading.enumerate()):
+        # A load that could not be waited for. All is closed and said; Python's own end would unwind that thread through
+        # the engine's C++, which ends the process with SIGABRT for it.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _tell_ready(gateway: Gateway, *, json: bool) -> None:
     lanes = [
-        {"tail": lane.key[:12], "engine": lane.engine.description, "batchable": lane.batchable,
-         "max_batch_size": lane.max_rows, "batch_1_ms": round(lane.curve.predict(1) * 1e3, 3)}
+        {"tail": lane.key[:12], "label": lane.engine.label, "engine": lane.engine.description,
+         "batchable": lane.batchable, "max_batch_size": lane.max_rows,
+         "batch_1_ms": round(lane.curve.predict(1) * 1e3, 3)}
         for lane in gateway.catalogue.lanes.values()
     ]  # fmt: skip
     standard = gateway.standard
@@ -106,7 +114,7 @@ def _tell_ready(gateway: Gateway, *, json: bool) -> None:
         return
     for lane in lanes:
         print(
-            f"lane {lane['tail']}: {lane['engine']}, batch up to {lane['max_batch_size']}, "
+            f"lane {lane['tail']} ({lane['label']}): {lane['engine']}, batch up to {lane['max_batch_size']}, "
             f"{lane['batch_1_ms']} ms at batch 1",
             file=sys.stderr,
         )

@@ -29,6 +29,8 @@ _HOST_PORT = r"^([^:/\s]+|\[[0-9a-fA-F:.]+\]):\d{1,5}$"
 _URL = r"^https?://[^\s]+$"
 
 
+HalfTails = Literal["auto", "never"]
+Profiles = Literal["auto", "one"]
 EngineName = Literal["tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt", "onnxruntime-cuda", "onnxruntime-cpu"]
 
 
@@ -59,7 +61,12 @@ class HttpSettings(Section, frozen=True):
     tls_key: Annotated[Path | None, setting("PEM file of the certificate's private key.")] = None
     client_ca: Annotated[Path | None, setting("PEM file of those who may sign client certificates.")] = None
     max_body_mib: Annotated[int, setting("Largest body, also after it is unpacked.", ge=1, le=4096)] = 64
-    max_connections: Annotated[int, setting("Connections at once.", ge=1, le=100_000)] = 512
+    max_connections: Annotated[
+        int,
+        setting(
+            "Connections at once; idle ones make way, and 8 more may ask for health and metrics.", ge=1, le=100_000
+        ),
+    ] = 512
     header_timeout_s: Annotated[float, setting("A request's head must be here by then.", ge=0.1, le=3600)] = 10.0
     body_timeout_s: Annotated[float, setting("A request's body must be here by then.", ge=0.1, le=3600)] = 30.0
     keep_alive_s: Annotated[float, setting("An idle connection is closed after this.", ge=1, le=3600)] = 60.0
@@ -92,6 +99,7 @@ class ModelOverride(Section, frozen=True):
     gpu_memory_mib: Annotated[
         Mebibytes | None, setting("Memory of the GPU for each of its engines; else as its size suggests.")
     ] = None
+    half: Annotated[HalfTails | None, setting("Instead of engines.half.")] = None
     cache: Annotated[bool | None, setting("Whether its answers are cached where the cache is enabled.")] = None
 
 
@@ -188,6 +196,12 @@ class EnginesSettings(Section, frozen=True):
     plans_dir: Annotated[
         Path | None, setting("Folder where plans that were built here are kept; else they are built at every start.")
     ] = None
+    profiles: Annotated[
+        Profiles,
+        setting(
+            "Build TensorRT's plans with kernels for single rows beside those for batches (auto), or for all in one."
+        ),
+    ] = "auto"
     retry_s: Annotated[
         float,
         setting(
@@ -204,6 +218,13 @@ class EnginesSettings(Section, frozen=True):
             le=1,
         ),
     ] = 0.02
+    half: Annotated[
+        HalfTails,
+        setting("Run tails in float16, where their bundle holds that form, on engines that gain by it: auto or never."),
+    ] = "auto"
+    half_tolerance: Annotated[
+        float, setting("Instead of tolerance, for an engine that runs a tail's float16 form.", ge=0, le=1)
+    ] = 0.1
 
 
 class CacheSettings(Section, frozen=True):

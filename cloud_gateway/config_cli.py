@@ -7,4 +7,11 @@ from protocol.settings_cli import as_markdown, as_toml, config_app
 
 __all__ = ["app", "as_markdown", "as_toml"]
 
-app = config_app(GatewaySettings, load_settings, daemon="gateway")
+
+def _remarks(settings: GatewaySettings) -> tuple[str, ...]:
+    from cloud_gateway.offers.remarks import remarks  # only where something is checked
+
+    return remarks(settings)
+
+
+app = config_app(GatewaySettings, load_settings, daemon="gateway", remarks=_remarks)

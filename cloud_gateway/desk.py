@@ -17,10 +17,13 @@ from cloud_gateway.models.lanes import Lane
 from cloud_gateway.scheduling.admission import Limits, Verdict
 from cloud_gateway.scheduling.lane_queue import LaneQueue
 from cloud_gateway.scheduling.scheduler import Dispatch, Scheduler
-from cloud_gateway.work import Item
+from cloud_gateway.work import Item, NotComputed, Outcome
+from protocol.messages import RejectCode
 
 IDLE_WAIT_S = 60.0  # an idle thread is woken by work, not by the clock
 SMALL_S = 0.002  # a door may be deaf for so long; twice that where there is but one engine thread to hand over to
+OVERDUE_IVL_S = 0.05
+OVERDUE_S = 0.1  # so long a door waits beyond the deadline for what runs where a run may hang
 GUEST = -1  # a door's number among the engine threads, while it runs a batch itself
 
 
@@ -43,6 +46,7 @@ class Desk:
         self._idle = 0
         self._stopping = False
         self._paused = False
+        self._look_at = 0.0  # for what is overdue
         self._busy_until = 0.0  # read without the lock: when the next engine thread should become free
 
     @property
@@ -62,6 +66,7 @@ class Desk:
             ageing_s=rules.ageing_s,
             margin=rules.margin,
             steady=not lane.is_guessed,
+            may_hang=lane.may_hang,
         )
         with self._work:
             self._scheduler.open(lane, queue, instances=rules.instances, most_requests=rules.most_requests)
@@ -77,7 +82,7 @@ class Desk:
             lane.refit()
             if self._scheduler.is_open(lane):
                 queue = self._scheduler.queue(lane)
-                queue.curve, queue.max_rows = lane.curve, lane.max_rows
+                queue.curve, queue.max_rows, queue.may_hang = lane.curve, lane.max_rows, lane.may_hang
 
     def retune(self, lane: Lane, *, delay_s: float, ageing_s: float, margin: float) -> None:
         """Change how a lane is scheduled while it serves; one that is not open is left alone."""
@@ -199,8 +204,34 @@ class Desk:
                 self._work.wait(IDLE_WAIT_S if wake is None else max(wake - now, 0.0))
                 self._idle -= 1
 
+    def overdue(self, *, now: float) -> list[Outcome]:
+        """Refusals of requests whose time is over and of which nothing has come, for their doors; each only once.
+
+        What waits behind a run that hangs would else be refused only when that ends, if it ever does. May be called
+        again and again: it looks every `OVERDUE_IVL_S`.
+        """
+        if now < self._look_at:
+            return []
+        self._look_at = now + OVERDUE_IVL_S
+        with self._lock:
+            waiting, hanging = self._scheduler.overdue(now=now - OVERDUE_S)
+            self._end(waiting)
+            hanging = [item for item in hanging if not item.is_given_up]
+            for item in hanging:
+                item.is_given_up = True
+        return [
+            *(
+                NotComputed(item, RejectCode.DEADLINE, "its time was over before its engine was free")
+                for item in waiting
+            ),
+            *(NotComputed(item, RejectCode.DEADLINE, "its engine has not answered in time") for item in hanging),
+        ]
+
     def finished(self, thread: int, items: Sequence[Item]) -> None:
-        """Engine thread `thread` has the outcomes of `items`, which it hands to their doors next."""
+        """Engine thread `thread` has the outcomes of `items`, which it hands to their doors next.
+
+        From now on it is certain which of them were given up before.
+        """
         with self._lock:
             self._scheduler.release(thread)
             self._end(items)

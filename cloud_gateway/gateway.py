@@ -251,7 +251,7 @@ class Gateway:
 
     def told(self, event: str, text: str) -> None:
         """For rooms that do not know the log: something happened that an operator should see."""
-        self.log.warning(event, reason=text)
+        (self.log.info if event == "engine_build" else self.log.warning)(event, reason=text)
 
     def crash(self, error: BaseException) -> None:
         """A bug ended one of our threads: what is pending is answered, then the gateway stops. From any thread."""
@@ -324,9 +324,11 @@ class Gateway:
             self.deep.remember(lane.key, inputs, outputs)
 
     def _found_engines(self, order: Sequence[str], absent: Mapping[str, str]) -> None:
-        self.log.info(
-            "engines", order=", ".join(order), absent="; ".join(f"{kind}: {why}" for kind, why in absent.items())
-        )
+        reasons: dict[str, list[str]] = {}
+        for kind, why in absent.items():
+            reasons.setdefault(why, []).append(kind)
+        lacking = "; ".join(f"{', '.join(kinds)}: {why}" for why, kinds in reasons.items())
+        self.log.info("engines", order=", ".join(order), absent=lacking)
 
     def _version_changed(self, status: VersionStatus) -> None:
         say = self.log.error if status.state is State.ERROR else self.log.info

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -116,10 +117,18 @@ def dry_run(
         for lane in standing.lanes:
             cost_ms = lane.predicted_s.get(1, 0.0) * 1e3
             batch = f"batch up to {lane.batch_bound}" + (f" ({lane.unbatched})" if lane.unbatched else "")
-            print(f"  lane {lane.key}: {lane.engine}, {batch}, {cost_ms:.3f} ms at batch 1")
+            print(f"  lane {lane.key} ({lane.label}): {lane.engine}, {batch}, {cost_ms:.3f} ms at batch 1")
+            for line in _passed_over((each.kind, each.state, each.serves, each.reason) for each in lane.engines):
+                print(line)
         print(f"{'not everything' if failed else 'everything'} can be served", file=sys.stderr)
     if failed:
         raise InputError(f"{failed[0].name} version {failed[0].version}: {failed[0].reason}", "mend or remove it")
+
+
+def _passed_over(engines: Iterable[tuple[str, str, bool, str]]) -> list[str]:
+    """What is preferred to the engine that serves a lane, (kind, state, serves, reason) each, and why it does not."""
+    better = itertools.takewhile(lambda engine: not engine[2], engines)
+    return [f"    {kind}: {state}" + (f", {reason}" if reason else "") for kind, state, _, reason in better]
 
 
 def _lines(document: Mapping[str, Any]) -> list[str]:
@@ -127,11 +136,13 @@ def _lines(document: Mapping[str, Any]) -> list[str]:
     state = "draining" if document["draining"] else "ready" if document["ready"] else f"not ready: {document['reason']}"
     lines = [f"{document['software']}: {state}, up {document['uptime_s']:.0f} s, {document['agents']} agents"]
     lines += [f"  {m['name']} {m['version']}: {m['state']} {m['reason']}".rstrip() for m in document["models"]]
-    lines += [
-        f"  lane {lane['key']}: {lane['engine']}, batch up to {lane['batch_bound']}, "
-        f"{lane['pending_requests']} waiting, {lane['wait_s'] * 1e3:.1f} ms"
-        for lane in document["lanes"]
-    ]
+    for lane in document["lanes"]:
+        lines.append(
+            f"  lane {lane['key']} ({lane['label']}): {lane['engine']}, batch up to {lane['batch_bound']}, "
+            f"{lane['pending_requests']} waiting, {lane['wait_s'] * 1e3:.1f} ms"
+        )
+        engines = lane.get("engines", ())
+        lines += _passed_over((each["kind"], each["state"], each["serves"], each["reason"]) for each in engines)
     counters = total["counters"]
     refused = ", ".join(f"{code} {count}" for code, count in sorted(counters["refused"].items())) or "none"
     answered = f"answered {counters['answered']} ({counters['late']} late)"

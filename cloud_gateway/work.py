@@ -51,6 +51,7 @@ class Item:
     ticket: object
     reference: Reference | None = None
     cache_key: bytes | None = None  # the answer is kept under it
+    is_given_up: bool = False  # refused while it ran: what comes of it now is nobody's. The desk's lock guards it
 
 
 class Computed(NamedTuple):

@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -353,13 +353,13 @@ class Agent:
         )
 
 
-def nobody_answers(gateways: object) -> NetworkError:
-    """Neither one of the `gateways`, as they were named, nor the device by itself can answer anything."""
+def nobody_answers(gateways: object, failed: Mapping[str, str]) -> NetworkError:
+    """Neither the `gateways`, as they were named, nor the device can answer; `failed` says why heads do not run."""
     where = f"no gateway answers at {gateways}" if gateways else "no gateway was named"
-    return NetworkError(
-        f"{where} and none of the placements that may be used runs on the device alone",
-        "start the gateway, or allow edge-only",
-    )
+    fact = f"{where} and none of the placements that may be used runs on the device alone"
+    if reasons := "; ".join(dict.fromkeys(failed.values())):
+        return NetworkError(f"{fact} ({reasons})", "start the gateway, or mend that")
+    return NetworkError(fact, "start the gateway, or allow edge-only")
 
 
 def _end(future: Future[Outcome], outcome: Outcome) -> None:

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 
 from edge_agent.config import load_settings
-from edge_agent.local_client import LocalClient
 from protocol.errors import InputError
 from protocol.terminal import print_json
 
@@ -52,6 +51,8 @@ def explain(socket: Socket = None, state_dir: State = None, config: Config = Non
 
 def asked(at: str, path: str, *, schema: int) -> Mapping[str, Any]:
     """A document of the running daemon. Raises NetworkError if none runs, InputError for one of another version."""
+    from edge_agent.local_client import LocalClient  # in here: it brings numpy, and `--help` is no question
+
     with LocalClient(at) as client:
         document = client.document(path)
     if document.get("schema") != schema:

@@ -307,7 +307,7 @@ def _announce(agent: Agent, wait_s: float, *, json: bool | None) -> None:
         if not agent.serves_alone:
             from edge_agent.agent import nobody_answers  # the engine library is slow to import
 
-            raise nobody_answers(gateway)
+            raise nobody_answers(gateway, agent.heads.failed)
         if gateway:
             print(f"no gateway answers at {gateway} yet; answering on the device until one does", file=sys.stderr)
     from protocol import sensors  # the engine library is slow to import

@@ -101,7 +101,12 @@ class HttpSettings(Section, frozen=True):
         Path | None, setting("PEM file of those who may sign the certificates of clients on other machines.")
     ] = None
     max_body_mib: Annotated[int, setting("Largest body, also after it is unpacked.", ge=1, le=4096)] = 64
-    max_connections: Annotated[int, setting("Connections at once.", ge=1, le=100_000)] = 128
+    max_connections: Annotated[
+        int,
+        setting(
+            "Connections at once; idle ones make way, and 8 more may ask for health and metrics.", ge=1, le=100_000
+        ),
+    ] = 128
     header_timeout_s: Annotated[float, setting("A request's head must be here by then.", ge=0.1, le=3600)] = 10.0
     body_timeout_s: Annotated[float, setting("A request's body must be here by then.", ge=0.1, le=3600)] = 30.0
     keep_alive_s: Annotated[float, setting("An idle connection is closed after this.", ge=1, le=3600)] = 60.0
@@ -150,7 +155,7 @@ class DeviceSettings(Section, frozen=True):
     ] = ("cpu",)
     plans_dir: Annotated[
         Path | None,
-        setting("Folder where tensorrt-native keeps what it built; else it builds at every start.", reloadable=True),
+        setting("Folder where tensorrt-native keeps what it built; else plans under state_dir.", reloadable=True),
     ] = None
     slowdown: Annotated[
         float, setting("Drill: act as a device that is this many times slower.", ge=1, le=1e6, reloadable=True)
@@ -249,6 +254,10 @@ class AgentSettings(Section, frozen=True):
         if not _is_here(self.grpc.bind):
             fact = f"grpc.bind {self.grpc.bind} is not on this machine"
             yield "grpc.bind", fact, "gRPC serves this device alone: use 127.0.0.1"
+        order = self.device.providers
+        if not order or len(set(order)) < len(order):
+            fact = f"device.providers names {'nothing' if not order else 'one of them twice'}"
+            yield "device.providers", fact, "name each at most once and one at least; cpu runs everything"
         try:
             Objective.parse(self.planner.objective)
         except InputError as error:

@@ -3,16 +3,18 @@
 A DEALER can give up for good, silently (after garbage, an HTTP answer, a failed authentication), and libzmq reconnects
 by itself otherwise. So the monitor is watched, and the socket is made anew when no Welcome comes or the gateway falls
 silent. A gateway that refuses us, or hangs up, may know us by another of our `ways`: the
-next socket takes the next one.
+next socket takes the next one. Whoever is refused by all of them knocks again after a while, or when its keys change.
 """
 
 from __future__ import annotations
 
 import enum
+import random
 from collections.abc import Iterator, Sequence
 
 import zmq
 
+from edge_agent.knocking import Chance, Knocking
 from edge_agent.ways import Ways
 from protocol import descriptors, sockets, wire
 from protocol import messages as m
@@ -26,6 +28,7 @@ WELCOME_S = 3.0  # from transport handshake to Welcome
 RECREATE_S = 8.0  # without a handshake for this long, libzmq may have given up for good
 TURN_S = 2.0  # the same where another way may do
 GIVEN_UP_S = 1.0  # after a connection was dropped libzmq says at once that it will try again, or never will
+LOOK_S = 0.25  # between two looks at whether our keys have changed, while they do not do
 HANG_UPS = 2  # after so many in a row another way is tried at once: once may be a gateway that has just been restarted
 
 
@@ -51,7 +54,8 @@ _CHANGES: dict[int, Change] = {
 class Shared:
     """What all connections of one thread share: ZeroMQ's context, and the one sleep from which any of them wakes it."""
 
-    def __init__(self, mailbox_fd: int) -> None:
+    def __init__(self, mailbox_fd: int, chance: Chance | None = None) -> None:
+        self.chance: Chance = chance or random.Random()
         self.context = sockets.make_context()
         self.poller = zmq.Poller()
         self.poller.register(mailbox_fd, zmq.POLLIN)
@@ -78,7 +82,10 @@ class Connection:
         self._connected = False  # at any time with this socket
         self._dropped = False  # the last attempt, and libzmq has not said that it will try again
         self._dropped_at: float | None = None  # when that was first noticed
-        self._turns = 0  # ways tried since a handshake succeeded
+        self._turns = 0  # ways tried since a handshake succeeded, or since the last knock
+        self._knocking = Knocking(shared.chance)
+        self._knock_at: float | None = None  # all ways were refused
+        self._look_at = 0.0  # for other keys
         self._shared = shared
         self._socket: zmq.Socket[bytes] | None = None
         self._monitor: zmq.Socket[bytes] | None = None
@@ -107,11 +114,14 @@ class Connection:
         self._since = now
         self._hang_ups, self._refused, self._connected = 0, False, False
         self._dropped, self._dropped_at = False, None
+        self._knock_at, self._look_at = None, now + LOOK_S
         for source in (self._socket, self._monitor):
             self._shared.poller.register(source, zmq.POLLIN)
 
     def recreate(self, *, now: float) -> None:
         self._close_socket()
+        if self._knock_at is not None and now >= self._knock_at:
+            self._turns = 0
         if self._in_vain or not self._connected:
             self._ways.turn()
             self._turns += 1
@@ -170,6 +180,8 @@ class Connection:
         after = self.session.handle(event)
         if after is not before or event is Event.HANDSHAKE:
             self._since = now
+        if event is Event.WELCOME:
+            self._knocking.begin_anew()
         return after
 
     def overdue(self, *, now: float, patience_s: float = SILENCE_S) -> Why | None:
@@ -180,14 +192,27 @@ class Connection:
         if self.state is State.GREETING and waited > WELCOME_S:
             return Why.lost("the gateway did not welcome us")
         if self.state is State.DISCONNECTED and self._socket is not None:
-            at_once = self._in_vain and self._turns < self._ways.count  # but no more than once round
-            if waited > RECREATE_S or (self._ways.count > 1 and (at_once or waited > TURN_S)):
-                return Why.lost(self._why_not())
-            if self._hung_up_on_keys and waited > TURN_S:  # somebody may have brought the right ones
+            if self._tries_again(waited, now):
                 return Why.lost(self._why_not())
             if self._has_given_up(now):
                 return Why.lost(str(Change.NO_GATEWAY))
         return None
+
+    def _tries_again(self, waited: float, now: float) -> bool:
+        """Whether another attempt to connect may end otherwise than this one."""
+        if (self._refused or self._hung_up_on_keys) and now >= self._look_at:
+            self._look_at = now + LOOK_S
+            if self._ways.have_changed():
+                self._knocking.begin_anew()
+                self._knock_at = now
+                return True
+        if self._in_vain and self._ways.count > 1 and self._turns < self._ways.count:  # but no more than once round
+            return True
+        if self._refused:
+            if self._knock_at is None:
+                self._knock_at = self._knocking.turned_away(now=now)
+            return now >= self._knock_at
+        return waited > RECREATE_S or (waited > TURN_S and (self._ways.count > 1 or self._hung_up_on_keys))
 
     def _has_given_up(self, now: float) -> bool:
         """Whether libzmq will never connect again, after garbage. Whoever is refused may take its time."""

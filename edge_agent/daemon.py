@@ -10,14 +10,17 @@ turn it is to serve is `bundles.switch.Stage`'s: updates put another agent there
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from edge_agent.agent import Agent, nobody_answers
 from edge_agent.bundles.shelf import Shelf
+from edge_agent.bundles.smoke import MOST_BUILD_S
 from edge_agent.bundles.switch import Stage
 from edge_agent.config import AgentSettings
 from edge_agent.device.notify import Notifier
@@ -42,6 +45,7 @@ from protocol.errors import InputError
 from protocol.seeing.logs import Logs
 
 _LAST_REQUEST_S = 60.0
+_START_S = 180.0  # as TimeoutStartSec of the unit
 
 
 class Daemon:
@@ -95,7 +99,7 @@ class Daemon:
             settings,
             self._shelf,
             self._trust,
-            ways=lambda: self._addresses(),
+            addresses=lambda: self._addresses,
             switch=self._switch,
             base=self._base,
             told=self._told,
@@ -248,7 +252,20 @@ class Daemon:
             )
         had_gateway = self.stage.agent is not None and self.agent.wait_ready(0)
         link_s = self.settings.gateways.wait_s if had_gateway else 0.0
-        return Tenant(self.settings, folder, self._trust.trust(kept=kept), readied=self._better, link_s=link_s)
+        trust = self._trust.trust(kept=kept)
+        return Tenant(self.settings, folder, trust, readied=self._better, link_s=link_s, building=self._building)
+
+    @contextlib.contextmanager
+    def _building(self) -> Iterator[None]:
+        """Whoever starts the daemon is to wait: a head may be built for this device."""
+        if self.stage.agent is not None:
+            yield
+            return
+        self._notifier.patience(MOST_BUILD_S, "loads a head that may have to be built for this device, in minutes")
+        try:
+            yield
+        finally:
+            self._notifier.patience(_START_S, "starts")
 
     def _serve_first(self, folder: Path | None) -> None:
         if folder is None and self.settings.bundle.path is None:
@@ -256,6 +273,7 @@ class Daemon:
             return
         self.stage.swap(self._tenant_on(folder))
         self._folder = folder
+        self._tell_heads()
 
     def _switch(self, folder: Path | None) -> None:
         with self._switching:
@@ -272,9 +290,16 @@ class Daemon:
             took = self.stage.swap(self._tenant_on(folder), patience_s=_LAST_REQUEST_S)
             self._folder, self._updates.policy = folder, self._policy
             self._better()
+            self._tell_heads()
             self._log.info("switched", start_ms=took.start_s * 1e3, swap_us=took.swap_s * 1e6)
         finally:
             self._notifier.ready(self.in_a_sentence())
+
+    def _tell_heads(self) -> None:
+        """No head runs on less than was asked for without a word."""
+        tenant = self.stage.agent
+        for sentence in () if tenant is None else tenant.shortfalls():
+            self._log.warning("heads", reason=sentence)
 
     def _await(self, what: str) -> None:
         """Nobody serves: ask for bundles often."""
@@ -292,7 +317,7 @@ class Daemon:
             self._log.info("gateway_found", gateway=agent.gateway)
             return
         if not agent.serves_alone:
-            raise nobody_answers(named)
+            raise nobody_answers(named, agent.heads.failed)
         if named:
             self._log.warning("no_gateway", gateway=named, reason="answering on the device until one does")
 
@@ -313,6 +338,8 @@ class Daemon:
                 self.settings = before
                 raise
             self._addresses = addresses
+            if settings.gateways != before.gateways and self._policy.automatic:
+                self._updates.check_now()  # who is new may offer something
 
     def retune(self, settings: AgentSettings) -> None:
         """Take what is a number somewhere."""

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from edge_agent.device import providers
+from edge_agent.device.portions import Layout
 from edge_agent.device.providers import Attempt, Started
 from protocol import drift
 from protocol.bundle import Bundle, PlacementEntry
@@ -68,8 +70,10 @@ class Heads:
         fault_file: Path | None = None,
         order: Sequence[str] = providers.DEFAULT,
         plans: Path | None = None,
+        building: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        """`order` names what may run heads, the preferred first; `plans` is where built ones are kept.
+        """`order` names what may run heads, the preferred first; `plans` is where built ones are kept; `building` is
+        entered while a head is loaded that may have to be built first, which takes minutes.
 
         Raises InputError for an unknown name.
         """
@@ -77,6 +81,8 @@ class Heads:
         self.started: dict[str, Started] = {}  # by file: what runs it, and why nothing better does
         self._attempts = providers.attempts(order, available())
         self._plans = plans
+        self.building = building
+        self._layout = Layout(bundle.manifest)
         self._bundle = bundle
         self._threads = threads
         self._slowdown = slowdown
@@ -107,19 +113,24 @@ class Heads:
     def _start(self, file: str, graph: bytes, wanted: Attempt) -> Engine:
         """An engine that has run once. Raises EngineError."""
         engine = self._made(file, graph, wanted)
-        try:
-            engine.activate()
-            _warm_up(engine)
-        except EngineError:
-            if not _free_to_vary(engine):
-                raise
+        with self.building() if wanted.is_built else nullcontext():
+            try:
+                engine.activate()
+                _warm_up(engine)
+            except EngineError:
+                if not _free_to_vary(engine):
+                    engine.deactivate()  # of a GPU's memory the next attempt needs all
+                    raise
         return engine
 
     def _made(self, file: str, graph: bytes, wanted: Attempt) -> Engine:
         if wanted.name in providers.NATIVE:
             from protocol.engines.catalogue import KINDS, EngineOptions
 
-            return KINDS[providers.NATIVE[wanted.name]].make(graph, EngineOptions(file, cache_dir=self._plans))
+            options = EngineOptions(
+                file, max_rows=self._layout.most, knee=1, batch_axes=self._layout.axes, cache_dir=self._plans
+            )
+            return self._layout.portioned(KINDS[providers.NATIVE[wanted.name]].make(graph, options))
         return OrtEngine(graph, label=file, providers=wanted.providers, threads=self._threads)
 
     def deactivate(self) -> None:

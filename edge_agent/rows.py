@@ -13,15 +13,15 @@ from protocol.tensors import Tensors
 
 class Rows:
     def __init__(self, manifest: Manifest) -> None:
-        self._axes: dict[str, int] = {}  # by input of the model
+        self.axes: dict[str, int] = {}  # by input of the model
         inputs = {spec.name: spec for spec in manifest.model.inputs}
         for entry in manifest.placements:
             if entry.kind is PlacementKind.FULL_CLOUD and entry.batch is not None and entry.batch.batchable:
                 for tensor in entry.boundary:
                     spec, axis = inputs.get(tensor.spec.name), tensor.batch_axis
                     if spec is not None and axis is not None and not isinstance(spec.shape[axis], int):
-                        self._axes[spec.name] = axis
+                        self.axes[spec.name] = axis
 
     def of(self, inputs: Tensors) -> int:
         """1 or more. `inputs` are the model's, checked."""
-        return max((inputs[name].shape[axis] for name, axis in self._axes.items()), default=1)
+        return max((inputs[name].shape[axis] for name, axis in self.axes.items()), default=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from edge_agent.agent import Agent, AgentConfig
 from edge_agent.bundles.switch import Stage
 from edge_agent.config import AgentSettings
+from edge_agent.device.providers import plans_in
 from edge_agent.known_answer import KnownAnswer
 from edge_agent.outcomes import Outcome
 from protocol.bundle import Bundle
@@ -33,9 +35,14 @@ class Tenant:
         *,
         readied: Callable[[], None] = lambda: None,
         link_s: float = 0.0,
+        building: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
-        """Before it serves, it waits so long for a gateway: whoever takes over from one that has a gateway does."""
+        """Before it serves, it waits so long for a gateway: whoever takes over from one that has a gateway does.
+
+        `building` is entered while a head may be built for this device, which takes minutes.
+        """
         self.agent = Agent(replace(agent_config(settings, folder), trust=trust), readied=readied)
+        self.agent.heads.building = building
         self._usable = settings.bundle.placements
         self._link_s = link_s
         self._known: KnownAnswer | None = None
@@ -51,6 +58,16 @@ class Tenant:
         failed = tuple(self.agent.heads.failed)
         self._known = KnownAnswer(self.agent, usable=self._usable, failed=failed, timeout_s=_FIRST_ANSWER_S)
         self.agent.wait_ready(self._link_s)
+
+    def shortfalls(self) -> list[str]:
+        """In sentences: the heads that do not run, and those that run on less than what is preferred."""
+        found: dict[str, list[str]] = {}
+        for id_, reason in self.agent.heads.failed.items():
+            found.setdefault(f"cannot be used: {reason}", []).append(id_)
+        for file, started in self.agent.heads.started.items():
+            if over := ", ".join(f"not on {name} ({why})" for name, why in started.passed_over):
+                found.setdefault(f"on {started.name}, {over}", []).append(file)
+        return [f"{' and '.join(which)} {how}" for how, which in found.items()]
 
     def submit(self, inputs: Tensors, **more: Any) -> Future[Outcome]:
         return self.agent.submit(inputs, **more)
@@ -94,7 +111,7 @@ def agent_config(settings: AgentSettings, folder: Path) -> AgentConfig:
         server_key=settings.keys.server_key,
         placements=settings.bundle.placements,
         providers=device.providers,
-        plans=device.plans_dir,
+        plans=plans_in(device.plans_dir, settings.state_dir),
         hedge=gateways.hedge,
         name_servers=gateways.name_servers,
         objective=Objective.parse(settings.planner.objective),

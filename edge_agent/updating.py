@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from edge_agent.bundles.addresses import Addresses
 from edge_agent.bundles.courier import Courier
+from edge_agent.bundles.policy import MIB, Policy
 from edge_agent.bundles.shelf import Shelf
 from edge_agent.bundles.smoke import Smoke
 from edge_agent.bundles.trusting import Trusting
 from edge_agent.bundles.update import TrialRules
-from edge_agent.bundles.updater import MIB, Policy, Updater
+from edge_agent.bundles.updater import Updater
 from edge_agent.config import AgentSettings
+from edge_agent.device.providers import plans_in
 from edge_agent.resolver import Asking, ask_srv, parse
 from edge_agent.trust.server_keys import learn
 from edge_agent.trust.store import TrustStore
-from edge_agent.ways import Ways
 from protocol import messages as m
 from protocol.bundle import Bundle
 from protocol.errors import InputError
@@ -35,18 +36,31 @@ def updater_of(
     base: Bundle | None,
     told: Callable[[str, str], None],
     crashed: Callable[[BaseException], None],
-    ways: Callable[[], Sequence[Ways]] | None = None,
+    addresses: Callable[[], Addresses] | None = None,
 ) -> Updater:
-    """`ways` gives those to the gateways; else they are those of the settings. Raises InputError."""
+    """`addresses` gives whom to ask, anew each time; else they are those of the settings. Raises InputError."""
     updates, stop = settings.updates, threading.Event()
-    asks = updates.enabled and bool(settings.gateways.endpoints)
-    ways = ways or addresses_of(settings, told)
+    if addresses is None:
+        own = addresses_of(settings, told)
+        addresses = lambda: own  # noqa: E731 - as whoever gives others does
     return Updater(
         shelf,
         switch=switch,
-        smoke=Smoke(timeout_s=updates.try_s, memory_nbytes=updates.try_mib * MIB, providers=settings.device.providers),
-        courier=Courier(ways, bytes_per_s=updates.mib_per_s * MIB, stop=stop, keys_told=_keeper(settings, told))
-        if asks
+        smoke=Smoke(
+            timeout_s=updates.try_s,
+            memory_nbytes=updates.try_mib * MIB,
+            providers=settings.device.providers,
+            plans=plans_in(settings.device.plans_dir, settings.state_dir),
+            stop=stop,
+        ),
+        courier=Courier(
+            lambda: addresses()(),
+            bytes_per_s=updates.mib_per_s * MIB,
+            stop=stop,
+            keys_told=_keeper(settings, told),
+            named=lambda: bool(addresses()),
+        )
+        if updates.enabled
         else None,
         trusting=_Trusting(trusting),
         policy=policy_of(settings),

@@ -42,6 +42,7 @@ class Ways:
         self._endpoints = (endpoint,) if isinstance(endpoint, Endpoint) else tuple(endpoint)
         self._keys_dir = keys_dir
         self._server_key = server_key
+        self._stamp = self._stamped()
         self._ways = self._read()
         self._at = 0
 
@@ -62,8 +63,19 @@ class Ways:
         self._endpoints = tuple(endpoints)
         self._look_again(0)
 
+    def have_changed(self) -> bool:
+        """Whether somebody has written our key files since they were read."""
+        return self._stamped() != self._stamp
+
+    def _stamped(self) -> tuple[tuple[int, ...] | None, ...]:
+        if self._keys_dir is None:
+            return ()
+        server = Path(self._server_key) if self._server_key else self._keys_dir / "server.pub"
+        return _stamp(self._keys_dir / "agent.key"), _stamp(server)
+
     def _look_again(self, steps: int) -> None:
         before = self._ways[self._at] if self._ways else None
+        self._stamp = self._stamped()  # before they are read: what is written meanwhile is seen with the next look
         with contextlib.suppress(InputError):
             self._ways = self._read()
         at = self._ways.index(before) + steps if before in self._ways else 0
@@ -82,3 +94,12 @@ class Ways:
 
     def _server_keys(self, keys_dir: Path) -> tuple[PublicKey, ...]:
         return keys.given_public(self._server_key) if self._server_key else keys.read_public(keys_dir / "server.pub")
+
+
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    """What changes when a file is written or replaced; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size

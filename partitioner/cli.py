@@ -185,6 +185,9 @@ def split(
     common_suffix: Annotated[
         bool, typer.Option("--common-suffix", help="Let a gateway batch several cuts where their tails end alike.")
     ] = False,
+    half_tails: Annotated[
+        bool, typer.Option("--half-tails", help="Ship tails in float16 too, for gateways with a GPU, where they hold.")
+    ] = False,
     no_sample: Annotated[
         bool, typer.Option("--no-sample", help="Ship no sample with its answers, which devices try the bundle with.")
     ] = False,
@@ -197,16 +200,19 @@ def split(
     with guarded():
         from partitioner.people.report import Bar, Silent, print_built
         from partitioner.planning.build import build
-        from partitioner.planning.plans import to_build
+        from partitioner.planning.plans import followed, to_build
 
         order = replace(
-            flags.order(model, output), common_suffix=common_suffix, known_answer=not no_sample, force=force
+            flags.order(model, output),
+            common_suffix=common_suffix,
+            half_tails=half_tails,
+            known_answer=not no_sample,
+            force=force,
         )
         if planned is None:
             order = replace(order, cuts=tuple(tuple(names.split(",")) for names in cut or ()))
         else:
-            document = to_build(planned)
-            order = replace(order, cuts=document.cuts, source_digest=document.source_digest)
+            order = followed(order, to_build(planned))
         if as_json:
             built = build(order, Silent())
             print_json({"bundle": str(built.target), "digest": built.digest, "manifest": built.manifest})

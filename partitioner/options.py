@@ -27,6 +27,11 @@ class Precision(StrEnum):
     FP32 = "fp32"
 
 
+class HeadEngine(StrEnum):
+    ONNXRUNTIME = "onnxruntime"
+    TENSORRT = "tensorrt"
+
+
 class Role(StrEnum):
     EDGE = "edge"
     CLOUD = "cloud"
@@ -67,6 +72,9 @@ UpOverDown = Annotated[float, _machine(min=0.0, help="Uplink over downlink: 0.1 
 CloudLoad = Annotated[float, _machine(min=0.0, max=0.99, help="Share of its time the gateway is busy with others.")]
 Quantile = Annotated[float, _machine(min=0.01, max=0.99, help="Of the latency to plan for; 0.5 is the median.")]
 PrecisionAsked = Annotated[Precision, _sample(help="auto: INT8 where it holds, else fp32; int8: INT8 or refuse.")]
+HeadEngineAsked = Annotated[
+    HeadEngine, _machine(help="What runs heads on the device; for tensorrt they are made in symmetric int8.")
+]
 RecipeBudgetS = Annotated[float, _sample(min=0.0, help="Seconds to search the fastest INT8 recipe that holds.")]
 AccuracyBound = Annotated[
     float, _sample(min=0.0, max=1.0, help="Loss of accuracy, agreement or cosine that is acceptable.")
@@ -127,6 +135,7 @@ class PlanFlags:
     cloud_load: CloudLoad = 0.0
     quantile: Quantile = 0.5
     precision: PrecisionAsked = Precision.AUTO
+    head_engine: HeadEngineAsked = HeadEngine.ONNXRUNTIME
     recipe_budget_s: RecipeBudgetS = 30.0
     bound: AccuracyBound = 0.01
     threads: Threads = 1
@@ -175,6 +184,7 @@ class PlanFlags:
             target=target,
             search=self.search(),
             precision=self.precision.value,
+            head_engine=self.head_engine.value,
             recipe_budget_s=self.recipe_budget_s,
             bound=self.bound,
             threads=self.threads,

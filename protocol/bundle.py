@@ -8,6 +8,7 @@
       edge.onnx                the whole model as the device runs it: the edge-only placement's head
       cut-1/head.onnx          head and tail of each kept cut
       cut-1/tail.onnx
+      cut-1/tail.fp16.onnx     with --half-tails: this tail in float16, and full.fp16.onnx for full.onnx
       cut-1/bridge.onnx        with --common-suffix: what this tail has before the suffix in which several tails end
       suffix.onnx              that suffix
       known.npz                a question and the heads' answers to it (see protocol.known)
@@ -107,6 +108,13 @@ class ParityCertificate(msgspec.Struct, frozen=True):
     random_inputs: bool = False
 
 
+class HalfTail(msgspec.Struct, frozen=True):
+    """A tail computed in float16, for a gateway's GPU; its certificate is of this head and coding in front of it."""
+
+    file: str
+    certificate: ParityCertificate
+
+
 class PlacementEntry(msgspec.Struct, frozen=True):
     """One row of the plan: where the work is done, with which files, at what cost, and what was proven about it.
 
@@ -128,6 +136,7 @@ class PlacementEntry(msgspec.Struct, frozen=True):
     certificate: ParityCertificate | None
     notes: tuple[str, ...] = ()  # e.g. why the INT8 head was not shipped
     bridge: str | None = None  # the tail is also `Manifest.suffix` after this graph
+    half: HalfTail | None = None
 
 
 class CommonSuffix(msgspec.Struct, frozen=True):
@@ -179,6 +188,7 @@ class Conditions(msgspec.Struct, frozen=True):
     device: Machine | None = None  # whose profile the plan was made for; None where a slow-down was declared
     declared_inputs: tuple[str, ...] = ()  # image inputs and their pre-processing, as they were declared
     planned: PlanConditions | None = None
+    head_engine: str = "onnxruntime"  # what heads were made for; "tensorrt": symmetric int8 alone
     constraints: tuple[str, ...] = ()  # what every placement keeps, in words
 
 

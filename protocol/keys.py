@@ -21,7 +21,6 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from protocol import sockets
 from protocol.errors import InputError
 
 KEY_NBYTES = 32
@@ -79,6 +78,8 @@ def require_name(name: str) -> str:
 
 def make_pair(name: str) -> KeyPair:
     """A new pair, from the operating system's randomness. Raises InputError for a name that cannot be one."""
+    from protocol import sockets  # in here and below: most commands read files and open no socket
+
     public, secret = sockets.curve_pair()
     return KeyPair(secret, PublicKey(public, require_name(name)))
 
@@ -87,8 +88,11 @@ def parse_key(text: str) -> bytes:
     """A public key as 64 hex digits, or as the 40 characters of Z85 that other tools print. Raises InputError."""
     if (data := _from_hex(text)) is not None:
         return data
-    if len(text) == 40 and (data := sockets.from_z85(text)) is not None:
-        return data
+    if len(text) == 40:
+        from protocol import sockets
+
+        if (data := sockets.from_z85(text)) is not None:
+            return data
     raise InputError(f"{text[:80]!r} is not a CURVE key", "give 64 hex digits, or 40 characters of Z85")
 
 
@@ -110,6 +114,8 @@ def read_pair(path: Path) -> KeyPair:
     secret = _from_hex(words[1])
     if secret is None:
         raise InputError(f"the secret in {path} is not {2 * KEY_NBYTES} hex digits", "make a new key")
+    from protocol import sockets
+
     return KeyPair(secret, PublicKey(sockets.curve_public(secret), require_name(words[2])))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Protocol, TypeVar
 
@@ -38,8 +38,11 @@ class Load(Protocol[T]):
     ) -> Loaded[T]: ...
 
 
-def config_app(kind: type[T], load: Load[T], *, daemon: str) -> typer.Typer:
-    """The three commands over settings of `kind`; `daemon` is what sentences call whoever would use them."""
+def config_app(
+    kind: type[T], load: Load[T], *, daemon: str, remarks: Callable[[T], Iterable[str]] = lambda settings: ()
+) -> typer.Typer:
+    """The three commands over settings of `kind`; `daemon` is what sentences call whoever would use them. `remarks`
+    are what `check` says of settings that would be taken and may be a mistake all the same."""
     app = typer.Typer(no_args_is_help=True, add_completion=False, help="Check, show and describe settings.")
 
     def read(file: Path | None, sets: list[str] | None, secrets_dir: Path | None) -> Loaded[T]:
@@ -67,10 +70,13 @@ def config_app(kind: type[T], load: Load[T], *, daemon: str) -> typer.Typer:
                     print(f"error: {line}", file=sys.stderr)
             raise typer.Exit(InputError.exit_code) from None
         given = sum(origin.layer != "default" for origin in loaded.origins.values())
+        said = list(remarks(loaded.settings))
         if json:
-            print_json({"ok": True, "given": given, "problems": []})
-        else:
-            print(f"ok: {given} of {len(loaded.origins)} values are given, the rest is default")
+            print_json({"ok": True, "given": given, "problems": [], "remarks": said})
+            return
+        print(f"ok: {given} of {len(loaded.origins)} values are given, the rest is default")
+        for remark in said:
+            print(f"note: {remark}")
 
     @app.command(help=f"Print the settings that the {daemon} would use, as TOML; secrets stay hidden.")
     def show(

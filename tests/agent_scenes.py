@@ -23,7 +23,7 @@ from protocol.seeing.machine import MachineState
 from protocol.seeing.nvml import Gpu
 
 DIGEST = "ab" * 32
-BUNDLE = BundleStanding("digits", "3", DIGEST, state="confirmed", signed_by="factory")
+BUNDLE = BundleStanding("digits", "3", DIGEST, state="confirmed", signed_by="factory", built_at=1.7e9, unheard_s=12.0)
 LOST = Why(Cause.LINK, "no gateway answers")
 HOSTILE = "<img src=x onerror=alert(1)>"
 

@@ -13,6 +13,7 @@ from queue import Empty, Queue
 from typing import Any
 
 BIN = Path(sys.executable).parent
+START_S = 90.0  # how long a process may take for its next word: it starts, and a busy machine is no failure
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -33,7 +34,7 @@ class Process:
         for target in (self._read_out, self._read_err):
             threading.Thread(target=target, daemon=True).start()
 
-    def line(self, timeout_s: float = 30.0) -> str:
+    def line(self, timeout_s: float = START_S) -> str:
         """The next line of stdout. Raises EOFError at its end, TimeoutError if none comes."""
         try:
             line = self._lines.get(timeout=timeout_s)
@@ -43,11 +44,11 @@ class Process:
             raise EOFError("".join(self.errors))
         return line.rstrip("\n")
 
-    def json(self, timeout_s: float = 30.0) -> dict[str, Any]:
+    def json(self, timeout_s: float = START_S) -> dict[str, Any]:
         document: dict[str, Any] = json.loads(self.line(timeout_s))
         return document
 
-    def rest(self, timeout_s: float = 30.0) -> list[str]:
+    def rest(self, timeout_s: float = START_S) -> list[str]:
         lines = []
         try:
             while True:
@@ -55,7 +56,7 @@ class Process:
         except EOFError:
             return lines
 
-    def wait(self, timeout_s: float = 30.0) -> int:
+    def wait(self, timeout_s: float = START_S) -> int:
         return self.popen.wait(timeout_s)
 
     def _read_out(self) -> None:
@@ -81,7 +82,7 @@ def running(*command: str, stdin: bool = False) -> Iterator[Process]:
             process.popen.wait(10)
 
 
-def finished(*command: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+def finished(*command: str, timeout_s: float = 2 * START_S) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
     return subprocess.run(
         [str(BIN / command[0]), *command[1:]],

@@ -14,11 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from edge_agent.bundles import update as u
+from edge_agent.bundles.courier import Interrupted
 from edge_agent.bundles.disk import Disk
+from edge_agent.bundles.policy import Policy
 from edge_agent.bundles.record import Step
 from edge_agent.bundles.shelf import Shelf
 from edge_agent.bundles.trusting import Trusting
-from edge_agent.bundles.updater import Policy, Updater
+from edge_agent.bundles.updater import Updater
 from protocol import messages as m
 from protocol.bundle import MANIFEST, Bundle
 from protocol.signing import Trust
@@ -45,6 +47,8 @@ class FolderGateway:
     def __init__(self, folder: Path) -> None:
         self.bundle = Bundle.open(folder)
         self.fetched_nbytes = 0
+        self.named: Callable[[], bool] = lambda: True
+        self.interrupted: Callable[[], bool] = lambda: False
         listed = self.bundle.manifest.files.items()
         self.files = {entry.sha256: folder / name for name, entry in listed} | {self.bundle.digest: folder / MANIFEST}
 
@@ -68,6 +72,8 @@ class FolderGateway:
             disk.append(part, b"")
         size = max(len(data) // 2, PART_NBYTES)
         for at in range(have, nbytes, size):
+            if self.interrupted():
+                raise Interrupted
             disk.append(part, data[at : at + size])
             self.fetched_nbytes += len(data[at : at + size])
 

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
-PATIENCE_S = 20.0  # a busy machine is no failure
+PATIENCE_S = 60.0  # a busy machine is no failure
 LOOK_S = 0.005
 
 

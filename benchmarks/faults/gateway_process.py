@@ -72,6 +72,12 @@ class GatewayProcess:
             raise RuntimeError(f"gateway {self._name} does not serve: {self._log.read_text()[-2000:]}")
         self.ready_s.append(time.monotonic() - self._born)
 
+    def cpu_s(self) -> float:
+        """Processor time of this life so far, all threads."""
+        assert self._process is not None
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def kill(self) -> None:
         """SIGKILL; returns when it is gone."""
         self.signal(signal.SIGKILL)

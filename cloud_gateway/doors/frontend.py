@@ -170,7 +170,8 @@ class Frontend:
         self._listen_anew()  # a rotation of keys may have begun before we did
         more = False
         while not self._finished(time.monotonic()):
-            ready = dict(poller.poll(0 if more else 1000 if self._end_by is None else 20))
+            patience_ms = 20 if self._end_by is not None else 100 if self._desk.pending()[0] else 1000
+            ready = dict(poller.poll(0 if more else patience_ms))
             began = time.monotonic()
             if self._moderate() or self.mailbox.fileno() in ready:
                 for item in self.mailbox.drain():
@@ -183,6 +184,7 @@ class Frontend:
             self._peers.forget_silent(now=now)
             self._watch_newcomers(now)
             self._intake.look(now=now)
+            post(self._desk.overdue(now=now))
             if self._listen_again_at is not None and now >= self._listen_again_at:
                 self._listen_anew()
             self._beats.beat("frontend", now=now)

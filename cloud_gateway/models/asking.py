@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from cloud_gateway.models.preferred import PreferredEngine, TryAnotherError
+from cloud_gateway.models.preferred import PreferredEngine
 from cloud_gateway.models.rungs import Room
+from cloud_gateway.models.trial import TryAnotherError
 from protocol.engines.base import Engine
+from protocol.errors import EngineError
 from protocol.tensors import Array, Tensors
 
 
@@ -19,6 +21,12 @@ def answered(engine: Engine, tensors: Tensors) -> dict[str, Array]:
         return outputs
 
 
+def doubt(engine: Engine, error: EngineError) -> None:
+    """What the engine gave this thread is no answer. Raises TryAnotherError where another one may be asked."""
+    if isinstance(engine, PreferredEngine):
+        engine.doubt(error)
+
+
 def room_of(engine: Engine) -> Room | None:
     """Where this thread's next batch should lie, if its engine has a place of its own for it."""
     return engine.room if isinstance(engine, PreferredEngine) else None
@@ -27,6 +35,16 @@ def room_of(engine: Engine) -> Room | None:
 def what_ran(engine: Engine) -> str:
     """The description of what ran this thread's last batch."""
     return engine.ran if isinstance(engine, PreferredEngine) else engine.description
+
+
+def may_hang(engine: Engine) -> bool:
+    """Whether a run of what serves may hang, with nothing to end it: no thread that others wait for runs that."""
+    return isinstance(engine, PreferredEngine) and engine.may_hang
+
+
+def serving_of(engine: Engine) -> str:
+    """What serves, whatever this thread runs on, where there is a choice."""
+    return engine.serving if isinstance(engine, PreferredEngine) else ""
 
 
 def kind_of(engine: Engine) -> str:

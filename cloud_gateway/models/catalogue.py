@@ -82,7 +82,7 @@ _Wishes = tuple[object, ...]
 def _wishes(key: str, settings: ModelSettings) -> _Wishes:
     """The graphs and how they are run: versions that differ in it do not share a lane."""
     return (
-        key, settings.max_batch_size, settings.instances, settings.threads, settings.efficiency_delay_s,
+        key, settings.max_batch_size, settings.instances, settings.threads, settings.half, settings.efficiency_delay_s,
         settings.profile_sizes, settings.max_queue_requests, settings.engines, settings.gpu_memory_nbytes,
     )  # fmt: skip
 
@@ -244,7 +244,7 @@ class Catalogue:
 
     def _lane(self, version: ServedVersion, tail: Tail) -> tuple[Lane, tuple[BoundaryTensor, ...]]:
         settings, defaults = self._settings_of(version), self.defaults
-        wishes = _wishes(tail.key, settings)
+        wishes = _wishes(tail.graphs, settings)
         known = self._find_lane(wishes)
         if known is not None:
             return known, tail.boundary if tail.boundary is not None else known.boundary
@@ -288,6 +288,8 @@ class Catalogue:
             self.defaults.max_rows if max_rows is None else max_rows,
             settings.engines,
             settings.gpu_memory_nbytes,
+            settings.half,
+            max(settings.preferred_sizes, default=None),
         )
 
     def _keep(self, key: str, lane: Lane, wishes: _Wishes) -> None:

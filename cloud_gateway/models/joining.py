@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cloud_gateway.models.asking import doubt
 from cloud_gateway.models.lanes import BATCH_OVERHEAD_S, LEAST_RUNS, Bridge, Lane, LaneRules, zeros
 from cloud_gateway.models.served import Joint, Tail
 from protocol.bundle import BoundaryTensor
@@ -148,19 +149,24 @@ def bridged(lane: Lane, fed: Sequence[Fed]) -> Tensors:
     return tensors
 
 
-def check_rows(arrays: Tensors, axes: Mapping[str, int | None], rows: int) -> None:
-    """A graph that returns fewer rows than it was given would hand one caller another's answer. Raises EngineError."""
+def check_rows(engine: Engine, arrays: Tensors, axes: Mapping[str, int | None], rows: int) -> None:
+    """What returns fewer rows than it was given would hand one caller another's answer. Raises EngineError.
+
+    Whether the graph does so, or this engine alone, is known when another one has been asked.
+    """
     for name, array in arrays.items():
         axis = axes[name]
         if axis is None or array.ndim <= axis or array.shape[axis] % rows:
-            raise EngineError(f"output {name!r} has shape {list(array.shape)} for {rows} rows", "serve it at batch 1")
+            error = EngineError(f"output {name!r} has shape {list(array.shape)} for {rows} rows", "serve it at batch 1")
+            doubt(engine, error)
+            raise error
 
 
 def _through(lane: Lane, bridge: Bridge | None, tensors: Tensors, rows: int) -> Tensors:
     if bridge is None:
         return tensors
     made = bridge.engine.infer(tensors)
-    check_rows(made, lane.batch_axes, rows)
+    check_rows(bridge.engine, made, lane.batch_axes, rows)
     return made
 
 

@@ -15,9 +15,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cloud_gateway.models.asking import kind_of
-from cloud_gateway.models.preferred import PreferredEngine, TryAnotherError
+from cloud_gateway.models.asking import kind_of, may_hang, serving_of
+from cloud_gateway.models.preferred import PreferredEngine
 from cloud_gateway.models.references import References
+from cloud_gateway.models.trial import TryAnotherError
 from cloud_gateway.scheduling.cost_curve import QUANTILE, CostCurve
 from cloud_gateway.scheduling.lane_queue import AGEING_S
 from cloud_gateway.seeing.figures import Scope
@@ -138,7 +139,8 @@ class Lane:
 
     def measure_if_new(self) -> None:
         """The same, where what serves now was never measured together."""
-        if not self._fits[self._running()].curve.is_known:
+        fit = self._fits.get(self._running())
+        if fit is None or not fit.curve.is_known:
             self.measure()
 
     @property
@@ -148,11 +150,12 @@ class Lane:
 
     def refit(self) -> None:
         """Take the curve and the bound of what serves now. What was never measured begins unknown, in small batches."""
-        running = self._running()
-        if running not in self._fits:
-            least = min((fit.max_rows for fit in self._fits.values()), default=1)
-            self._fits[running] = Fit(CostCurve(self.rules.quantile), least)
-        self.curve, self.max_rows = self._fits[running]
+        serving = tuple(serving_of(engine) for engine in self.engines)  # whatever this thread tries out
+        if serving not in self._fits:
+            # A copy: the workshop may measure another engine meanwhile.
+            least = min((fit.max_rows for fit in tuple(self._fits.values())), default=1)
+            self._fits.setdefault(serving, Fit(CostCurve(self.rules.quantile), least))
+        self.curve, self.max_rows = self._fits[serving]
 
     def expected_s(self, rows: int) -> float:
         """What a batch takes on what this thread runs it on; 0 where nothing is known."""
@@ -192,6 +195,11 @@ class Lane:
             for spec in self.engine.inputs
             for i, d in enumerate(spec.shape)
         )
+
+    @property
+    def may_hang(self) -> bool:
+        """Whether something that serves it is on a GPU, where a run may hang."""
+        return any(may_hang(engine) for engine in self.engines)
 
     def _sizes(self, most: int) -> list[int]:
         """Batches to measure: an engine's profiles where it has some, else powers of two, up to the bound."""

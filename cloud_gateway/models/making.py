@@ -1,8 +1,11 @@
-"""Makes a tail's engine as the settings order it: what is there of the order, how much of the GPU it may take.
+"""Makes a tail's engine as the settings order it: what is there of the order, in which precision, in how much memory.
 
 An order that was stated is kept to the letter: what it names and this machine lacks is told, for every lane, and never
 replaced by something that nobody asked for. Without one, everything that is there stands in the order of the
 catalogue, which is the order of speed; what was found is told once.
+
+A tail that comes in float16 as well runs in that form where an engine gains by it, and in float32 on all others: should
+the lane fall back to the processor, its answers are those of the float32 form.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from cloud_gateway.models.served import Tail
 from cloud_gateway.models.settings import Wanted
 from cloud_gateway.models.workshop import MIB, Workshop
 from protocol.engines.base import Engine
-from protocol.engines.catalogue import CPU, KINDS, EngineOptions, Kinds, gpu_memory_nbytes, present
+from protocol.engines.catalogue import CPU, KINDS, EngineOptions, Kind, Kinds, gpu_memory_nbytes, present
 from protocol.errors import EngineError
 from protocol.graphs import external_of
 
@@ -58,46 +61,44 @@ class Making:
         if tuple(order) == (CPU,):  # nothing to choose, nothing to budget: the session itself
             return self._kinds[CPU].make(tail.graph(), EngineOptions(tail.label, threads=wanted.threads))
         _, absent = present(self._kinds, order)
-        needed = self._needed_nbytes(tail, wanted) if any(self._on_gpu(name, absent) for name in order) else 0
-        offers = [self._offer(name, tail, wanted, absent, needed) for name in order]
+        offers = [self._offer(self._kinds[name], tail, wanted, absent.get(name, "")) for name in order]
         settings = self._settings
         return PreferredEngine(
             offers,
             label=tail.label,
             workshop=self._workshop,
-            tolerance=settings.tolerance,
             first_rest_s=settings.retry_s,
             longest_rest_s=settings.longest_retry_s,
         )
 
-    def _offer(self, name: str, tail: Tail, wanted: Wanted, absent: dict[str, str], needed_nbytes: int) -> Offer:
-        kind = self._kinds[name]
+    def _offer(self, kind: Kind, tail: Tail, wanted: Wanted, absent: str) -> Offer:
+        settings = self._settings
+        is_half = tail.half is not None and kind.takes_half and (wanted.half or settings.half) == "auto"
+        graph = tail.half.graph if is_half and tail.half is not None else tail.graph
+        needed_nbytes = _needed_nbytes(graph, wanted) if kind.on_gpu and not absent else 0
         axes = None if tail.boundary is None else {b.spec.name: b.batch_axis for b in tail.boundary}
         options = EngineOptions(
             tail.label,
             threads=wanted.threads,
             max_rows=wanted.max_rows,
+            knee=wanted.knee,
+            several=settings.profiles == "auto",
             batch_axes=axes,
-            device=self._settings.device,
+            device=settings.device,
             gpu_memory_nbytes=needed_nbytes if kind.on_gpu else None,
-            cache_dir=self._settings.plans_dir,
-            told=functools.partial(self._workshop.told, "engine"),
+            cache_dir=settings.plans_dir,
+            told=functools.partial(self._workshop.told, "engine_build"),
         )
         return Offer(
-            name,
-            lambda: kind.make(tail.graph(), options),
-            absent=absent.get(name, ""),
+            kind.name,
+            lambda: kind.make(graph(), options),
+            absent=absent,
             is_built=kind.is_built,
-            gpu_nbytes=needed_nbytes if kind.on_gpu else 0,
+            gpu_nbytes=needed_nbytes,
+            on_gpu=kind.on_gpu,
+            precision="float16" if is_half else "",
+            tolerance=settings.half_tolerance if is_half else settings.tolerance,
         )
-
-    def _on_gpu(self, name: str, absent: dict[str, str]) -> bool:
-        return self._kinds[name].on_gpu and name not in absent
-
-    def _needed_nbytes(self, tail: Tail, wanted: Wanted) -> int:
-        if wanted.gpu_memory_nbytes is not None:
-            return wanted.gpu_memory_nbytes
-        return WEIGHTS * _nbytes(tail.graph()) + ROOM_NBYTES
 
     def _what_is_there(self) -> tuple[str, ...]:
         with self._lock:
@@ -113,6 +114,12 @@ def gpu_memory_for_lanes(settings: EnginesSettings) -> int | None:
         return settings.gpu_memory_mib * MIB
     total = gpu_memory_nbytes(settings.device)
     return None if total is None else int(total * SHARE)
+
+
+def _needed_nbytes(graph: Callable[[], bytes], wanted: Wanted) -> int:
+    if wanted.gpu_memory_nbytes is not None:
+        return wanted.gpu_memory_nbytes
+    return WEIGHTS * _nbytes(graph()) + ROOM_NBYTES
 
 
 def _nbytes(graph: bytes) -> int:

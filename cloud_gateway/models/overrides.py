@@ -26,6 +26,8 @@ def overridden(own: ModelSettings, settings: GatewaySettings, name: str) -> Mode
         changes["engines"] = override.engines
     if override.gpu_memory_mib is not None:
         changes["gpu_memory_nbytes"] = override.gpu_memory_mib * MIB
+    if override.half is not None:
+        changes["half"] = override.half
     if override.efficiency_delay_ms is not None:
         changes["efficiency_delay_s"] = override.efficiency_delay_ms / 1e3
     return msgspec.structs.replace(own, **changes)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cloud_gateway.models.asking import answered
 from protocol.bundle import BoundaryTensor
 from protocol.engines.base import Engine
 from protocol.errors import EngineError
@@ -58,8 +59,8 @@ def _difference(engine: Engine) -> str:
     rng = np.random.default_rng(SEED)
     pair = {spec.name: _random(spec, 2, rng) for spec in engine.inputs}
     try:
-        both = engine.infer(pair)
-        apart = [engine.infer({name: array[i : i + 1] for name, array in pair.items()}) for i in (0, 1)]
+        both = answered(engine, pair)
+        apart = [answered(engine, {name: array[i : i + 1] for name, array in pair.items()}) for i in (0, 1)]
     except EngineError as error:
         return f"it does not run with random inputs of two rows: {error}"
     for name, together in both.items():

@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from cloud_gateway.models.agreement import TOLERANCE, disagreement
 from cloud_gateway.models.preference import (
     FIRST_REST_S,
     LONGEST_REST_S,
@@ -36,31 +35,13 @@ from cloud_gateway.models.preference import (
     Use,
 )
 from cloud_gateway.models.rungs import Offer, Room, RungLook
+from cloud_gateway.models.trial import DisagreesError, Here, TryAnotherError, compare, failure, unlike
 from cloud_gateway.models.workshop import Workshop
 from protocol.engines.base import ActivationScope, Engine
 from protocol.engines.causes import DISAGREES, OWN, THE_REQUESTS, Cause, cause_of, is_final
+from protocol.engines.trt_options import GpuError
 from protocol.errors import EngineError, IsthmusError
-from protocol.seeing.health import known_input
 from protocol.tensors import Array, Tensors, TensorSpec
-
-
-class TryAnotherError(EngineError):
-    """`engine` failed a batch on `failed`; it is to be run in `with engine.using(instead)`."""
-
-    def __init__(self, error: EngineError, engine: PreferredEngine, failed: str, instead: str) -> None:
-        super().__init__(error.fact, error.remedy)
-        self.engine = engine
-        self.failed = failed
-        self.instead = instead
-        self.cause: Cause = cause_of(error)
-
-
-class _Here(threading.local):
-    """What holds for this thread alone: an engine that it asked for, and the one that ran last."""
-
-    kind: str | None = None
-    on_trial: bool = False
-    ran: str = ""
 
 
 class PreferredEngine(ActivationScope):
@@ -75,7 +56,6 @@ class PreferredEngine(ActivationScope):
         *,
         label: str,
         workshop: Workshop,
-        tolerance: float = TOLERANCE,
         first_rest_s: float = FIRST_REST_S,
         longest_rest_s: float = LONGEST_REST_S,
     ) -> None:
@@ -85,25 +65,26 @@ class PreferredEngine(ActivationScope):
         self.settled: Callable[[], object] = lambda: None
         self._offers = {offer.kind: offer for offer in offers}
         self._workshop = workshop
-        self._tolerance = tolerance
         self._rests_s = first_rest_s, longest_rest_s
+        self._needs: dict[str, int] = {}  # bytes of the GPU, once an engine has said so
         self._room: Preference | None = None
         self._lock = threading.RLock()  # guards what follows
         self._engines: dict[str, Engine] = {}
+        self._loads: Counter[str] = Counter()  # so often each was made ready to be tried
         self._serving: tuple[str, Engine] | None = None
         self._todo: deque[str] = deque()
         self._given_up: list[tuple[str, Engine]] = []
         self._loading: Engine | None = None
         self._has_moved = False
         self._is_active = False  # something serves: what changes from now on is told
-        self._here = _Here()
+        self._here = Here()
 
     # ---- the Engine contract ----------------------------------------------------------------------------------------
 
     @property
     def description(self) -> str:
         serving = self._now()
-        return serving[1].description if serving else f"none of {', '.join(self._offers)}"
+        return self._offers[serving[0]].described(serving[1]) if serving else f"none of {', '.join(self._offers)}"
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -123,7 +104,7 @@ class PreferredEngine(ActivationScope):
             absent = {offer.kind: offer.absent for offer in self._offers.values() if offer.absent}
             self._room = Preference(tuple(self._offers), absent, *self._rests_s)
             for kind, reason in absent.items():
-                self._workshop.told("engine", f"{self.label}: {kind} was asked for and is not here: {reason}")
+                self._workshop.absent(kind, reason)
             self._handle(Begin())
             todo, self._todo = list(self._todo), deque()
         try:
@@ -152,27 +133,33 @@ class PreferredEngine(ActivationScope):
         kind, engine = serving
         try:
             outputs = engine.infer(tensors)
-        except EngineError as error:
+            if wrong := unlike(outputs, engine.outputs):
+                raise EngineError(f"{self.label} failed on {kind}: {wrong}", "")
+        except Exception as error:
+            failed = failure(error, self.label)
             if not here.on_trial:
-                self._suspect(kind, error)
-            raise
-        here.ran = engine.description
+                self._suspect(kind, engine, failed)
+            raise failed from error
+        here.ran, here.ran_on = self._offers[kind].described(engine), serving
         return outputs
+
+    def doubt(self, error: EngineError) -> None:
+        """What this thread's last run gave is no answer. Raises TryAnotherError if the batch may run elsewhere."""
+        if self._here.ran_on is not None and not self._here.on_trial:
+            self._suspect(*self._here.ran_on, error)
 
     def deactivate(self) -> None:
         self._workshop.leave(self)
         with self._lock:
-            given_up = [*self._engines.values(), *(engine for _, engine in self._given_up)]
+            given_up = [*self._engines.items(), *self._given_up]
             self._engines.clear()
             self._given_up.clear()
             self._todo.clear()
             self._room = self._serving = None
             self._is_active = False
         self.give_up()
-        for engine in given_up:
-            engine.deactivate()
-        for kind in self._offers:
-            self._workshop.give_memory_back((id(self), kind))
+        for kind, engine in given_up:  # what is being loaded is given back by whoever loads it
+            self._give_back(kind, engine)
 
     # ---- who runs a batch -------------------------------------------------------------------------------------------
 
@@ -183,11 +170,24 @@ class PreferredEngine(ActivationScope):
         return serving[0] if serving else ""
 
     @property
+    def serving(self) -> str:
+        """What serves the lane, whatever this thread runs on; "" where nothing is active."""
+        serving = self._serving
+        return serving[0] if serving else ""
+
+    @property
+    def may_hang(self) -> bool:
+        """Whether a run of what serves may hang, with nothing to end it."""
+        serving = self._serving
+        return serving is not None and self._offers[serving[0]].on_gpu
+
+    @property
     def room(self) -> Room | None:
         """Where this thread's next batch should lie, if its engine cares."""
         serving = self._now()
         make = None if serving is None else getattr(serving[1], "rows", None)
-        return None if serving is None or make is None else Room(serving[0], make)
+        # Another load is another room: what was pinned for the one before is so no longer.
+        return None if serving is None or make is None else Room(f"{serving[0]} {self._loads[serving[0]]}", make)
 
     @property
     def ran(self) -> str:
@@ -197,13 +197,8 @@ class PreferredEngine(ActivationScope):
     @contextmanager
     def using(self, kind: str, *, on_trial: bool = False) -> Iterator[None]:
         """This thread's batches run on `kind` meanwhile. On trial, a failure is whoever tries it to judge."""
-        here = self._here
-        before = here.kind, here.on_trial
-        here.kind, here.on_trial = kind, on_trial
-        try:
+        with self._here.asking_for(kind, on_trial=on_trial):
             yield
-        finally:
-            here.kind, here.on_trial = before
 
     def ready(self) -> list[str]:
         """The engines that are loaded and may serve, the best first."""
@@ -217,19 +212,21 @@ class PreferredEngine(ActivationScope):
             if room is None:
                 return ()
             return tuple(
-                RungLook(rung.kind, str(rung.state), rung.kind == room.in_use, rung.reason, rung.failures)
-                for rung in room.rungs.values()
+                RungLook(
+                    r.kind, str(r.state), r.kind == room.in_use, r.reason, r.failures, self._offers[r.kind].precision
+                )
+                for r in room.rungs.values()
             )
 
     def convict(self, error: TryAnotherError) -> None:
         """Another engine ran what this one had failed: it was no fault of the request's."""
         self._workshop.ran_instead(error.instead)
-        if error.cause not in OWN:  # those were convicted at once
-            self._break(error.failed, error, error.cause)
+        if error.cause not in OWN | THE_REQUESTS:  # the former were convicted at once
+            self._break(error.failed, error.culprit, error, error.cause)
 
     def reject(self, kind: str, error: EngineError) -> None:
         """An engine that was on trial does not run what it is to run."""
-        self._break(kind, error, cause_of(error))
+        self._break(kind, self._engines.get(kind), error, cause_of(error))
 
     # ---- for the workshop -------------------------------------------------------------------------------------------
 
@@ -242,8 +239,7 @@ class PreferredEngine(ActivationScope):
             has_moved, self._has_moved = self._has_moved, False
             kind = self._todo.popleft() if self._todo else None
         for dropped, engine in given_up:
-            engine.deactivate()
-            self._workshop.give_memory_back((id(self), dropped))
+            self._give_back(dropped, engine)
         if has_moved:
             self.settled()
         if kind is not None:
@@ -272,23 +268,23 @@ class PreferredEngine(ActivationScope):
         engine = self._engines.get(kind)
         return self._serving if engine is None else (kind, engine)
 
-    def _suspect(self, kind: str, error: EngineError) -> None:
+    def _suspect(self, kind: str, engine: Engine, error: EngineError) -> None:
         """Raises TryAnotherError if the batch may run elsewhere."""
         cause = cause_of(error)
-        if cause in THE_REQUESTS:
-            return
         with self._lock:
             instead = self._room.after(kind) if self._room is not None else None
         if instead is None:
             return
         if cause in OWN:
-            self._break(kind, error, cause)
-        raise TryAnotherError(error, self, kind, instead) from error
+            self._break(kind, engine, error, cause)
+        raise TryAnotherError(error, self, kind, engine, instead) from error
 
-    def _break(self, kind: str, error: EngineError, cause: Cause) -> None:
+    def _break(self, kind: str, engine: Engine | None, error: EngineError, cause: Cause) -> None:
         with self._lock:
             if self._room is None or self._room.rungs[kind].state is not RungState.READY:
                 return  # another thread's batch failed first
+            if self._engines.get(kind) is not engine:
+                return  # and it was loaded again since
             before = self._serving
             self._handle(Broke(kind, str(error)[:500]))
             serving = self._serving
@@ -301,19 +297,27 @@ class PreferredEngine(ActivationScope):
 
     def _load(self, kind: str) -> None:
         """Make it ready and say so, or why not. What cannot be read at all is raised while nothing serves."""
-        offer, owner = self._offers[kind], (id(self), kind)
+        offer = self._offers[kind]
         began = time.monotonic()
+        engine: Engine | None = None
         try:
-            if reason := self._workshop.take_memory(owner, offer.gpu_nbytes):
-                raise EngineError(f"{self.label}: {reason}", "")
-            engine = self._loading = offer.make()
+            if reason := self._workshop.take_memory((id(self), kind), self._needs.get(kind, offer.gpu_nbytes)):
+                raise GpuError(f"{self.label}: {reason}", cause="out-of-memory")
+            engine = offer.make()
+            with self._lock:
+                if self._room is None:  # unloaded while its graph was read
+                    raise EngineError(f"{self.label} is not wanted any more", "")
+                self._loading = engine
             engine.activate()
+            if (held := getattr(engine, "gpu_nbytes", None)) is not None:  # what was guessed before is known now
+                self._needs[kind] = held
+                self._workshop.take_memory((id(self), kind), held)
             self._try_out(kind, engine)
-        except (IsthmusError, OSError, MemoryError) as error:
-            self.give_up()
+        except Exception as error:
+            is_file = engine is None and isinstance(error, IsthmusError | OSError)
             self._loading = None
-            self._workshop.give_memory_back(owner)
-            self._not_loaded(kind, error, time.monotonic() - began)
+            self._give_back(kind, engine)
+            self._not_loaded(kind, error if is_file else failure(error, self.label), time.monotonic() - began)
             return
         with self._lock:
             self._loading = None
@@ -321,8 +325,7 @@ class PreferredEngine(ActivationScope):
             self._handle(Loaded(kind))
             is_gone = self._room is None
         if is_gone:  # unloaded while it was being made
-            engine.deactivate()
-            self._workshop.give_memory_back(owner)
+            self._give_back(kind, engine)
             return
         self._workshop.loaded(kind, time.monotonic() - began, ok=True)
         if self._is_active and before is not None and before is not self._serving:
@@ -330,15 +333,16 @@ class PreferredEngine(ActivationScope):
             self.moved()
 
     def _not_loaded(self, kind: str, error: Exception, seconds: float) -> None:
+        why = str(error).removeprefix(f"{self.label}: ")
         with self._lock:
             self._engines.pop(kind, None)
             if self._room is None:  # nobody wants it any more
                 return
-            self._handle(NotLoaded(kind, str(error)[:500] or type(error).__name__, is_final(error)))
+            self._handle(NotLoaded(kind, why[:500] or type(error).__name__, is_final(error)))
         self._workshop.loaded(kind, seconds, ok=False)
-        self._workshop.failed(kind, DISAGREES if isinstance(error, _DisagreesError) else cause_of(error))
-        self._workshop.told("engine", f"{self.label}: {kind} does not run it: {error}")
-        if self._serving is None and not isinstance(error, EngineError | MemoryError):
+        self._workshop.failed(kind, DISAGREES if isinstance(error, DisagreesError) else cause_of(error))
+        self._workshop.told("engine", f"{self.label}: {kind} does not run it: {why}")
+        if self._serving is None and not isinstance(error, EngineError):
             raise error  # a damaged file: no engine can run it
 
     def _try_out(self, kind: str, engine: Engine) -> None:
@@ -347,18 +351,29 @@ class PreferredEngine(ActivationScope):
             if self._room is None:
                 return
             self._engines[kind] = engine
+            self._loads[kind] += 1
             trusted = next(reversed(self.ready()), kind)
             judge = self._engines[trusted] if self._room.is_below(trusted, kind) else None
-        if judge is not None:
-            inputs = known_input(judge.inputs)
+        if judge is not None and (reason := compare(engine, judge, self._offers[kind].tolerance)):
+            raise DisagreesError(f"{self.label}: {kind} {reason}, as {trusted} computes it", "it may not serve")
+        while True:
             try:
-                wanted = judge.infer(inputs)
-            except EngineError:  # a guessed shape, say: there is nothing to compare
-                wanted = {}
-            if wanted and (reason := disagreement(engine.infer(inputs), wanted, self._tolerance)):
-                raise _DisagreesError(f"{self.label}: {kind} {reason}, as {trusted} computes it", "it may not serve")
-        with self.using(kind, on_trial=True):
-            self.fit()
+                with self.using(kind, on_trial=True):
+                    self.fit()
+            except TryAnotherError as error:  # not the one on trial: another part of its lane
+                error.engine.reject(error.failed, error)
+            else:
+                return
+
+    def _give_back(self, kind: str, engine: Engine | None) -> None:
+        """The engine's own memory, then what was reserved for it. One that fails at that ends nobody."""
+        try:
+            if engine is not None:
+                engine.deactivate()
+        except Exception as error:
+            self._workshop.told("engine", f"{self.label}: {kind} is not given back whole: {failure(error, kind)}")
+        finally:
+            self._workshop.give_memory_back((id(self), kind))
 
     def _handle(self, event: Event) -> None:
         """Called with the lock held."""
@@ -380,7 +395,3 @@ class PreferredEngine(ActivationScope):
             engine = self._engines.pop(instruction.kind, None)
             if engine is not None:
                 self._given_up.append((instruction.kind, engine))
-
-
-class _DisagreesError(EngineError):
-    pass

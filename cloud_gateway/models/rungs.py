@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from cloud_gateway.models.agreement import TOLERANCE
 from protocol.engines.base import Engine
 from protocol.tensors import Array
 
@@ -19,6 +20,13 @@ class Offer:
     absent: str = ""
     is_built: bool = False  # loading it may take minutes
     gpu_nbytes: int = 0  # of the GPU's memory, reserved while it is loaded
+    on_gpu: bool = False  # a run may hang there, and nothing can end it
+    precision: str = ""  # "float16" where it runs that form of the tail
+    tolerance: float = TOLERANCE  # how far its answers may lie from those of the engine that is trusted
+
+    def described(self, engine: Engine) -> str:
+        """What its answers say of it."""
+        return f"{engine.description}, {self.precision}" if self.precision else engine.description
 
 
 class RungLook(NamedTuple):
@@ -29,6 +37,7 @@ class RungLook(NamedTuple):
     serves: bool
     reason: str
     failures: int
+    precision: str = ""
 
 
 class Room(NamedTuple):

@@ -51,6 +51,14 @@ class Joint:
 
 
 @dataclass(frozen=True, slots=True)
+class HalfForm:
+    """A tail computed in float16, for engines that gain by it. `key` is the sha256 (hex) of its file."""
+
+    key: str
+    graph: Callable[[], bytes] = field(compare=False, repr=False)  # raises BundleError
+
+
+@dataclass(frozen=True, slots=True)
 class Tail:
     """One graph to serve.
 
@@ -70,6 +78,12 @@ class Tail:
     output_axes: Mapping[str, int]
     graph: Callable[[], bytes] = field(compare=False, repr=False)  # raises BundleError or ModelError
     joint: Joint | None = None
+    half: HalfForm | None = None
+
+    @property
+    def graphs(self) -> str:
+        """Everything that a lane of this tail may run: versions that differ in it share none."""
+        return self.key if self.half is None else f"{self.key}+{self.half.key}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +202,7 @@ def _from_bundle(name: str, version: int, folder: Path, settings: ModelSettings 
 
 
 def _from_opened(name: str, version: int, bundle: Bundle, settings: ModelSettings, build: int) -> ServedVersion:
-    tails = tuple(tail_of(bundle, entry) for entry in bundle.remote_segments())
+    tails = tuple(_named(tail_of(bundle, entry), f"{name}/{version}") for entry in bundle.remote_segments())
     if not tails:
         raise BundleError(f"{bundle.root} has no work for a gateway", "build one with a cut or full-cloud placement")
     model = bundle.manifest.model
@@ -203,6 +217,14 @@ def _from_opened(name: str, version: int, bundle: Bundle, settings: ModelSetting
         settings=msgspec.structs.replace(settings, inputs=model.inputs, outputs=model.outputs),
         build=build,
     )
+
+
+def _named(tail: Tail, of: str) -> Tail:
+    """The same tail, whose label says whose it is: the log and the status page show those of all models."""
+    joint = tail.joint
+    if joint is not None:
+        joint = replace(joint, bridge=_named(joint.bridge, of), suffix=_named(joint.suffix, of))
+    return replace(tail, label=f"{of} {tail.label}", joint=joint)
 
 
 def tail_of(bundle: Bundle, entry: PlacementEntry) -> Tail:
@@ -223,8 +245,19 @@ def tail_of(bundle: Bundle, entry: PlacementEntry) -> Tail:
         batchable=bool(entry.batch and entry.batch.batchable),
         output_axes=entry.batch.output_axes if entry.batch else {},
         graph=functools.partial(bundle.graph, entry.tail),
+        half=_half(bundle, entry),
     )
     return replace(tail, joint=_joint(bundle, entry, tail))
+
+
+def _half(bundle: Bundle, entry: PlacementEntry) -> HalfForm | None:
+    if entry.half is None:
+        return None
+    file = entry.half.file
+    if file not in bundle.manifest.files:
+        fact = f"{bundle.root}: the tail in float16 {file!r} of placement {entry.id} is not listed"
+        raise BundleError(fact, "rebuild the bundle")
+    return HalfForm(bundle.manifest.files[file].sha256, functools.partial(bundle.graph, file))
 
 
 def _joint(bundle: Bundle, entry: PlacementEntry, tail: Tail) -> Joint | None:
@@ -236,7 +269,7 @@ def _joint(bundle: Bundle, entry: PlacementEntry, tail: Tail) -> Joint | None:
         if file not in bundle.manifest.files:
             raise BundleError(f"{bundle.root}: the graph {file!r} of {label} is not listed", "rebuild the bundle")
         key, graph = bundle.manifest.files[file].sha256, functools.partial(bundle.graph, file)
-        return replace(tail, key=key, label=label, graph=graph, output_axes=suffix.output_axes)
+        return replace(tail, key=key, label=label, graph=graph, output_axes=suffix.output_axes, half=None)
 
     return Joint(part(entry.bridge, f"{entry.id}/bridge"), part(suffix.file, "suffix"), suffix.batch_axes)
 

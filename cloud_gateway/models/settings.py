@@ -59,6 +59,7 @@ class ModelSettings(msgspec.Struct, frozen=True):
     gpu_memory_nbytes: int | None = None  # that each of its engines may take; None: as its size suggests
     # How long a request may wait for others; 0: never while an engine is free; None: the gateway's own setting.
     efficiency_delay_s: float | None = None
+    half: Literal["auto", "never"] | None = None  # whether tails run in float16; None: the gateway's own setting
     preferred_sizes: tuple[int, ...] = ()  # as declared, and shown so: a batch is what waits, whatever its size
     profile_sizes: tuple[int, ...] = ()  # sizes that the engine was built for; batches are padded to them
     default_timeout_s: float | None = None  # for requests that state no budget of their own
@@ -80,3 +81,5 @@ class Wanted(NamedTuple):
     max_rows: int = 1
     order: tuple[str, ...] = ()  # engines by name, the preferred first; empty: the gateway's own order
     gpu_memory_nbytes: int | None = None  # that it may take; None: as its size suggests
+    half: Literal["auto", "never"] | None = None  # whether it may run the float16 form
+    knee: int | None = None  # rows to be fastest at; None: `max_rows`

@@ -19,8 +19,8 @@ from cloud_gateway.desk import Desk
 from cloud_gateway.models.asking import room_of, what_ran
 from cloud_gateway.models.joining import bridged, check_rows
 from cloud_gateway.models.lanes import Bridge, Lane
-from cloud_gateway.models.preferred import TryAnotherError
 from cloud_gateway.models.rows import BatchRows, Source
+from cloud_gateway.models.trial import TryAnotherError
 from cloud_gateway.scheduling.scheduler import Dispatch
 from cloud_gateway.seeing.figures import OWN, Scope
 from cloud_gateway.seeing.ledger import Ledger
@@ -85,6 +85,7 @@ class Runner:
         self._ledger = ledger
         self._keep_answers = keep  # told of everything that was computed: the result cache
         self._rows = BatchRows()
+        self._has_moved = False  # the batch that runs was not run by what it began on
 
     def run(self, thread: int, dispatch: Dispatch[Item]) -> list[Outcome]:
         """What became of every request of the dispatch that the desk gave to `thread`; each is for its own door.
@@ -97,16 +98,16 @@ class Runner:
             self._desk.finished(thread, dispatch.batch)
         if self._keep_answers is not None:
             self._keep_answers(outcomes)
-        return outcomes
+        return [outcome for outcome in outcomes if isinstance(outcome, Crashed) or not outcome.item.is_given_up]
 
     def _serve(self, dispatch: Dispatch[Item]) -> list[Outcome]:
         began = time.monotonic()
         outcomes: list[Outcome] = []
         lane = dispatch.batch[0].segment.lane
         items = self._whole(dispatch.batch, outcomes)
-        curve = lane.curve
+        curve, self._has_moved = lane.curve, False
         served = self._run(lane, items, outcomes, began, dispatch.predicted_s) if items else 0
-        if served and lane.curve is curve:  # else another engine serves by now, and has a curve of its own
+        if served and lane.curve is curve and not self._has_moved:  # else another engine ran it: that has its own curve
             # All that the thread was busy with, so that admission and dispatch count on what a batch really takes.
             lane.curve.observe(served, time.monotonic() - began)
         return outcomes
@@ -129,16 +130,16 @@ class Runner:
                 tensors = {name: _pad(array, lane.batch_axes[name], run) for name, array in tensors.items()}
             outputs = lane.engine.infer(tensors)
             if len(items) > 1 or run > rows:
-                check_rows(outputs, lane.output_axes, run)
+                check_rows(lane.engine, outputs, lane.output_axes, run)
         except TryAnotherError as error:
             self._rows.forget()
-            self._run_again(lane, items, outcomes, error)
-            return 0
+            return self._run_again(lane, items, outcomes, error)
         except EngineError as error:
             self._rows.forget()
             if len(items) > 1:  # one request's values may fail them all: each bridge's, then each on its own
                 for some in [group.items for group in groups] if len(groups) > 1 else [[item] for item in items]:
-                    self._run(lane, some, outcomes, time.monotonic())
+                    if some := self._in_time(lane, some, outcomes, f"its batch failed, and {TOO_LATE}"):
+                        self._run(lane, some, outcomes, time.monotonic())
                 return 0
             outcomes.append(NotComputed(items[0], RejectCode.INTERNAL, str(error)[:900]))
             return 0
@@ -169,18 +170,24 @@ class Runner:
         )  # fmt: skip
         return rows
 
-    def _run_again(self, lane: Lane, items: list[Item], outcomes: list[Outcome], error: TryAnotherError) -> None:
-        """Run a batch that one engine failed on the next: those of its requests that can still be in time."""
-        now = time.monotonic()
+    def _run_again(self, lane: Lane, items: list[Item], outcomes: list[Outcome], error: TryAnotherError) -> int:
+        """Run a batch that one engine failed on the next: those of its requests that can still be in time.
+
+        Returns the rows of the batch, 0 if it did not run as one; then nobody knows who is to blame.
+        """
+        self._has_moved = True
         with error.engine.using(error.instead):
-            due = now + lane.expected_s(sum(item.rows for item in items))
-            late = [item for item in items if item.deadline < due]
-            outcomes += [
-                NotComputed(item, RejectCode.DEADLINE, f"{error.failed} failed, and {TOO_LATE}") for item in late
-            ]
-            rest = [item for item in items if item not in late]
-            if rest and self._run(lane, rest, outcomes, now):
+            rest = self._in_time(lane, items, outcomes, f"{error.failed} failed, and {TOO_LATE}")
+            rows = self._run(lane, rest, outcomes, time.monotonic()) if rest else 0
+            if rows:
                 error.engine.convict(error)
+            return rows
+
+    def _in_time(self, lane: Lane, items: list[Item], outcomes: list[Outcome], reason: str) -> list[Item]:
+        """Those of a batch that can still be in time if it is run now; the others are refused."""
+        due = time.monotonic() + lane.expected_s(sum(item.rows for item in items))
+        outcomes += [NotComputed(item, RejectCode.DEADLINE, reason) for item in items if item.deadline < due]
+        return [item for item in items if item.deadline >= due]
 
     # ---- decoding ---------------------------------------------------------------------------------------------------
 

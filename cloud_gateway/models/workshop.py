@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol
 from protocol.engines.causes import Cause
 
 STOP_S = 5.0  # how long `stop` waits for what is being loaded
+GIVE_UP_IVL_S = 0.1
 MIB = 1024 * 1024
 
 
@@ -104,6 +105,7 @@ class Workshop:
         self._counts = EngineCounts()
         self._memory = GpuMemory(gpu_memory)
         self._engines: list[Turning] = []
+        self._absent: set[tuple[str, str]] = set()  # told already
         self._woken = False
         self._stopping = False
         self._thread: threading.Thread | None = None
@@ -118,6 +120,14 @@ class Workshop:
         """Bytes that lanes have reserved, and how many there are for them."""
         with self._lock:
             return self._memory.taken_nbytes, self._memory.total_nbytes
+
+    def absent(self, kind: str, reason: str) -> None:
+        """An order names what this machine lacks: told once, however many lanes ask for it."""
+        with self._lock:
+            is_new = (kind, reason) not in self._absent
+            self._absent.add((kind, reason))
+        if is_new:
+            self.told("engine_absent", f"{kind} was asked for and is not here: {reason}")
 
     def failed(self, kind: str, cause: Cause) -> None:
         with self._lock:
@@ -176,9 +186,11 @@ class Workshop:
             self._lock.notify_all()
         if self._thread is None:
             return True
-        for engine in engines:
-            engine.give_up()
-        self._thread.join(STOP_S)
+        end = time.monotonic() + STOP_S
+        while self._thread.is_alive() and time.monotonic() < end:
+            for engine in engines:  # again and again: a build may have begun only now
+                engine.give_up()
+            self._thread.join(GIVE_UP_IVL_S)
         return not self._thread.is_alive()
 
     def _wake(self) -> None:
@@ -188,22 +200,26 @@ class Workshop:
     def _main(self) -> None:
         try:
             while (engines := self._next_round()) is not None:
-                for engine in engines:
-                    while not self._stopping and engine.turn():
-                        pass
+                for engine in engines:  # one thing each: a lane with much to load lets the others have their turn
+                    if not self._stopping and engine.turn():
+                        self.wake()
         except BaseException as error:  # the top of the thread
             self._crashed(error)
 
     def _next_round(self) -> list[Turning] | None:
         """Wait until something is due; None: stop."""
-        with self._lock:
-            while not self._stopping:
-                if self._woken:
-                    self._woken = False
-                    return list(self._engines)
-                due = min((at for engine in self._engines if (at := engine.next_wake()) is not None), default=None)
-                left_s = None if due is None else due - time.monotonic()
-                if left_s is not None and left_s <= 0:
-                    return list(self._engines)
-                self._lock.wait(left_s)
-            return None
+        while True:
+            with self._lock:
+                if self._stopping:
+                    return None
+                engines, woken, self._woken = list(self._engines), self._woken, False
+            if woken:
+                return engines
+            # Without our lock: an engine's own is held by those who count here what happens to it.
+            due = min((at for engine in engines if (at := engine.next_wake()) is not None), default=None)
+            left_s = None if due is None else due - time.monotonic()
+            if left_s is not None and left_s <= 0:
+                return engines
+            with self._lock:
+                if not (self._woken or self._stopping):
+                    self._lock.wait(left_s)

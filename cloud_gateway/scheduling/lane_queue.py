@@ -96,7 +96,8 @@ class LaneQueue(Generic[I]):
     `delay_s` is the opt-in efficiency delay: a batch that is not full waits for company until its oldest item has
     waited that long (so time already waited counts), unless a deadline would suffer. `sizes` are the batch sizes an
     engine has profiles for; a batch costs what the next larger one does. Predictions are `margin` times the curve's.
-    Not `steady`: requests of one size may take very different times, so that nothing is known to be small.
+    Not `steady`: requests of one size may take very different times, so that nothing is known to be small. What
+    `may_hang` takes a known time, or for ever.
     """
 
     def __init__(
@@ -109,8 +110,10 @@ class LaneQueue(Generic[I]):
         ageing_s: float = AGEING_S,
         margin: float = 1.0,
         steady: bool = True,
+        may_hang: bool = False,
     ) -> None:
         self.steady = steady
+        self.may_hang = may_hang
         self.curve = curve
         self.max_rows = max_rows
         self.delay_s = delay_s
@@ -133,6 +136,11 @@ class LaneQueue(Generic[I]):
             for entry in kind.arrivals:
                 if entry.waiting:
                     yield entry.item
+
+    @property
+    def earliest(self) -> float:
+        """No item's deadline is before this."""
+        return self._earliest if self.rows else math.inf
 
     def padded(self, rows: int) -> int:
         """The batch size that `rows` rows are run at."""

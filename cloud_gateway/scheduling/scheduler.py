@@ -2,7 +2,8 @@
 
 Work-conserving: a free thread takes the lane whose most urgent waiting item is the most urgent of all (priority with
 ageing, then arrival), unless as many threads as the lane has engine instances already run it. Nothing is bound to a
-thread, so a burst on one lane uses every thread, and a quiet lane costs nothing.
+thread, so a burst on one lane uses every thread, and a quiet lane costs nothing. But lanes whose engines may hang, on a
+GPU, never have all threads while there are others: where one hangs the others mostly do, and the rest is to be served.
 
     offer(lane, item) -> None or a Verdict            the door refuses what cannot finish
     take(thread) -> Dispatch or None                  a batch to run, and what has become hopeless
@@ -15,7 +16,7 @@ any lane, shared by all threads; on its own lane at least what its instances hav
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -65,6 +66,8 @@ class _Lane(Generic[I]):
 class _Running(Generic[I]):
     lane: _Lane[I]  # and not its key: that may be closed and opened again meanwhile
     until: float
+    batch: list[I]
+    may_hang: bool
 
 
 class Scheduler(Generic[I]):
@@ -167,7 +170,7 @@ class Scheduler(Generic[I]):
         queue = lane.queue
         if at_most_s < math.inf:
             cost_s = queue.cost_s(min(queue.rows, queue.max_rows))
-            if not (queue.steady and 0.0 < cost_s <= at_most_s):
+            if queue.may_hang or not (queue.steady and 0.0 < cost_s <= at_most_s):
                 return None
         taken = queue.take(now=now)
         self.waiting -= len(taken.batch) + len(taken.expired)
@@ -175,7 +178,7 @@ class Scheduler(Generic[I]):
             return Dispatch(key, [], taken.expired, 0.0)
         predicted_s = queue.cost_s(sum(item.rows for item in taken.batch))
         lane.running += 1
-        self._running[thread] = _Running(lane, now + predicted_s)
+        self._running[thread] = _Running(lane, now + predicted_s, taken.batch, queue.may_hang)
         return Dispatch(key, taken.batch, taken.expired, predicted_s)
 
     def busy(self, key: Key) -> int:
@@ -199,7 +202,7 @@ class Scheduler(Generic[I]):
 
     def next_wake(self, *, now: float) -> float | None:
         """When `take` may have something although nothing happens; None: only an offer or a release can bring it."""
-        at = min((lane.queue.ready_at(now=now) for lane in self._free_lanes()), default=math.inf)
+        at = min((lane.queue.ready_at(now=now) for _, lane in self._free_lanes()), default=math.inf)
         return None if at == math.inf else at
 
     def remove(self, chosen: Callable[[I], bool]) -> list[I]:
@@ -207,6 +210,14 @@ class Scheduler(Generic[I]):
         removed = [item for lane in self._lanes.values() for item in lane.queue.remove(chosen)]
         self.waiting -= len(removed)
         return removed
+
+    def overdue(self, *, now: float) -> tuple[list[I], list[I]]:
+        """Whose deadline is over: those that wait, taken out now, and those that run where a run may hang."""
+        waiting: list[I] = []
+        if self.waiting and any(lane.queue.earliest < now for lane in self._lanes.values()):
+            waiting = self.remove(lambda item: item.deadline < now)
+        hanging = [r.batch for r in self._running.values() if r.may_hang]
+        return waiting, [item for batch in hanging for item in batch if item.deadline < now]
 
     def validate(self) -> None:
         """Raises InvariantViolation if the counts contradict each other."""
@@ -229,14 +240,15 @@ class Scheduler(Generic[I]):
         return self._is_idle(lane) and service_s > budget_s > 0 and now - lane.tried_at > rested_s
 
     def _most_urgent(self, now: float) -> Key | None:
-        ready = [
-            (key, lane)
-            for key, lane in self._lanes.items()
-            if lane.queue.rows and lane.running < lane.instances and lane.queue.ready_at(now=now) <= now
-        ]
+        ready = [(key, lane) for key, lane in self._free_lanes() if lane.queue.ready_at(now=now) <= now]
         if len(ready) <= 1:
             return ready[0][0] if ready else None
         return min(ready, key=lambda pair: pair[1].queue.head(now=now))[0]
 
-    def _free_lanes(self) -> Iterator[_Lane[I]]:
-        return (lane for lane in self._lanes.values() if lane.queue.rows and lane.running < lane.instances)
+    def _free_lanes(self) -> list[tuple[Key, _Lane[I]]]:
+        """Lanes whose requests a free thread may run."""
+        free = [pair for pair in self._lanes.items() if pair[1].queue.rows and pair[1].running < pair[1].instances]
+        if not free or self.threads < 2 or sum(r.may_hang for r in self._running.values()) < self.threads - 1:
+            return free
+        others = [pair for pair in free if not pair[1].queue.may_hang]
+        return others if any(not lane.queue.may_hang for lane in self._lanes.values()) else free

@@ -18,6 +18,14 @@ def _states(standing: Standing) -> Iterator[Series]:
             yield Series("", labels(lane=lane.key, label=lane.label, engine=engine.kind, state=state), 1)
 
 
+def _in_half(standing: Standing) -> Iterator[Series]:
+    for lane in standing.lanes:
+        for engine in lane.engines:
+            if engine.precision:
+                serves = int(engine.serves)
+                yield Series("", labels(lane=lane.key, label=lane.label, engine=engine.kind), serves)
+
+
 def _account(
     names: tuple[str, ...], read: Callable[[EngineAccount], Mapping[tuple[str, ...], Value]]
 ) -> Callable[[Standing], Iterator[Series]]:
@@ -39,6 +47,13 @@ ENGINES: tuple[Family[Standing], ...] = (
         "Where each engine of a lane's order stands: 1. One serves; ready ones stand by.",
         ("lane", "label", "engine", "state"),
         _states,
+    ),
+    Family(
+        "isthmus_lane_engine_half",
+        "gauge",
+        "Engines that run the float16 form of a lane's tail: 1 while that serves, 0 while it does not.",
+        ("lane", "label", "engine"),
+        _in_half,
     ),
     Family(
         "isthmus_engine_failures_total",

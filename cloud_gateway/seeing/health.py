@@ -103,9 +103,11 @@ class DeepCheck:
     def _ask_all(self, running: threading.Event) -> None:
         with self._lock:
             known = dict(self._known)
-        lanes = tuple(self._ask(key, inputs, outputs) for key, (inputs, outputs) in known.items())
-        ill = [f"lane {lane.key}: {lane.reason}" for lane in lanes if not lane.ok]
+        asked = tuple(self._ask(key, inputs, outputs) for key, (inputs, outputs) in known.items())
         with self._lock:
+            # A lane that has moved to another engine meanwhile has another answer: it was asked the wrong question.
+            lanes = tuple(lane for lane in asked if self._known.get(lane.key) is known[lane.key])
+            ill = [f"lane {lane.key}: {lane.reason}" for lane in lanes if not lane.ok]
             self._found = DeepHealth(not ill, "; ".join(ill), lanes, 0.0), self._clock()
             self._running = None
         running.set()

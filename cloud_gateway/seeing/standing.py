@@ -33,6 +33,7 @@ class EngineState:
     serves: bool
     reason: str = ""  # why it is absent or rests
     failures: int = 0
+    precision: str = ""  # "float16" where it runs that form of the tail
 
 
 @dataclass(frozen=True, slots=True)

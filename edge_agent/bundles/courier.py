@@ -46,6 +46,10 @@ class Stopped(Exception):  # noqa: N818 - nothing is wrong
     """Somebody wants the fetching to end."""
 
 
+class Interrupted(Exception):  # noqa: N818 - nothing is wrong
+    """Something else is to be done first: the same fetch goes on where it was left."""
+
+
 class Courier:
     """`ways` are those to each gateway, the preferred one first. A function is called whenever offers are asked for,
     and after a fetch that nobody has answered.
@@ -60,8 +64,11 @@ class Courier:
         stall_s: float = STALL_S,
         stop: threading.Event | None = None,
         keys_told: Callable[[tuple[m.ServerKey, ...], bytes], None] = lambda keys, by: None,
+        named: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`keys_told` hears by what a gateway says it is known, and the key (32 bytes) that it has just proven."""
+        """`named` tells whether any gateway is, now.
+
+        `keys_told` hears by what a gateway says it is known, and the key (32 bytes) that it has just proven."""
         self._find = ways if callable(ways) else lambda: ways
         self._ways: tuple[GatewayWays, ...] = ()
         self._patience_s, self._stall_s = patience_s, stall_s
@@ -69,6 +76,8 @@ class Courier:
         self._keys_told = keys_told
         self._pace = Pace(rate=bytes_per_s, burst_nbytes=2 * wire.PART_NBYTES, now=time.monotonic())
         self.fetched_nbytes = 0
+        self.named = named
+        self.interrupted: Callable[[], bool] = lambda: False
 
     def offers(self, model: str = "") -> m.Offers:
         """What the first gateway that answers offers. Raises NetworkError if none does."""
@@ -92,7 +101,7 @@ class Courier:
         """Fetch the file with this sha256 (hex) and size into `part`, going on where that ends.
 
         Afterwards `part` holds the file whole. Raises NetworkError if nobody sends it, WireError if what came is not
-        that file, OSError if the disk does, and Stopped.
+        that file, OSError if the disk does, Stopped, and Interrupted where `interrupted` says so.
         """
         trouble: IsthmusError = _nobody()
         self._ways = self._ways or tuple(self._find())
@@ -194,6 +203,8 @@ class Courier:
     def _check(self) -> None:
         if self._stop.is_set():
             raise Stopped
+        if self.interrupted():
+            raise Interrupted
 
 
 def _nobody() -> NetworkError:

@@ -11,11 +11,13 @@ function at all. How accurate it is on data says the build's certificate.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
 
+from edge_agent.device import providers
 from edge_agent.heads import Heads
 from protocol import known
 from protocol.bundle import Bundle, PlacementEntry
@@ -30,11 +32,17 @@ LEAST_COSINE = {"fp32": 0.99}
 LEAST_COSINE_OTHERWISE = 0.5
 
 
-def judge(folder: Path, order: Sequence[str] = ()) -> str:
-    """Why the bundle in `folder` must not serve here, or "". `order` names what may run heads, the preferred first."""
+def judge(
+    folder: Path,
+    order: Sequence[str] = (),
+    *,
+    plans: Path | None = None,
+    building: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> str:
+    """Why the bundle in `folder` must not serve here, or "". The rest is as `Heads` has it; no order is the default."""
     try:
         bundle = Bundle.open(folder)
-        heads = Heads(bundle, order=order) if order else Heads(bundle)
+        heads = Heads(bundle, order=order or providers.DEFAULT, plans=plans, building=building)
         heads.activate()
     except IsthmusError as error:
         return error.fact

@@ -76,6 +76,9 @@ class UpdateView:
     checked_at: float | None
     trouble: str  # why the last check came to nothing
     held: tuple[str, ...]
+    unheard_s: float | None = (
+        None  # since a gateway last told what it offers, or since the start; None: nobody is asked
+    )
     passed_over: int = 0  # offers of bundles that were refused before, for the same reason
 
 

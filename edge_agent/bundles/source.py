@@ -7,10 +7,12 @@ stand in the manifest, and the manifest's own digest in a signature that the dev
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 from edge_agent.bundles.disk import Disk
+from edge_agent.bundles.policy import MIB
 from edge_agent.bundles.shelf import Shelf
 from protocol import dsse
 from protocol import messages as m
@@ -19,13 +21,14 @@ from protocol.errors import BundleError, IsthmusError, NetworkError
 from protocol.signing import Trust
 
 MOST_MANIFEST_NBYTES = 32 << 20
-MIB = 1024 * 1024
 
 
 class Fetches(Protocol):
     """Gateways, as seen from here: see `courier`, which is them."""
 
     fetched_nbytes: int
+    named: Callable[[], bool]  # whether there is anybody to ask
+    interrupted: Callable[[], bool]  # whether to leave a fetch, with Interrupted, so that it goes on later
 
     def offers(self, model: str = "") -> m.Offers: ...
 
@@ -86,6 +89,18 @@ def fetch_bundle(
         if not missing or any(other.sha256 == entry.sha256 for other in missing.values()):
             missing = shelf.missing(bundle, whole=whole)  # a graph that has come may name weights beside it
     return bundle
+
+
+def verify_bundle(shelf: Shelf, digest: str, trust: Trust, *, whole: bool) -> None:
+    """Check what lies there once more, and keep it. Raises BundleError, UntrustedError, OSError."""
+    folder = shelf.folder(digest)
+    if not folder.exists():
+        folder = shelf.incoming(digest)
+    bundle = Bundle.open(folder, trust)
+    if bundle.digest != digest:
+        raise BundleError(f"what lies in {folder} is another bundle", "it is fetched again")
+    shelf.verify(bundle, whole=whole)
+    shelf.keep(digest)
 
 
 def _offered(digest: str, offer: m.Offer | None, courier: Fetches | None) -> m.Offer:

@@ -265,7 +265,8 @@ class Update:
 
     def _offered(self, offered: Offered) -> list[Instruction]:
         record, bundle = self.record, offered.bundle
-        if not self.is_resting or bundle == (record.current or self.base):
+        free = self.is_resting or (record.step is Step.FETCHING and offered.again)  # what an operator wants goes first
+        if not free or bundle == (record.current or self.base):
             return []
         if offered.again:
             record = changed(record, bad=tuple(b for b in record.bad if b.bundle != bundle))
@@ -372,7 +373,7 @@ class Update:
         record = self.record
         if record.step is Step.ON_TRIAL:
             return self._revert(reason)
-        if not self.is_resting or not record.previous or not record.current:
+        if record.step not in (*RESTING, Step.FETCHING) or not record.previous or not record.current:
             return []
         self.record = changed(record, proven=record.previous, previous="")
         return self._leave(record.current, record.previous, reason, for_good=True)

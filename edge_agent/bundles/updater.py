@@ -2,6 +2,7 @@
 
     event -> Update.handle -> record on the disk -> instructions, each of which ends in an event
 
+A file may take hours to come: whatever is wanted or due meanwhile interrupts it, and it goes on where it was left.
 So the record on the disk is never behind what was done by more than one instruction, and each may be done twice.
 The daemon calls `begin` before it serves, which says what to start and falls back where that cannot be started.
 """
@@ -13,18 +14,19 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from edge_agent.bundles import update as u
-from edge_agent.bundles.courier import Stopped
+from edge_agent.bundles.courier import Interrupted, Stopped
 from edge_agent.bundles.disk import trouble_of
 from edge_agent.bundles.picking import Picking
+from edge_agent.bundles.policy import MIB, Policy
 from edge_agent.bundles.record import Record, Step, UpdateView
 from edge_agent.bundles.shelf import Shelf
-from edge_agent.bundles.source import BundleRefusedError, Fetches, fetch_bundle
+from edge_agent.bundles.source import BundleRefusedError, Fetches, fetch_bundle, verify_bundle
 from edge_agent.bundles.trusting import Trusting, Trusts
-from edge_agent.bundles.wishes import Wish, take_wish
+from edge_agent.bundles.wishes import Wish, take_wish, wish_waits
 from protocol import messages as m
 from protocol import wire
 from protocol.bundle import Bundle
@@ -33,20 +35,6 @@ from protocol.signing import Trust
 
 AGAIN_S = 60.0  # after the disk has refused
 LOOK_S = 1.0  # for wishes of the command line
-MIB = 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """What a device takes, and when. One line of documentation per field."""
-
-    model: str = ""  # only bundles of this model; empty takes that of the bundle that runs
-    automatic: bool = True  # fetch what is offered; else only what an operator asks for
-    check_every_s: float = 3600.0  # ask gateways for offers this often
-    whole: bool = False  # fetch tails too, which a device never runs
-    most_nbytes: int = 4096 * MIB  # the shelf may take so much
-    reserve_nbytes: int = 64 * MIB  # and must leave so much of the disk to others
-    trial: u.TrialRules = field(default_factory=u.TrialRules)
 
 
 class Updater:
@@ -86,11 +74,13 @@ class Updater:
         self._picking = Picking()
         self._revocations: bytes | None = None
         self._checked_at: float | None = None
+        self._heard_at = time.monotonic()  # a gateway told what it offers
         self._check_at = 0.0
         self._again_at = float("inf")  # when to go on where the disk has refused
         self._trouble = ""
         self._disk = ""  # why the record could not be written down
         self._serving = False
+        self._fetching = False
         self._thread = threading.Thread(target=self._main, name="isthmus-updates", daemon=True)
 
     # ---- for the daemon ---------------------------------------------------------------------------------------------
@@ -133,6 +123,8 @@ class Updater:
 
     def start(self) -> None:
         """Go on where the last process stopped, then look for what is new."""
+        if self._courier is not None:
+            self._courier.interrupted = self._interrupts
         self._thread.start()
 
     def close(self) -> None:
@@ -169,7 +161,7 @@ class Updater:
         fetched = self._courier.fetched_nbytes if self._courier is not None else 0
         return UpdateView(
             self._update.record, self._update.trial(now=now), fetched, self._checked_at, self._disk or self._trouble,
-            tuple(self._shelf.held()), self._picking.passed_over,
+            tuple(self._shelf.held()), now - self._heard_at if self._asks() else None, self._picking.passed_over,
         )  # fmt: skip
 
     # ---- the thread -------------------------------------------------------------------------------------------------
@@ -191,7 +183,7 @@ class Updater:
 
     def _turn(self) -> None:
         try:
-            event = self._events.get(timeout=LOOK_S)
+            event = self._events.get(timeout=LOOK_S if time.monotonic() < self._again_at else 0.0)
         except queue.Empty:
             event = u.Tick()
         if self._stop.is_set():
@@ -202,10 +194,20 @@ class Updater:
             self.handle(event)
         if (wish := take_wish(self._shelf)) is not None:
             self._grant(wish)
-        if time.monotonic() >= self._again_at:
-            self.resume()
-        if self._courier is not None and self.policy.automatic and time.monotonic() >= self._check_at:
+        if self._is_due():
             self.check()
+        elif time.monotonic() >= self._again_at:
+            self.resume()
+
+    def _asks(self) -> bool:
+        return self._courier is not None and self._courier.named() and self.policy.automatic
+
+    def _is_due(self) -> bool:
+        return self._asks() and time.monotonic() >= self._check_at
+
+    def _interrupts(self) -> bool:
+        """Whether somebody waits for a fetch to make room."""
+        return self._fetching and (not self._events.empty() or wish_waits(self._shelf) or self._is_due())
 
     def handle(self, event: u.Event) -> None:
         """One event and everything that follows from it. On the thread, or before it starts."""
@@ -249,7 +251,7 @@ class Updater:
                     self._fetch(bundle)
                     return u.Fetched()
                 case u.Verify(bundle):
-                    self._verify(bundle)
+                    verify_bundle(self._shelf, bundle, self._trust(), whole=self.policy.whole)
                     return u.Verified()
                 case u.Try(bundle):
                     reason = self._smoke(self._shelf.folder(bundle))
@@ -262,6 +264,8 @@ class Updater:
                     self._shelf.prune(self._update.record.wanted)
                 case u.Say(text):
                     self._told("update", text)
+        except Interrupted:
+            self._again_at = time.monotonic()  # after what is wanted
         except BundleRefusedError as error:
             return u.Failed(str(error), for_good=True)
         except UntrustedError as error:
@@ -278,21 +282,15 @@ class Updater:
     # ---- the steps --------------------------------------------------------------------------------------------------
 
     def _fetch(self, digest: str) -> None:
-        fetch_bundle(
-            self._shelf, digest, self._offers.get(digest), self._courier, self._trust(),
-            model=self._model(), whole=self.policy.whole, most_nbytes=self.policy.most_nbytes,
-            reserve_nbytes=self.policy.reserve_nbytes, wanted=self._update.record.wanted,
-        )  # fmt: skip
-
-    def _verify(self, digest: str) -> None:
-        folder = self._shelf.folder(digest)
-        if not folder.exists():
-            folder = self._shelf.incoming(digest)
-        bundle = Bundle.open(folder, self._trust())
-        if bundle.digest != digest:
-            raise BundleError(f"what lies in {folder} is another bundle", "it is fetched again")
-        self._shelf.verify(bundle, whole=self.policy.whole)
-        self._shelf.keep(digest)
+        self._fetching = True
+        try:
+            fetch_bundle(
+                self._shelf, digest, self._offers.get(digest), self._courier, self._trust(),
+                model=self._model(), whole=self.policy.whole, most_nbytes=self.policy.most_nbytes,
+                reserve_nbytes=self.policy.reserve_nbytes, wanted=self._update.record.wanted,
+            )  # fmt: skip
+        finally:
+            self._fetching = False
 
     def _let_serve(self, digest: str) -> u.Event | None:
         try:
@@ -340,6 +338,7 @@ class Updater:
         except IsthmusError as error:
             self._complain(str(error))
             return
+        self._heard_at = time.monotonic()
         if not trust.keys and not trust.allow_unsigned:
             self._complain("nothing is taken over the air: no key is known to check it with; `edge-agent keys trust`")
             return

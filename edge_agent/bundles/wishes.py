@@ -25,6 +25,11 @@ def make_wish(shelf: Shelf, wish: Wish) -> None:
     shelf.disk.write(shelf.root / WISH, json.dumps(wish._asdict()).encode())
 
 
+def wish_waits(shelf: Shelf) -> bool:
+    """Whether somebody wants something."""
+    return (shelf.root / WISH).exists()
+
+
 def take_wish(shelf: Shelf) -> Wish | None:
     """The wish that waits, which is gone then; what is none is thrown away."""
     path = shelf.root / WISH

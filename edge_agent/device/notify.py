@@ -3,6 +3,7 @@
     READY=1        applications are answered              STATUS=...     one sentence for `systemctl status`
     WATCHDOG=1     a known question was just answered     STOPPING=1     it drains
     RELOADING=1    a bundle is being changed; READY=1 ends it
+    EXTEND_TIMEOUT_USEC=...   the start takes longer than was said
 
 A service manager that does not listen must not stop the service: what cannot be delivered is dropped.
 """
@@ -44,6 +45,10 @@ class Notifier:
 
     def reloading(self, status: str) -> None:
         self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}", _status(status))
+
+    def patience(self, seconds: float, status: str) -> None:
+        """The start may take so long from now on."""
+        self._send(f"EXTEND_TIMEOUT_USEC={round(seconds * 1e6)}", _status(status))
 
     def stopping(self, status: str) -> None:
         self._send("STOPPING=1", _status(status))

@@ -15,6 +15,7 @@ is taken; why the earlier ones were not stands beside it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from protocol.engines.base import Engine
@@ -28,6 +29,7 @@ PROVIDERS = {
 }
 NATIVE = {"tensorrt-native": "tensorrt"}  # by the catalogue's name of the same engine
 DEFAULT = (CPU,)
+_BUILT = frozenset({"tensorrt", *NATIVE})
 
 
 class Attempt(NamedTuple):
@@ -37,6 +39,11 @@ class Attempt(NamedTuple):
     providers: tuple[str, ...] = ()
     lacking: str = ""
 
+    @property
+    def is_built(self) -> bool:
+        """Whether a head takes minutes to load, because it is compiled for this device first."""
+        return self.name in _BUILT
+
 
 class Started(NamedTuple):
     """`engine` runs on `name`; `passed_over` are what was preferred, each with why it does not run this."""
@@ -44,6 +51,11 @@ class Started(NamedTuple):
     engine: Engine
     name: str
     passed_over: tuple[tuple[str, str], ...] = ()
+
+
+def plans_in(plans_dir: Path | None, state_dir: Path) -> Path:
+    """Where heads that were built are kept: where the settings say, or beside everything else that is."""
+    return plans_dir or state_dir / "plans"
 
 
 def checked(order: Sequence[str]) -> tuple[str, ...]:

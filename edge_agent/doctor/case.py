@@ -138,6 +138,7 @@ class Case:
         return Bundle.open(path)
 
     def _activate(self) -> Heads:
+        from edge_agent.device.providers import plans_in
         from edge_agent.heads import Heads
 
         device = self.settings.device
@@ -146,7 +147,7 @@ class Case:
             threads=device.threads,
             slowdown=device.slowdown,
             order=device.providers,
-            plans=device.plans_dir,
+            plans=plans_in(device.plans_dir, self.settings.state_dir),
         )
         heads.activate()
         return heads

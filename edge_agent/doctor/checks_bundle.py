@@ -10,6 +10,7 @@ import numpy as np
 
 from edge_agent.doctor.case import Case
 from edge_agent.doctor.verdicts import UnmetError, Verdict, fail, ok, skip, together, warn
+from edge_agent.version import built_at
 from protocol.bundle import Bundle, PlacementEntry
 from protocol.messages import PlacementKind
 from protocol.tensors import Array, TensorSpec
@@ -17,6 +18,8 @@ from protocol.tensors import Array, TensorSpec
 SLOWER, MUCH_SLOWER = 1.5, 4.0  # times the plan's seconds,
 NOTHING_S = 5e-4  # and at least so much more: below that it is the scheduler's
 LEAST_COSINE = 0.9  # of the outputs with the whole model's: INT8 on noise is not INT8 on data
+OLD_DAYS = 180.0
+DAY_S = 86_400.0
 _ROUNDS = 15
 _SPEED_BUDGET_S = 1.5  # a head
 _WARM = 2
@@ -76,6 +79,20 @@ def updates(case: Case) -> Verdict:
     return ok(f"{record.current[:12]} is current and {proven}{bad}")
 
 
+def age(case: Case) -> Verdict:
+    """How old what serves is. A bundle that nobody replaces may be all right: only where updates are on is it odd."""
+    built = built_at(case.bundle())
+    if built is None:
+        return skip("the bundle does not say when it was built")
+    days = (time.time() - built) / DAY_S
+    if days < -1:
+        return warn(f"the bundle was built {-days:.0f} days from now", "see machine.clock; or the build machine's")
+    fact = f"the bundle was built {max(days, 0):.0f} days ago"
+    if days > OLD_DAYS and case.settings.updates.enabled:
+        return warn(fact, "offer a newer one, or set updates.enabled = false where this one is meant to stay")
+    return ok(fact)
+
+
 def heads(case: Case) -> Verdict:
     loaded = case.heads.really()
     by_reason: dict[str, list[str]] = {}
@@ -85,11 +102,20 @@ def heads(case: Case) -> Verdict:
         (warn if loaded.started else fail)(f"{', '.join(ids)}: {reason}", "other placements still serve")
         for reason, ids in by_reason.items()
     ]
+    by_place: dict[tuple[str, str], list[str]] = {}
     for file, started in loaded.started.items():
         over = "".join(f", not on {name} ({why})" for name, why in started.passed_over)
-        seen = f"{file} on {started.name}{over}"
-        found.append(warn(seen, "mend that, or take it out of device.providers") if over else ok(seen))
+        by_place.setdefault((started.name, over), []).append(file)
+    for (name, over), files in by_place.items():
+        seen = f"{' and '.join(files)} on {name}{over}"
+        found.append(warn(seen, _mending(case.bundle(), over)) if over else ok(seen))
     return together(found)
+
+
+def _mending(bundle: Bundle, why: str) -> str:
+    if "TensorRT does not take" in why and bundle.manifest.conditions.head_engine != "tensorrt":
+        return "build the bundle with `partitioner split --head-engine tensorrt`"
+    return "mend that, or take it out of device.providers"
 
 
 def fallback(case: Case) -> Verdict:

@@ -91,13 +91,13 @@ def providers(case: Case) -> Verdict:
     order = case.settings.device.providers
     brings = [name for name, full in PROVIDERS.items() if full in available()]
     lacking = {attempt.name: attempt.lacking for attempt in attempts(order, available()) if attempt.lacking}
-    if own := [f"{name}: {why}" for name, why in lacking.items() if name in NATIVE]:
-        return warn(f"asked for {', '.join(order)}; {'; '.join(own)}", "or ask for what is there")
-    if lacking:
-        return warn(
-            f"asked for {', '.join(order)}; this build of ONNX Runtime brings {', '.join(brings)} only",
-            "pip install 'isthmus[cuda]' instead of [edge] (a Jetson: the board's own wheel), or ask for what is there",
-        )
+    facts = [f"{name}: {why}" for name, why in lacking.items() if name in NATIVE]
+    remedy = "mend that"
+    if not lacking.keys() <= NATIVE.keys():
+        facts.append(f"this build of ONNX Runtime brings {', '.join(brings)} only")
+        remedy = "pip install 'isthmus[cuda]' instead of [edge] (a Jetson: the board's own wheel)"
+    if facts:
+        return warn(f"asked for {', '.join(order)}; {'; '.join(facts)}", f"{remedy}, or ask for what is there")
     return ok(f"asked for {', '.join(order)}; this build brings {', '.join(brings)}")
 
 

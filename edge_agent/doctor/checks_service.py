@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import json
 
 from edge_agent.doctor.case import Case
 from edge_agent.doctor.checks_configuration import answers, socket_path
@@ -11,6 +12,8 @@ from edge_agent.doctor.verdicts import UnmetError, Verdict, fail, ok, skip, warn
 UNIT = "isthmus-agent.service"
 _FOLDERS = ("etc/systemd/system", "run/systemd/system", "usr/local/lib/systemd/system", "usr/lib/systemd/system",
             "lib/systemd/system")  # fmt: skip
+MISSED = 3  # so many looks for updates in a row that nobody answered
+NOTHING_S = 60.0  # and at least so long
 _ASK_S = 3.0
 _MOST_NBYTES = 64 * 1024
 
@@ -97,6 +100,31 @@ def daemon(case: Case) -> Verdict:
     if status == 200:
         return ok(f"the daemon on {path} is ready")
     return fail(f"the daemon on {path} is not ready (HTTP {status}: {body[:200]})", "`edge-agent status` says why")
+
+
+def offers(case: Case) -> Verdict:
+    """Whether the daemon hears of updates: a device that hears of none keeps what it has, also what was revoked."""
+    updates = case.settings.updates
+    if not (updates.enabled and updates.automatic and case.settings.gateways.endpoints):
+        return skip("no gateway is asked for updates (updates.enabled, updates.automatic, gateways.endpoints)")
+    if not answers(path := socket_path(case)):
+        return skip(f"no daemon listens on {path}")
+    status, body = ask(case, "/v2/isthmus/status")
+    try:
+        unheard_s = json.loads(body)["bundle"]["unheard_s"]
+    except (ValueError, KeyError, TypeError):
+        raise UnmetError(f"the daemon's status cannot be read (HTTP {status})") from None
+    if unheard_s is None:
+        return skip("the daemon asks no gateway for updates")
+    fact = f"a gateway told {_span(unheard_s)} ago what it offers"
+    if unheard_s > MISSED * updates.check_every_s + NOTHING_S:
+        fact = f"for {_span(unheard_s)} no gateway has told what it offers"
+        return warn(fact, "`edge-agent bundles offers` asks now and says why not")
+    return ok(fact if unheard_s < updates.check_every_s else f"{fact}, or it has only just started")
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds:.0f} s"
 
 
 def ask(case: Case, route: str) -> tuple[int, str]:

@@ -19,6 +19,7 @@ from protocol.errors import InputError
 
 _LOADING_S = 60.0  # heads of a large model, from slow storage
 _ASKING_S = 20.0
+_DRIVER_S = 40.0  # one that hangs is given up after 30 s, in words of its own
 
 CHECKS: tuple[Check, ...] = (
     Check("configuration.valid", "the settings are valid", checks_configuration.valid),
@@ -32,7 +33,7 @@ CHECKS: tuple[Check, ...] = (
     Check("installation.version", "one version is installed", checks_installation.version),
     Check("installation.requirements", "everything needed is installed", checks_installation.requirements),
     Check("installation.engine", "there is one ONNX Runtime", checks_installation.engine, 20.0),
-    Check("installation.providers", "the asked-for providers are there", checks_installation.providers, 20.0),
+    Check("installation.providers", "the asked-for providers are there", checks_installation.providers, _DRIVER_S),
     Check("installation.encryption", "connections can be encrypted", checks_installation.encryption),
     Check("installation.signatures", "signatures can be checked", checks_installation.signatures),
     Check("installation.images", "images can be coded", checks_installation.images),
@@ -41,6 +42,7 @@ CHECKS: tuple[Check, ...] = (
     Check("bundle.hashes", "every file of it is whole", checks_bundle.hashes, _LOADING_S),
     Check("bundle.signature", "it is signed by somebody we know", checks_bundle.signature),
     Check("bundle.updates", "the last update went well", checks_bundle.updates),
+    Check("bundle.age", "it is not old", checks_bundle.age),
     Check("bundle.heads", "every head loads, where it should run", checks_bundle.heads, _LOADING_S),
     Check("bundle.fallback", "the device can answer alone", checks_bundle.fallback),
     Check("bundle.known_answer", "its answers are the model's", checks_bundle.known_answer, _LOADING_S),
@@ -85,6 +87,7 @@ CHECKS: tuple[Check, ...] = (
     Check("service.port", "the local API's port is free or ours", checks_service.port),
     Check("service.lock", "one daemon at most has the state directory", checks_service.lock),
     Check("service.daemon", "the daemon that runs is ready", checks_service.daemon),
+    Check("service.offers", "it hears of updates", checks_service.offers),
 )
 
 

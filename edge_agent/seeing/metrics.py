@@ -270,6 +270,20 @@ OURS: tuple[Family[Scene], ...] = (
         r.agent(lambda s: s.standing.bundle.refused_offers),
     ),
     Family(
+        "isthmus_agent_bundle_built_timestamp_seconds",
+        _G,
+        "When the bundle that serves was built, since 1970.",
+        (),
+        r.agent(lambda s: s.standing.bundle.built_at),
+    ),
+    Family(
+        "isthmus_agent_offers_unheard_seconds",
+        _G,
+        "Since a gateway last told what it offers, or the start; where updates are asked for.",
+        (),
+        r.agent(lambda s: s.standing.bundle.unheard_s),
+    ),
+    Family(
         "isthmus_agent_events_total",
         _C,
         "What no answer has: switches, sockets made anew.",

@@ -21,7 +21,7 @@ from edge_agent.seeing.standing import (
     PlacementStanding,
     StoreStanding,
 )
-from edge_agent.version import version_of
+from edge_agent.version import built_at, version_of
 from edge_agent.view import AgentView, GatewayView
 from protocol import phrases
 from protocol.bundle import Bundle
@@ -191,7 +191,9 @@ def bundle_standing(bundle: Bundle) -> BundleStanding:
     """What a bundle says of itself."""
     statement = bundle.statement
     signer = "" if statement is None else f"{statement.signer[:12]}, number {statement.counter}"
-    return BundleStanding(bundle.manifest.model.name, version_of(bundle), bundle.digest, signed_by=signer)
+    return BundleStanding(
+        bundle.manifest.model.name, version_of(bundle), bundle.digest, signed_by=signer, built_at=built_at(bundle)
+    )
 
 
 def _without_gateway(view: AgentView, *, alone: bool) -> str:

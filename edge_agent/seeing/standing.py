@@ -50,6 +50,8 @@ class BundleStanding:
     signed_by: str = ""  # empty where it is not signed
     coming: str = ""  # in words: what is fetched or tried now
     refused_offers: int = 0  # of bundles that were refused before, and still for the same reason
+    built_at: float | None = None  # seconds since 1970, as it says itself
+    unheard_s: float | None = None  # since a gateway last told what it offers, or the start; None where nobody is asked
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,9 @@ def bundle_standing(bundle: Bundle | None, updates: UpdateView) -> BundleStandin
     elif record.step not in (Step.IDLE, Step.REVERTED):
         fetched = f", {updates.fetched_nbytes / 1e6:.1f} MB fetched" if record.step is Step.FETCHING else ""
         coming = f"{record.step} {record.candidate[:12]}{fetched}"
+    known = BundleStanding() if bundle is None else sight.bundle_standing(bundle)
+    known = replace(known, coming=coming, refused_offers=updates.passed_over, unheard_s=updates.unheard_s)
     if bundle is None:
-        return BundleStanding(coming=coming, refused_offers=updates.passed_over)
+        return known
     state = "on trial" if record.step is Step.ON_TRIAL else "proven" if bundle.digest == record.proven else ""
-    return replace(sight.bundle_standing(bundle), state=state, coming=coming, refused_offers=updates.passed_over)
+    return replace(known, state=state)

@@ -5,6 +5,13 @@
 Cast, Sub, Mul is exactly what DequantizeLinear computes, and what TensorRT's parser takes with any zero point (it
 refuses uint8 or a non-zero zero point in DequantizeLinear). A quantised head that already ends in DequantizeLinear
 loses it and hands out the codes that it has. The tensor on the wire keeps its ONNX name; the float ones are renamed.
+
+TensorRT takes no QuantizeLinear to uint8. Heads for it emit the same codes by arithmetic, equal to the last bit:
+
+    head  ... -> t/float -> Div -> Round -> Add -> Clip -> Cast -> t (uint8)
+
+ONNX's Round goes to the even neighbour, as QuantizeLinear does. The value is taken before the head's own rounding to
+symmetric int8: that has seven bits for what a ReLU gives, the codes have eight.
 """
 
 from __future__ import annotations
@@ -19,6 +26,8 @@ import onnx_ir as ir
 from partitioner.graph.split import clone, values_of, with_inputs
 from partitioner.judging.observe import Ranges
 from protocol.errors import ModelError
+
+_LEAST_CODE, _MOST_CODE = 0, 255
 
 
 class Codes(NamedTuple):
@@ -37,20 +46,23 @@ def codes_for(low: float, high: float) -> Codes:
     return Codes(scale, int(np.clip(np.rint(-low / scale), 0, 255)))
 
 
-def emit_codes(head: ir.Model, names: Iterable[str], ranges: Ranges) -> tuple[ir.Model, dict[str, Codes]]:
+def emit_codes(
+    head: ir.Model, names: Iterable[str], ranges: Ranges, *, by_arithmetic: bool = False
+) -> tuple[ir.Model, dict[str, Codes]]:
     """A copy of the head whose outputs `names` are uint8 codes. Raises ModelError for a tensor without a range."""
     copy = clone(head)
     found: dict[str, Codes] = {}
     for name in names:
         value = values_of(copy)[name]
-        own = _own_codes(value)
+        own = None if by_arithmetic else _own_codes(value)
         if own is not None:
             codes_value, found[name] = own
         else:
             if name not in ranges:
                 raise ModelError(f"tensor {name!r} has no finite range on the calibration data", "cut elsewhere")
             found[name] = codes_for(*ranges[name])
-            codes_value = _quantise(copy, value, found[name])
+            make = _quantise_by_arithmetic if by_arithmetic else _quantise
+            codes_value = make(copy, value, found[name])
         _hand_out(copy, value, codes_value)
     return copy, found
 
@@ -92,6 +104,36 @@ def _quantise(model: ir.Model, value: ir.Value, codes: Codes) -> ir.Value:
     return output
 
 
+def _quantise_by_arithmetic(model: ir.Model, value: ir.Value, codes: Codes) -> ir.Value:
+    """What QuantizeLinear computes, in operators of float32."""
+    name = value.name
+    constants = {
+        "scale": codes.scale, "zero_point": codes.zero_point, "least": _LEAST_CODE, "most": _MOST_CODE
+    }  # fmt: skip
+    given = {n: initializer(model, f"{name}/{n}", np.array(number, np.float32)) for n, number in constants.items()}
+    steps = (("Div", ("scale",)), ("Round", ()), ("Add", ("zero_point",)), ("Clip", ("least", "most")), ("Cast", ()))
+    last = _before_rounding(value)
+    for op, more in steps:
+        dtype = ir.DataType.UINT8 if op == "Cast" else ir.DataType.FLOAT
+        output = ir.val(f"{name}/{op.lower()}", dtype, value.shape)
+        attributes = {"to": dtype.value} if op == "Cast" else None
+        inputs = [last, *(given[n] for n in more)]
+        model.graph.append(ir.node(op, inputs, attributes, outputs=[output], name=f"{name}/{op.lower()}"))
+        last = output
+    return last
+
+
+def _before_rounding(value: ir.Value) -> ir.Value:
+    """The exact form of a value that was rounded to eight bits just now; the value itself where it was not."""
+    exact = value
+    for op in ("DequantizeLinear", "QuantizeLinear"):
+        node = exact.producer()
+        if node is None or node.op_type != op or node.inputs[0] is None:
+            return value
+        exact = node.inputs[0]
+    return exact
+
+
 def _hand_out(model: ir.Model, value: ir.Value, codes: ir.Value) -> None:
     """Make `codes` the output that `value` was, under its name."""
     name = value.name
@@ -101,8 +143,11 @@ def _hand_out(model: ir.Model, value: ir.Value, codes: ir.Value) -> None:
     codes.shape = value.shape
     outputs = model.graph.outputs
     outputs[:] = [codes if v is value else v for v in outputs]
-    node = value.producer()
-    if node is not None and node.op_type == "DequantizeLinear" and not value.uses():
+    for op in ("DequantizeLinear", "QuantizeLinear"):
+        node = value.producer()
+        if node is None or node.op_type != op or value.uses() or value.is_graph_output() or node.inputs[0] is None:
+            break
+        value = node.inputs[0]
         model.graph.remove(node, safe=True)
 
 

@@ -88,7 +88,7 @@ def clip(histogram: Histogram, recipe: Recipe) -> tuple[float, float]:
     if recipe.calibration == "percentile":
         return _percentile(histogram, recipe.parameter)
     if recipe.calibration == "mse":
-        return _least_squares(histogram)
+        return _least_squares(histogram) if recipe.activation_type == "uint8" else _least_squares_around_zero(histogram)
     return _least_entropy(histogram)
 
 
@@ -141,6 +141,19 @@ def _least_squares(histogram: Histogram) -> tuple[float, float]:
     # Once more for the lower end: a shorter upper one makes finer steps, so that clipping below may now pay as well.
     low = min(((float(v), high) for v in lows), key=lambda r: noise_of(histogram, *r))[0]
     return low, high
+
+
+def _least_squares_around_zero(histogram: Histogram) -> tuple[float, float]:
+    """Where codes are symmetric their step follows from the greater end alone."""
+    values, counts = np.abs(histogram.centres), histogram.noisy
+    reach = max(-histogram.low, histogram.high)
+
+    def noise(end: float) -> float:
+        clipped, step = np.maximum(values - end, 0.0), 2.0 * end / (LEVELS - 1)
+        return float(counts @ np.square(clipped) + counts[clipped == 0.0].sum() * step * step / 12.0)
+
+    end = min((reach * float(share) for share in _SHRINKS), key=noise)
+    return max(histogram.low, -end), min(histogram.high, end)
 
 
 def _least_entropy(histogram: Histogram) -> tuple[float, float]:

@@ -20,9 +20,20 @@ import onnx_ir as ir
 from partitioner.graph.model import LoadedModel, serialise
 from partitioner.int8.bias import dequantised_weights, mean_shifts
 from partitioner.int8.calibration import Histogram, collect, ranges_for
+from partitioner.int8.head_engine import estimated_ratio, refusal
 from partitioner.int8.quantise import first_convolutions, quantise
 from partitioner.int8.recipe_search import MAX_RATIO, search
-from partitioner.int8.recipes import Layer, Recipe, RecipeResult, Refusal, Score, distinct, restrict
+from partitioner.int8.recipes import (
+    HeadEngine,
+    Layer,
+    Recipe,
+    RecipeResult,
+    Refusal,
+    Score,
+    distinct,
+    plain_for,
+    restrict,
+)
 from partitioner.int8.rounding import rounded
 from partitioner.int8.sensitivity import layers_of, own_noise
 from partitioner.judging import verify
@@ -42,17 +53,26 @@ MOST_FORMS = 3  # of the recipe that are offered to one head
 
 class ModelKitchen:
     """Bakes, judges and times INT8 forms of one model. `stick` judges the held-out samples, and so does its like the
-    calibration samples: same metric, same loss allowed.
+    calibration samples: same metric, same loss allowed. What `engine` does not take is no graph; where it is not this
+    machine's ONNX Runtime, times are estimated.
     """
 
     def __init__(
-        self, model: LoadedModel, samples: Samples, extremes: Ranges, stick: Yardstick, *, threads: int = 1
+        self,
+        model: LoadedModel,
+        samples: Samples,
+        extremes: Ranges,
+        stick: Yardstick,
+        *,
+        threads: int = 1,
+        engine: HeadEngine = "onnxruntime",
     ) -> None:
         self.model = model
         self._samples = samples
         self._extremes = extremes
         self._stick = stick
         self._threads = threads
+        self._engine = engine
         self._shifts: dict[Recipe, dict[str, Array]] = {}
         self._stack = ExitStack()
         self._fp32 = OrtEngine(model.data, label="fp32", threads=threads)
@@ -99,9 +119,15 @@ class ModelKitchen:
         return self.bake_part(self.model.graph, recipe)
 
     def bake_part(self, part: ir.Model, recipe: Recipe) -> ir.Model:
-        """The INT8 form of a prefix of the model. Raises ModelError when nothing of it becomes eight bits."""
+        """The INT8 form of a prefix of the model.
+
+        Raises ModelError when nothing of it becomes eight bits, or the heads' engine does not take what does.
+        """
         restricted = restrict(recipe, (n.name or "" for n in part.graph))
-        return quantise(part, self.ranges(recipe), restricted, self.shifts(recipe) if recipe.correct_bias else None)
+        made = quantise(part, self.ranges(recipe), restricted, self.shifts(recipe) if recipe.correct_bias else None)
+        if reason := refusal(self._engine, made, self._samples.whole):
+            raise ModelError(reason, "it stays fp32")
+        return made
 
     def shifts(self, recipe: Recipe) -> dict[str, Array]:
         """By how much the recipe's weights shift the mean of each product's output channels, by node name."""
@@ -126,7 +152,10 @@ class ModelKitchen:
         return f"{stick.metric} {stick.bound:.4f}"
 
     def ratio(self, graph: ir.Model) -> float:
-        """Median of the INT8 graph's time over the fp32 model's just before it, until its interval is narrow."""
+        """Median of the INT8 graph's time over the fp32 model's just before it, until its interval is narrow; by
+        estimate where it is not made for this machine."""
+        if self._engine != "onnxruntime":
+            return estimated_ratio(graph, self.model.topology)
         feed = self._samples.feed(self._samples.calibration[0])
         seen = Ratios()
         with OrtEngine(serialise(graph), label="int8", threads=self._threads) as eight:
@@ -184,13 +213,22 @@ def find_recipe(
     budget_s: float = BUDGET_S,
     max_ratio: float = MAX_RATIO,
     now: Callable[[], float] = time.monotonic,
+    engine: HeadEngine = "onnxruntime",
 ) -> RecipeBook:
     """Search the recipes of a model. `extremes` are its MinMax ranges, `stick` its yardstick on the held-out samples.
 
     Raises InputError when calibration meets NaN, naming the tensor.
     """
-    with ModelKitchen(model, samples, extremes, stick, threads=threads) as kitchen:
-        return RecipeBook(kitchen, search(kitchen, budget_s=budget_s, now=now, max_ratio=max_ratio))
+    with ModelKitchen(model, samples, extremes, stick, threads=threads, engine=engine) as kitchen:
+        found = search(
+            kitchen,
+            budget_s=budget_s,
+            now=now,
+            plain=plain_for(engine),
+            max_ratio=max_ratio,
+            is_timed=engine == "onnxruntime",
+        )
+        return RecipeBook(kitchen, found)
 
 
 def outputs_db(expected: Sequence[Outputs], got: Sequence[Outputs]) -> float:

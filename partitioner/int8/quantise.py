@@ -23,7 +23,7 @@ from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
 from partitioner.int8.bias import corrected
 from partitioner.int8.recipes import DEFAULT, HEAVY, Recipe
-from partitioner.int8.rounding import initializer, rounded
+from partitioner.int8.rounding import constant, initializer, rounded
 from partitioner.judging.observe import Ranges
 from protocol.errors import ModelError
 from protocol.tensors import Array
@@ -61,7 +61,7 @@ def quantise(
         ) from error
     result.graph.sort()  # the quantiser appends its nodes at the end
     result = _float_scores(result)
-    _shield_float_products(result)
+    _shield_float_products(result, recipe)
     if not any(n.op_type == "DequantizeLinear" for n in result.graph):
         raise ModelError("the quantiser found nothing to quantise", "it stays fp32")
     return result
@@ -78,12 +78,22 @@ def _quantiser(proto: onnx.ModelProto, ranges: Ranges, recipe: Recipe, left: set
         tensors_range=TensorsData(CalibrationMethod.MinMax, data),
         nodes_to_quantize=[],
         nodes_to_exclude=sorted(left),
-        op_types_to_quantize=[op for op in _OPERATORS if op in _PRODUCTS] if recipe.products_only else _OPERATORS,
-        extra_options={"ActivationSymmetric": recipe.activation_type == "int8"},
+        op_types_to_quantize=_operators(recipe),
+        extra_options={
+            "ActivationSymmetric": recipe.activation_type == "int8",
+            "QuantizeBias": recipe.made_for == "onnxruntime",
+            "OpTypesToExcludeOutputQuantization": [] if recipe.made_for == "onnxruntime" else list(HEAVY),
+        },
     )
     quantiser.quantize_model()
     quantised: onnx.ModelProto = quantiser.model.model
     return quantised
+
+
+def _operators(recipe: Recipe) -> list[str]:
+    if recipe.made_for == "tensorrt":
+        return [op for op in _OPERATORS if op in HEAVY]
+    return [op for op in _OPERATORS if op in _PRODUCTS] if recipe.products_only else _OPERATORS
 
 
 def _left_float(model: ir.Model, ranges: Ranges, recipe: Recipe) -> set[str]:
@@ -120,21 +130,26 @@ def _float_scores(model: ir.Model) -> ir.Model:
         exact = _before_rounding(value)
         if exact is not None:
             name, value.name = value.name, f"{value.name}/rounded"
-            exact.name = name
+            exact.name, exact.type, exact.shape = name, value.type, value.shape
             outputs[i] = exact
     return passes.RemoveUnusedNodesPass()(model).model
 
 
-def _shield_float_products(model: ir.Model) -> None:
+def _shield_float_products(model: ir.Model, recipe: Recipe) -> None:
     """Let what is left float stay float in ONNX Runtime.
 
     From 1.22 on its optimiser rounds the float weights of a product between DequantizeLinear and QuantizeLinear to
     eight bits per tensor (WeightBiasQuantization): leaving one depthwise convolution of MobileNetV2 float so cost 17 dB
     instead of winning some. It does so only where the input has one scale; the same scale once per channel stops it.
+    TensorRT wants one scale there: in graphs for it a Clip to what eight bits can say, which changes nothing, stands
+    between instead.
     """
     for node in list(model.graph):
         maker = _float_product_behind(node)
         if maker is None:
+            continue
+        if recipe.made_for == "tensorrt":
+            _clip_before(model, node, maker)
             continue
         output = ir.val(f"{node.name}/float_input", ir.DataType.FLOAT, node.inputs[0].shape if node.inputs[0] else None)
         channels = _input_channels(node)
@@ -144,6 +159,23 @@ def _shield_float_products(model: ir.Model) -> None:
         node.replace_input_with(0, output)
         if not any(o.uses() or o.is_graph_output() for o in maker.outputs):
             model.graph.remove(maker, safe=True)
+
+
+def _clip_before(model: ir.Model, node: ir.Node, maker: ir.Node) -> None:
+    """Let the product read what `maker` gives through a Clip to its greatest and least values."""
+    scale, zero = (constant(v) for v in maker.inputs[1:3])
+    assert scale is not None, "_float_product_behind saw it"
+    assert zero is not None
+    codes = np.iinfo(zero.dtype)
+    ends = [
+        initializer(model, f"{node.name}/{name}", ((code - zero.astype(np.float32)) * scale).reshape(()))
+        for name, code in (("least", codes.min), ("most", codes.max))
+    ]
+    entry = maker.outputs[0]
+    output = ir.val(f"{node.name}/float_input", ir.DataType.FLOAT, entry.shape)
+    clip = ir.node("Clip", [entry, *ends], outputs=[output], name=f"{node.name}/clip")
+    model.graph.insert_before(node, clip)
+    node.replace_input_with(0, output)
 
 
 def _float_product_behind(node: ir.Node) -> ir.Node | None:

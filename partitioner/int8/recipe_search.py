@@ -57,22 +57,27 @@ def search(
     now: Callable[[], float],
     plain: Sequence[Recipe] = PLAIN,
     max_ratio: float = MAX_RATIO,
+    is_timed: bool = True,
 ) -> RecipeResult[Graph] | Refusal:
     """The fastest recipe that meets the bound on calibration and on held-out samples, or why there is none.
 
     `budget_s` is in seconds of `now()`; it bounds what is tried, not the step in progress. `max_ratio` is the longest
-    time, as a share of fp32's, that is worth shipping.
+    time, as a share of fp32's, that is worth shipping. Where ratios are estimates and not `is_timed`, no layer is found
+    that is faster in float.
     """
-    return _Search(kitchen, budget_s, now, max_ratio).run(plain)
+    return _Search(kitchen, budget_s, now, max_ratio, is_timed).run(plain)
 
 
 class _Search(Generic[Graph]):
-    def __init__(self, kitchen: Kitchen[Graph], budget_s: float, now: Callable[[], float], max_ratio: float) -> None:
+    def __init__(
+        self, kitchen: Kitchen[Graph], budget_s: float, now: Callable[[], float], max_ratio: float, is_timed: bool
+    ) -> None:
         self.kitchen = kitchen
         self.now = now
         self.started_s = now()
         self.budget_s = budget_s
         self.max_ratio = max_ratio
+        self.is_timed = is_timed
         self.trials: dict[Recipe, Trial] = {}
         self.costs: list[LayerCost] = []
         self.looks = 0
@@ -86,7 +91,7 @@ class _Search(Generic[Graph]):
         if base is None:
             return Refusal(self._why(), (), tuple(self.trials.values()), ())
         self.costs = self._layer_costs(base)
-        if candidates := self._candidates():
+        if (candidates := self._candidates()) and self.is_timed:
             self._leave_slow_layers_float(candidates[0])
         found = self._certified(base)
         if found is not None:

@@ -14,6 +14,7 @@ from typing import Generic, Literal, NamedTuple, Protocol, TypeVar
 import msgspec
 
 Calibration = Literal["minmax", "percentile", "mse", "entropy"]
+HeadEngine = Literal["onnxruntime", "tensorrt"]  # what heads are made for
 HEAVY = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # the products; what else becomes eight bits follows them
 # Two recipes whose times differ by less are equally fast: the truer one is taken. Repeatability is 2-8 % (measured).
 SAME_SPEED = 1.08
@@ -33,6 +34,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     float_first: bool = True  # the convolutions that no other product precedes stay float
     products_only: bool = False  # only convolutions and matrix products, nothing between them
     correct_bias: bool = True  # the mean shift that rounded weights cause is taken off the biases
+    made_for: HeadEngine = "onnxruntime"  # TensorRT takes no biases of int32, and wants only what products read rounded
     excluded: tuple[str, ...] = ()  # names of nodes that stay float
 
     @property
@@ -60,6 +62,27 @@ PLAIN: tuple[Recipe, ...] = (
     Recipe(name="7-bit weights", reduce_range=True),
     Recipe(name="per tensor", per_channel=False),
 )
+
+
+def for_tensorrt(recipe: Recipe) -> Recipe:
+    """The recipe as far as TensorRT takes it, whose products do not saturate.
+
+    Symmetric int8, float biases; rounded is what products read and nothing else, so that what follows a product stays
+    in one kernel with it, which writes the eight bits that the next one reads.
+    """
+    return msgspec.structs.replace(
+        recipe,
+        made_for="tensorrt",
+        activation_type="int8",
+        weight_type="int8",
+        reduce_range=False,
+        products_only=True,
+    )
+
+
+def plain_for(engine: HeadEngine) -> tuple[Recipe, ...]:
+    """The recipes that are tried first, most promising first, none twice."""
+    return PLAIN if engine == "onnxruntime" else tuple(distinct(map(for_tensorrt, PLAIN), ()))
 
 
 def restrict(recipe: Recipe, names: Iterable[str]) -> Recipe:

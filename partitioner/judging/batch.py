@@ -14,7 +14,7 @@ import onnx_ir as ir
 from partitioner.graph.model import serialise
 from partitioner.graph.split import free_axes
 from partitioner.judging.data import Samples
-from partitioner.judging.verify import difference
+from partitioner.judging.verify import PARITY_BOUND, difference
 from protocol.bundle import BatchProof
 from protocol.engines.ort import OrtEngine
 from protocol.errors import EngineError
@@ -69,7 +69,7 @@ def unproven(axes: Axes) -> BatchProof | None:
     return BatchProof(False, f"no axis of {', '.join(map(repr, missing))} grows with the batch")
 
 
-def prove(tail: bytes, feeds: Sequence[Tensors], axes: Mapping[str, int]) -> BatchProof:
+def prove(tail: bytes, feeds: Sequence[Tensors], axes: Mapping[str, int], *, bound: float = PARITY_BOUND) -> BatchProof:
     """Try the tail on its `PROOF_BATCH` different inputs alone and together. Never raises for what the tail does."""
     feeds = feeds[:PROOF_BATCH]
     if len(feeds) < PROOF_BATCH:
@@ -88,7 +88,7 @@ def prove(tail: bytes, feeds: Sequence[Tensors], axes: Mapping[str, int]) -> Bat
         missing = ", ".join(repr(n) for n in found if n not in output_axes)
         return BatchProof(False, f"no axis of output {missing} grows with the batch")
     parts = {n: np.split(array, len(feeds), axis=output_axes[n]) for n, array in together.items()}
-    result = difference(alone, [{n: parts[n][i] for n in parts} for i in range(len(feeds))])
+    result = difference(alone, [{n: parts[n][i] for n in parts} for i in range(len(feeds))], bound)
     if not result.within:
         reason = f"answers change with their batch-mates: by {result.seen:.3g}, allowed {result.allowed:.3g}"
         return BatchProof(False, reason, result.seen)

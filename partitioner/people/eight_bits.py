@@ -22,13 +22,14 @@ def grids(manifest: Manifest, *, most_layers: int | None = None) -> list[Grid]:
     """The recipes and the layers, where a search was made; of the layers the `most_layers` that cost most."""
     made = []
     if manifest.recipes:
-        made.append(_recipes(manifest.recipes))
+        made.append(_recipes(manifest.recipes, is_timed=manifest.conditions.head_engine == "onnxruntime"))
     if manifest.layers:
         made.append(_layers(manifest.layers, most_layers, found=any(r.chosen for r in manifest.recipes)))
     return made
 
 
-def _recipes(tried: Sequence[TriedRecipe]) -> Grid:
+def _recipes(tried: Sequence[TriedRecipe], *, is_timed: bool) -> Grid:
+    time = "on this machine" if is_timed else "by estimate, for TensorRT"
     rows = tuple(
         (
             t.recipe,
@@ -42,7 +43,7 @@ def _recipes(tried: Sequence[TriedRecipe]) -> Grid:
     )
     return _grid(
         "Eight-bit recipes tried on the whole model",
-        "metric and bound on calibration samples; time is over fp32's on this machine; few are shown held-out samples",
+        f"metric and bound on calibration samples; time is over fp32's {time}; few are shown held-out samples",
         ("recipe", "#metric", "holds", "#time", "#held out", "remark"),
         rows,
         {i for i, t in enumerate(tried) if t.chosen},

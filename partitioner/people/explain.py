@@ -101,6 +101,7 @@ class Explanation(msgspec.Struct, frozen=True):
     no_split: NoSplit | None
     certificate: ParityCertificate | None  # of the best
     notes: tuple[str, ...]
+    half: ParityCertificate | None = None  # of the best with its tail in float16, where there is one
 
 
 def explain(manifest: Manifest, question: Question) -> Explanation:
@@ -129,6 +130,7 @@ def explain(manifest: Manifest, question: Question) -> Explanation:
         no_split=_no_split(manifest, table, ranking, stretches, question.mbit),
         certificate=next(p.certificate for p in manifest.placements if p.id == best.id),
         notes=manifest.notes,
+        half=next(p.half.certificate if p.half else None for p in manifest.placements if p.id == best.id),
     )
 
 

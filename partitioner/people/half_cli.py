@@ -9,6 +9,7 @@ import msgspec
 import typer
 
 from partitioner.options import Inputs, Json, LabelOffset, Labels, ModelPath
+from protocol.errors import InputError
 from protocol.outputs import check_output, write_output
 from protocol.terminal import guarded, print_json
 
@@ -46,6 +47,8 @@ def half(
         from partitioner.judging import data
 
         check_output(output)
+        if output.exists() and output.samefile(model):
+            raise InputError(f"{output} is the model itself, which is still needed", "write to another file")
         whole = load(model, inputs=images.parse(tuple(inputs or ())))
         samples = data.load(
             calibration, whole.inputs, labels=labels, label_offset=label_offset, classes=data.classes_of(whole.outputs)

@@ -17,6 +17,7 @@ from partitioner.people.inspection import Inspection
 from partitioner.planning.build import Built
 from partitioner.planning.recheck import Verified
 from protocol.bundle import Manifest, Measured, PlacementEntry
+from protocol.graphs import WEIGHTS
 from protocol.phrases import number
 from protocol.tensors import describe
 
@@ -74,6 +75,8 @@ def print_built(built: Built, console: Console) -> None:
         f"threads: head {conditions.threads}, tail {conditions.tail_threads}; "
         f"round trip {conditions.rtt_s * 1e3:g} ms; bytes are means of coded samples"
     )
+    for line in _halves(manifest):
+        console.print(line, highlight=False, markup=False)
     if manifest.measured:
         _print_measured(manifest.measured, console, wide=wide)
     for grid in grids(manifest, most_layers=MOST_LAYERS):
@@ -133,6 +136,23 @@ def _below(manifest: Manifest) -> list[str]:
         first = _metric(entries[0])
         lines.append(f"{family}: {crossing}{first}")
         lines += [f"{entry.id}: {_metric(entry)}" for entry in entries[1:] if _metric(entry) != first]
+    return lines
+
+
+def _halves(manifest: Manifest) -> list[str]:
+    """Tails in float16, with the worst that one achieves under any coding of its cut."""
+    lines = []
+    for family in dict.fromkeys(family_of(entry.id) for entry in manifest.placements):
+        mine = [entry for entry in manifest.placements if family_of(entry.id) == family]
+        halves = [entry.half for entry in mine if entry.half is not None]
+        if not halves:
+            continue
+        half, tail = manifest.files[halves[0].file], manifest.files[mine[0].tail or ""]
+        worst = min((each.certificate for each in halves), key=lambda proof: proof.achieved)
+        sizes = f", {half.nbytes / 1e6:.2f} instead of {tail.nbytes / 1e6:.2f} MB"
+        if any(name.startswith(f"{WEIGHTS}/") for name in manifest.files):
+            sizes = ""  # the weights lie beside, and cuts share them
+        lines.append(f"{family}: tail in float16 too{sizes}, {worst.metric} {worst.achieved:.4f} at worst")
     return lines
 
 
@@ -196,11 +216,13 @@ def print_verified(verified: Verified, console: Console) -> None:
     console.print(said, highlight=False, markup=False)
     console.print(f"signature: {verified.signature.sentence}", highlight=False, markup=False)
     table = Table()
-    for heading in ("placement", "metric", "reference", "achieved", "bound", "samples", "max |difference|"):
+    halves = ("in float16",) if any(seen.half is not None for seen in verified.placements) else ()
+    for heading in ("placement", "metric", "reference", "achieved", *halves, "bound", "samples", "max |difference|"):
         table.add_column(heading)
     for seen in verified.placements:
         bound = "-" if seen.bound is None else f"{seen.bound:.4f}"
-        numbers = (f"{seen.reference:.4f}", f"{seen.achieved:.4f}", bound, str(seen.samples))
+        half = ("-" if seen.half is None else f"{seen.half:.4f}",) if halves else ()
+        numbers = (f"{seen.reference:.4f}", f"{seen.achieved:.4f}", *half, bound, str(seen.samples))
         table.add_row(*map(Text, (seen.id, seen.metric, *numbers, f"{seen.max_abs_difference:.3g}")))
     console.print(table)
 

@@ -128,7 +128,8 @@ def _proof(seen: Explanation) -> str | None:
         return None
     inputs = f"{proof.samples} {'random inputs' if proof.random_inputs else 'samples held out of calibration'}"
     compared = f"(whole model {proof.reference:.4f}, at least {proof.bound:.4f} was asked for)"
-    return f"{capital(seen.best.id)} answers with {proof.metric} {proof.achieved:.4f} {compared} on {inputs}."
+    half = f", with its tail in float16 {seen.half.achieved:.4f}" if seen.half is not None else ""
+    return f"{capital(seen.best.id)} answers with {proof.metric} {proof.achieved:.4f}{half} {compared} on {inputs}."
 
 
 def name(ranked: Ranked) -> str:

@@ -112,6 +112,8 @@ def assemble(shop: Workshop, cut: tuple[str, ...], *, decorrelated: bool = False
             break  # without codes there is nothing to gain
         segment, reason = _try(shop, sides, halves, rung, exact, transforms)
         if segment is not None:
+            if rung.precision != "int8" and (reason := shop.refusal(segment.head)):
+                notes.append(f"the head will run on something else: {reason}")
             return replace(segment, notes=tuple(notes))
         notes.append(f"{rung} not shipped: {reason}")
     raise AccuracyRefusedError(f"cut {', '.join(cut)}: {notes[-1]}", _REMEDY)
@@ -129,7 +131,9 @@ def _try(
     reason = ""
     try:
         for attempt in _attempts(shop, sides, halves, rung, transforms):
-            if shop.precision == "auto" and rung.precision == "int8":
+            if rung.precision == "int8" and (reason := shop.refusal(attempt.head)):
+                continue
+            if shop.precision == "auto" and rung.precision == "int8" and shop.times_heads:
                 # Speed first: it takes a tenth of the time that judging takes.
                 plain = serialise(_coding_head(shop, halves.head, list(attempt.codes), transforms)[0])
                 reason = slower_than_fp32(shop, attempt.head, plain)
@@ -137,13 +141,22 @@ def _try(
                     return None, reason
             segment, holds = _judge(shop, sides, halves.tail, attempt, exact)
             if holds:
-                return segment, ""
+                return replace(segment, timed=_timed(shop, halves.head, attempt)), ""
             reason = too_low(shop.yardstick, segment.certificate.achieved)
     except (ModelError, EngineError) as error:
         if rung == _EXACT:
             raise
         return None, error.fact
     return None, reason
+
+
+def _timed(shop: Workshop, head: ir.Model, attempt: _Attempt) -> bytes | None:
+    """The float head of an INT8 one whose times here say nothing: what the declared slow-down is of."""
+    if shop.times_heads or attempt.rung.precision != "int8":
+        return None
+    if attempt.halves:
+        return serialise(emit_halves(head, attempt.halves, shop.ranges))
+    return serialise(_coding_head(shop, head, list(attempt.codes), attempt.transforms)[0])
 
 
 def assemble_edge(shop: Workshop) -> tuple[bytes, str, ParityCertificate, tuple[str, ...]]:
@@ -157,7 +170,7 @@ def assemble_edge(shop: Workshop) -> tuple[bytes, str, ParityCertificate, tuple[
             got = verify.run_all(data, shop.samples, shop.samples.held_out)
             certificate = certificate_of(shop, got, verify.EXACT)
             reason = "" if shop.yardstick.judge(got)[1] else too_low(shop.yardstick, certificate.achieved)
-            if not reason and shop.precision == "auto":
+            if not reason and shop.precision == "auto" and shop.times_heads:
                 reason = slower_than_fp32(shop, data, shop.model.data)
         except (ModelError, EngineError) as error:
             reason = error.fact
@@ -166,6 +179,8 @@ def assemble_edge(shop: Workshop) -> tuple[bytes, str, ParityCertificate, tuple[
         notes.append(f"INT8 model not shipped: {reason}")
         if shop.precision == "int8":
             raise AccuracyRefusedError(f"edge-only: {notes[0]}", _REMEDY)
+    if reason := shop.refusal(shop.model.data):
+        notes.append(f"the model will run on something else: {reason}")
     return shop.model.data, "fp32", certificate_of(shop, list(shop.yardstick.expected), verify.EXACT), tuple(notes)
 
 
@@ -197,10 +212,11 @@ def _coding_head(
     shop: Workshop, head: ir.Model, names: Sequence[str], transforms: Transforms
 ) -> tuple[ir.Model, dict[str, Codes]]:
     """The head as it emits codes: of the tensors themselves, or of their decorrelated planes."""
+    by_arithmetic = not shop.times_heads
     if not transforms:
-        return emit_codes(head, names, shop.ranges)
+        return emit_codes(head, names, shop.ranges, by_arithmetic=by_arithmetic)
     ranges = dict(shop.ranges) | {name: (t.low, t.high) for name, t in transforms.items()}
-    return emit_codes(end_head(head, transforms), names, ranges)
+    return emit_codes(end_head(head, transforms), names, ranges, by_arithmetic=by_arithmetic)
 
 
 def _transforms(shop: Workshop, sides: cuts.Sides, halves: Halves) -> Transforms:

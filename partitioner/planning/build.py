@@ -17,6 +17,7 @@ from partitioner.graph import inputs
 from partitioner.graph.cuts import nearest, resolve, separate
 from partitioner.graph.model import LoadedModel, load
 from partitioner.int8.eight_bits import find_recipe
+from partitioner.int8.recipes import HeadEngine
 from partitioner.judging import data, verify
 from partitioner.judging.observe import observed_topology, ranges
 from partitioner.planning.assemble import assemble
@@ -25,6 +26,7 @@ from partitioner.planning.clock import Clock, Machines
 from partitioner.planning.ends import Ends, make_ends
 from partitioner.planning.entries import compose
 from partitioner.planning.explore import Search
+from partitioner.planning.halving import halve
 from partitioner.planning.joining import Joined, join
 from partitioner.planning.workshop import SLOWER, Segment, Workshop
 from partitioner.planning.write import check_target, write_bundle
@@ -45,6 +47,7 @@ class Order:
     precision: str = "auto"
     recipe_budget_s: float = 30.0  # for the search of an INT8 recipe
     bound: float = 0.01
+    head_engine: HeadEngine = "onnxruntime"  # what runs heads, and so what they are made for
     threads: int = 1
     tail_threads: int = 1
     calibration: Path | None = None
@@ -54,6 +57,7 @@ class Order:
     lossless_input: bool = False  # full-cloud may not send JPEG
     inputs: tuple[str, ...] = ()  # declared images, in the grammar of docs/inputs.md
     common_suffix: bool = False  # tails that end alike also as bridges to one suffix
+    half_tails: bool = False  # tails also in float16, where that holds
     known_answer: bool = True  # one sample and its answers are shipped, for devices to try the bundle with
     force: bool = False
     source_digest: str = ""  # of the model that a plan was made for; "" accepts any
@@ -103,7 +107,11 @@ def decide(order: Order, reporter: Reporter) -> Decided:
     if order.common_suffix:
         reporter.stage("looking for the suffix that tails have in common")
         joined = join(shop, found.kept)
-    return Decided(*compose(order, shop, ends, found, joined))
+    halves = None
+    if order.half_tails:
+        reporter.stage("judging tails in float16")
+        halves = halve(shop, ends, found.kept, found.costs, order.search.constraints.min_accuracy, reporter)
+    return Decided(*compose(order, shop, ends, found, joined, halves))
 
 
 def _check_search(order: Order, model: LoadedModel) -> None:
@@ -150,7 +158,16 @@ def workshop(order: Order, model: LoadedModel, samples: data.Samples, reporter: 
         most = math.inf if precision == "int8" else SLOWER  # asked for is asked for, however slow
         budget_s = order.recipe_budget_s
         try:
-            book = find_recipe(model, samples, seen, stick, threads=order.threads, budget_s=budget_s, max_ratio=most)
+            book = find_recipe(
+                model,
+                samples,
+                seen,
+                stick,
+                threads=order.threads,
+                budget_s=budget_s,
+                max_ratio=most,
+                engine=order.head_engine,
+            )
         except InputError as error:  # NaN inside the model, for example
             if precision == "int8":
                 raise
@@ -169,6 +186,7 @@ def workshop(order: Order, model: LoadedModel, samples: data.Samples, reporter: 
         notes,
         frozenset(i for i, step in enumerate(model.topology.steps) if step.name in order.search.constraints.on_device),
         order.lossless_input,
+        order.head_engine,
     )
 
 

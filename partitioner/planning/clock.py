@@ -128,7 +128,7 @@ class Clock:
 
     def _learn_from_scratch(self, role: Role) -> _Known:
         topology = self._shop.model.topology
-        precision = self._ends.edge_precision if role == "edge" else "fp32"
+        precision = self._ends.edge_precision if role == "edge" and self._shop.times_heads else "fp32"
         profile = self._machines.profiles.get(role) or self._profile_here(role, precision)
         # A device that was profiled in fp32 alone is predicted in fp32: not faster than it will be.
         known = precision if precision in profile.precisions else "fp32"

@@ -43,9 +43,10 @@ def time_graphs(shop: Workshop, ends: Ends, segments: Mapping[str, Segment]) -> 
             return stack.enter_context(OrtEngine(data, label=label, threads=threads))
 
         works[FULL_CLOUD] = partial(engine(ends.full, "full", shop.tail_threads).infer, feed)
-        works[EDGE_ONLY] = partial(engine(ends.edge, "edge", shop.threads).infer, feed)
+        edge = ends.edge if shop.times_heads else shop.model.data
+        works[EDGE_ONLY] = partial(engine(edge, "edge", shop.threads).infer, feed)
         for name, segment in segments.items():
-            head = engine(segment.head, f"{name}/head", shop.threads)
+            head = engine(segment.timed or segment.head, f"{name}/head", shop.threads)
             tail = engine(segment.tail, f"{name}/tail", shop.tail_threads)
             made = head.infer(feed)
             works[f"{name}/head"] = partial(head.infer, feed)

@@ -11,11 +11,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from partitioner.int8.eight_bits import RecipeBook
 from partitioner.int8.recipes import RecipeResult, by_damage
 from partitioner.planning import select
 from partitioner.planning.costs import EDGE_ONLY, FULL_CLOUD, id_of
 from partitioner.planning.ends import Ends
+from partitioner.planning.halving import Half
 from partitioner.planning.joining import Joined
 from partitioner.planning.known import make_known
 from partitioner.planning.workshop import Segment, Variant, Workshop
@@ -26,6 +29,7 @@ from protocol.bundle import (
     CommonSuffix,
     Conditions,
     FileEntry,
+    HalfTail,
     LayerLoss,
     Manifest,
     ModelInfo,
@@ -40,14 +44,21 @@ if TYPE_CHECKING:
     from partitioner.planning.build import Order
     from partitioner.planning.choose import Findings
 
-FULL, EDGE, SUFFIX = "full.onnx", "edge.onnx", "suffix.onnx"
+FULL, EDGE, SUFFIX, FULL_HALF = "full.onnx", "edge.onnx", "suffix.onnx", "full.fp16.onnx"
 _VERSIONS = ("numpy", "onnx", "onnx-ir", "isthmus")
 
 
 def compose(
-    order: Order, shop: Workshop, ends: Ends, findings: Findings, joined: Joined | str | None = None
+    order: Order,
+    shop: Workshop,
+    ends: Ends,
+    findings: Findings,
+    joined: Joined | str | None = None,
+    halves: Mapping[str, Half | str] | None = None,
 ) -> tuple[Manifest, dict[str, bytes]]:
-    """The manifest and the bytes of every file it lists. `joined` is the common suffix, or why there is none."""
+    """The manifest and the bytes of every file it lists. `joined` is the common suffix, or why there is none; `halves`
+    are tails in float16 by cut, or why there is none.
+    """
     segments, costs = findings.kept, findings.costs
     notes = findings.notes if not isinstance(joined, str) else (*findings.notes, f"no common suffix: {joined}")
     files = {FULL: ends.full, EDGE: ends.edge}
@@ -55,12 +66,15 @@ def compose(
         files |= {f"{name}/head.onnx": segment.head, f"{name}/tail.onnx": segment.tail}
     if isinstance(joined, Joined):
         files |= {SUFFIX: joined.suffix} | {_bridge(name): graph for name, graph in joined.bridges.items()}
+    halves = halves or {}
+    files |= {_half(name): half.graph for name, half in halves.items() if isinstance(half, Half)}
     files = with_weights(files)
     entries = {name: FileEntry(bundle.sha256(content), len(content)) for name, content in files.items()}
     placements = [_full_entry(shop, ends, v, entries, costs) for v in ends.full_variants]
     for name, segment in segments.items():
         placements += [_cut_entry(name, segment, v, entries, costs) for v in segment.variants]
     placements = [p for p in (*placements, _edge_entry(ends, costs)) if p.id in costs]  # some break a constraint
+    placements = [_with_half(p, halves) for p in placements]
     question = make_known(shop, tuple(placements), files) if order.known_answer else "it was not wanted"
     if isinstance(question, str):
         notes = (*notes, f"no known answer: {question}")
@@ -174,6 +188,20 @@ def _cut_entry(
     )
 
 
+def _with_half(entry: PlacementEntry, halves: Mapping[str, Half | str]) -> PlacementEntry:
+    name = entry.id.partition(".")[0]  # codings of a cut share its tail
+    half = halves.get(name)
+    if isinstance(half, Half):
+        return structs.replace(entry, half=HalfTail(_half(name), half.certificates[entry.id]))
+    if half is None or entry.id != name:
+        return entry
+    return structs.replace(entry, notes=(*entry.notes, f"no tail in float16: {half}"))
+
+
+def _half(name: str) -> str:
+    return FULL_HALF if name == FULL_CLOUD else f"{name}/tail.fp16.onnx"
+
+
 def _bridge(name: str) -> str:
     return f"{name}/bridge.onnx"
 
@@ -205,6 +233,7 @@ def _conditions(order: Order, shop: Workshop, slowdown: float) -> Conditions:
         tail_threads=order.tail_threads,
         rtt_s=order.search.scope.rtt_s,
         precision_asked=order.precision,
+        head_engine=order.head_engine,
         versions={
             "python": platform.python_version(),
             "onnxruntime": ort.version(),
@@ -230,8 +259,17 @@ def _processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown processor")
 
 
+def _head_notes(shop: Workshop) -> tuple[str, ...]:
+    if shop.times_heads:
+        return ()
+    return (
+        "heads were made for TensorRT: the device's times are those of their float forms on this machine, times the "
+        "slow-down; agents learn the true ones",
+    )
+
+
 def _data_notes(shop: Workshop) -> tuple[str, ...]:
-    given = (*shop.samples.notes, *shop.notes)
+    given = (*shop.samples.notes, *shop.notes, *_head_notes(shop))
     if not shop.samples.is_random:
         return given
     return (

@@ -5,6 +5,7 @@ Everything in it was built and measured; what is missing to a bundle is only the
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -94,6 +95,17 @@ def read_plan(path: Path) -> PlanDocument:
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})", remedy) from error
     return decode_document(data, PlanDocument, version=SCHEMA_VERSION, name=str(path), error=InputError, remedy=remedy)
+
+
+def followed(order: Order, document: PlanDocument) -> Order:
+    """The order to build a plan's cuts; where either of the two says so, heads are made for TensorRT."""
+    made_for = {order.head_engine, document.conditions.head_engine}
+    return replace(
+        order,
+        cuts=document.cuts,
+        source_digest=document.source_digest,
+        head_engine="tensorrt" if "tensorrt" in made_for else order.head_engine,
+    )
 
 
 def to_build(path: Path) -> PlanDocument:

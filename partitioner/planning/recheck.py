@@ -11,6 +11,7 @@ import msgspec
 
 from partitioner.crossing.boundary import decodes_first
 from partitioner.crossing.codings import Way, received
+from partitioner.crossing.half_rounding import rounded
 from partitioner.judging import data, verify
 from partitioner.planning.entries import FULL
 from partitioner.planning.sign import SignatureState, state_of
@@ -23,7 +24,9 @@ from protocol.signers import VerifyKey
 
 
 class Recheck(msgspec.Struct, frozen=True):
-    """What was seen for one placement. `bound` is None where inputs are random, so that nothing is judged."""
+    """What was seen for one placement. `bound` is None where inputs are random, so that nothing is judged; `half` is
+    what its tail in float16 achieves, where there is one.
+    """
 
     id: str
     metric: str
@@ -32,6 +35,7 @@ class Recheck(msgspec.Struct, frozen=True):
     bound: float | None
     samples: int
     max_abs_difference: float
+    half: float | None = None
 
 
 class Verified(msgspec.Struct, frozen=True):
@@ -63,7 +67,7 @@ def recheck(path: Path, data_path: Path | None, known: tuple[VerifyKey, ...] = (
     results = tuple(
         _recheck_one(opened, entry, samples, indices, stick, judge=data_path is not None)
         for entry in manifest.placements
-        if entry.kind != PlacementKind.FULL_CLOUD or _is_lossy(entry)
+        if entry.kind != PlacementKind.FULL_CLOUD or _is_lossy(entry) or entry.half is not None
     )
     _recheck_suffix(opened, samples)
     return Verified(str(path), count, data_path is None, results, signature)
@@ -111,23 +115,27 @@ def _recheck_one(
     *,
     judge: bool,
 ) -> Recheck:
-    got = _answers(opened, entry, samples, indices)
+    got = _answers(opened, entry, entry.tail, samples, indices)
     achieved = stick.score(got)
     seen = verify.difference(stick.expected, got)
     certificate = entry.certificate
     tolerance = None if certificate is None else certificate.reference - certificate.bound
     bound = stick.reference - tolerance if judge and tolerance is not None else None
-    if bound is not None and achieved < bound - 1e-9:
-        raise AccuracyRefusedError(
-            f"placement {entry.id}: {stick.metric} {achieved:.4f} on {len(got)} samples is below {bound:.4f}",
-            "rebuild the bundle with calibration data that looks like this data",
-        )
+    half = None
+    if entry.half is not None:
+        half = stick.score(_answers(opened, entry, entry.half.file, samples, indices, in_half=True))
+    for value, how in ((achieved, ""), (half, " in float16")):
+        if bound is not None and value is not None and value < bound - 1e-9:
+            raise AccuracyRefusedError(
+                f"placement {entry.id}: {stick.metric} {value:.4f}{how} on {len(got)} samples is below {bound:.4f}",
+                "rebuild the bundle with calibration data that looks like this data",
+            )
     if _claims_no_loss(entry) and not seen.within:
         raise AccuracyRefusedError(
             f"placement {entry.id} differs from the model by {seen.seen:.3g}, allowed {seen.allowed:.3g}",
             "rebuild the bundle on this machine",
         )
-    return Recheck(entry.id, stick.metric, stick.reference, achieved, bound, len(got), seen.seen)
+    return Recheck(entry.id, stick.metric, stick.reference, achieved, bound, len(got), seen.seen, half)
 
 
 def _claims_no_loss(entry: PlacementEntry) -> bool:
@@ -140,19 +148,27 @@ def _is_lossy(entry: PlacementEntry) -> bool:
 
 
 def _answers(
-    opened: Bundle, entry: PlacementEntry, samples: data.Samples, indices: Sequence[int]
+    opened: Bundle,
+    entry: PlacementEntry,
+    file: str | None,
+    samples: data.Samples,
+    indices: Sequence[int],
+    *,
+    in_half: bool = False,
 ) -> list[verify.Outputs]:
+    """What the placement answers with the tail in `file`; `in_half` as where there is float16."""
+    given = opened.graph(file) if file is not None else b""
+    tail = rounded(given) if in_half else given
     ways = {t.spec.name: Way(t.codec, t.levels) for t in entry.boundary}
-    if entry.head is None and entry.tail is not None:
-        with OrtEngine(opened.graph(entry.tail), label=f"{entry.id}/tail", threads=verify.JUDGING_THREADS) as engine:
+    if entry.head is None and file is not None:
+        with OrtEngine(tail, label=f"{entry.id}/tail", threads=verify.JUDGING_THREADS) as engine:
             return [engine.infer(received(feed, ways)) for feed in samples.feeds(indices)]
     if entry.head is None:
         raise BundleError(f"placement {entry.id} names neither head nor tail", "rebuild the bundle")
     head = opened.graph(entry.head)
-    if entry.tail is None:
+    if file is None:
         return verify.run_all(head, samples, indices)
-    tail = opened.graph(entry.tail)
-    _check_fit(entry, head, tail)
+    _check_fit(entry, head, given)
     with verify.SplitPair(head, tail, [t.spec.name for t in entry.boundary], entry.head_outputs) as pair:
         runs = (pair.run(feed) for feed in samples.feeds(indices))
         if not _is_lossy(entry):

@@ -12,6 +12,8 @@ from partitioner.crossing.boundary import Codes
 from partitioner.crossing.codings import MIN_SAVING, Coding, Way
 from partitioner.graph.model import LoadedModel
 from partitioner.int8.eight_bits import RecipeBook
+from partitioner.int8.head_engine import refusal
+from partitioner.int8.recipes import HeadEngine
 from partitioner.judging import batch, verify
 from partitioner.judging.data import Samples
 from partitioner.judging.observe import Ranges
@@ -44,6 +46,7 @@ class Workshop:
     notes: tuple[str, ...] = ()
     on_device: frozenset[int] = frozenset()  # steps that may not leave the device
     lossless_input: bool = False  # what the application hands in may not be sent with loss
+    head_engine: HeadEngine = "onnxruntime"  # what heads are made for
 
     @property
     def free_batch(self) -> bool:
@@ -51,6 +54,15 @@ class Workshop:
         return all(
             s.name not in self.samples.whole and s.shape and not isinstance(s.shape[0], int) for s in self.model.inputs
         )
+
+    @property
+    def times_heads(self) -> bool:
+        """Whether what this machine takes for a head says anything about the device."""
+        return self.head_engine == "onnxruntime"
+
+    def refusal(self, head: ir.Model | bytes) -> str:
+        """Why what runs the heads does not take this one, or ""."""
+        return refusal(self.head_engine, head, self.samples.whole)
 
 
 class Variant(NamedTuple):
@@ -90,6 +102,7 @@ class Segment:
     down_nbytes: int
     notes: tuple[str, ...]
     taking: Callable[[ir.Model], ir.Model]  # of a graph with the cut's own tensors, one that takes what crosses
+    timed: bytes | None = None  # what is timed here for the head: its float form, where that is made for another engine
 
     @property
     def certificate(self) -> ParityCertificate:

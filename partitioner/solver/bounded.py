@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import linprog
 
 from partitioner.solver.mincut import sever
 from partitioner.solver.network import Bools, Network, Tally
@@ -171,6 +170,8 @@ class _Search:
         """Prices that maximise the least over the planes: in floats, for they only have to be good."""
         if not self._budgets:
             return ()
+        from scipy.optimize import linprog  # in here: half a second, and most plans have no budget
+
         scale = [max(1, *(abs(p.excess[j]) for p in planes)) for j in range(len(self._budgets))]
         rows = [
             [1.0, *(-e / s for e, s in zip(p.excess, scale, strict=True))] for p in planes

@@ -17,6 +17,7 @@ from protocol.messages import PlacementKind
 LONGEST_DEVICE_WAIT_S = 3.0  # trying a head again costs one local failure and no round trip
 SHORTEST_CAP_S = 1.0  # so long what a gateway granted less than its credit holds at least
 SERVICE_LEARNING = 0.2
+SHORTEST_SILENCE_S = 0.2  # a caller's deadline may be shorter than what a gateway takes
 NO_ANSWER = Why(Cause.SILENCE, "the gateway does not answer")
 # Holds until something comes: a ping is a cheaper trial than a request.
 SILENT = Why(Cause.SILENCE, "nothing comes from the gateway")
@@ -87,15 +88,16 @@ class Remote:
     def heard(self, *, now: float) -> None:
         """Anything came from it, be it the answer to a ping."""
         self._heard_at = now
-        if self.link_reason == SILENT:
+        if self.is_silent:
             self.link_reason = None
 
-    def timed_out(self, sent_at: float, *, replaced: bool, now: float) -> bool:
-        """An attempt that was sent at `sent_at` was not answered in time. Whether nothing else has come either, so that
+    def timed_out(self, sent_at: float, deadline: float, *, now: float) -> bool:
+        """An attempt that was sent at `sent_at` was not answered in time. Whether nothing else has come since, so that
         what is sent after it would end the same way: then nothing is, until something comes. Else it counts as a
-        failure. That is for devices on which something else can take over (`replaced`), and who tell what they hear.
+        failure, and so it does for those who never tell what they hear.
         """
-        if replaced and self._heard_at is not None and self._heard_at < sent_at:
+        soon = now >= deadline and now - sent_at < SHORTEST_SILENCE_S
+        if self._heard_at is not None and self._heard_at < sent_at and not soon:
             self.breaker.released()
             if self.link_reason is None:
                 self.link_reason = SILENT
@@ -103,6 +105,10 @@ class Remote:
         else:
             self.breaker.failed(NO_ANSWER, now=now)
         return False
+
+    @property
+    def is_silent(self) -> bool:
+        return self.link_reason == SILENT
 
     def granted(self, in_flight: int, more: int, wait_s: float, *, now: float) -> None:
         """It takes only `more` requests beyond the `in_flight` that it has of us; holds while it lets us wait."""

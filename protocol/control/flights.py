@@ -104,6 +104,7 @@ class Flight:
     not_before: float = 0.0
     sent_at: float = 0.0  # the current attempt
     attempt_until: float = float("inf")
+    unheard: bool = False  # the current attempt's time is up, and nothing has come: it stays out
     until: float = float("inf")  # when the answer to the current attempt must be back
     chunk_nbytes: int = 0  # the current attempt goes in chunks of this size; 0: in one message
     left_nbytes: int = 0  # of the current attempt, what is not known to be at the gateway
@@ -130,6 +131,16 @@ class Flight:
         """What this request shall not be done as, with that gateway, and why."""
         return self.avoided | self.avoided_at.get(gateway, {})
 
+    def was_sent(self, attempt: int, gateway: str) -> bool:
+        """Whether that attempt was made, and there."""
+        return 1 <= attempt <= len(self.sent_to) and self.sent_to[attempt - 1] == gateway
+
+    @property
+    def whereabouts(self) -> str:
+        """For people."""
+        doing = {Phase.PREPARING: "the device was at work", Phase.READY: "waiting for the gateway"}
+        return doing.get(self.phase, "on its way")
+
     def note(self, why: Why) -> None:
         """Reasons hold figures that differ each time: one of a kind is enough."""
         kind = why.sentence.split(":")[0]
@@ -154,6 +165,8 @@ class Flight:
         """Raise InvariantViolation if it is in a state that cannot be."""
         if self.phase is Phase.SENT and not self.attempt_until <= self.deadline:
             raise InvariantViolation(f"flight {self.seq} may wait beyond its deadline")
+        if self.unheard and self.phase is Phase.SENT and self.attempt_until < self.deadline:
+            raise InvariantViolation(f"flight {self.seq} stays out and has a timer")
         if self.hedge and self.phase is not Phase.SENT:
             raise InvariantViolation(f"flight {self.seq} has a hedge beside nothing")
         if not len(self.sent_as) == len(self.sent_to) == self.attempt:

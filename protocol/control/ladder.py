@@ -15,7 +15,7 @@ When a step fails, its *cause* decides the next placement:
     segment unknown there       -> another gateway that holds it, else full-cloud if the model is held, else edge-only
     frame before forgotten      -> the same placement at once, encoded anew without it
     attempt timed out           -> another gateway, else edge-only, else again under the same id (the gateway suppresses
-                                   duplicates)
+                                   duplicates); not again where nothing at all has come since: it stays out
     link lost                   -> another gateway, else edge-only, else keep and send again under the same id
     budget used up              -> refusal
     its caller went away        -> nothing more: what has not begun does not, and gateways are told
@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from protocol.control.availability import NO_ANSWER, SILENT, Device
+from protocol.control.availability import SILENT, Device
 from protocol.control.causes import Cause, Why
 from protocol.control.demand import DemandMeter
 from protocol.control.explanation import Explanation
@@ -148,7 +148,7 @@ class Ladder:
         remote = self.fleet.of(gateway)
         remote.breaker.succeeded()  # late, but it answers
         flight = self.flights.get(seq)
-        if flight is None or not self._was_sent(flight, attempt, gateway):
+        if flight is None or not flight.was_sent(attempt, gateway):
             return []  # answered late or twice; the request has ended already
         elsewhere = flight.phase is Phase.SENT and flight.gateway != gateway
         cancel = self._steps.leave(flight) if elsewhere else []
@@ -316,16 +316,17 @@ class Ladder:
 
     def tick(self, *, now: float) -> list[Instruction]:
         """Time has passed: expire, time out, retry."""
-        out: list[Instruction] = []
+        out = self._expire(*(f for f in self.flights.values() if now >= f.deadline), now=now)  # before any takes a step
         for flight in list(self.flights.values()):
+            if flight.seq not in self.flights:
+                continue  # another one's step has ended it
             if flight.not_before <= now:
                 flight.not_before = 0.0
-            if now >= flight.deadline:
-                out += self._expire(flight, now=now)
-                continue
             if flight.phase is Phase.SENT and now >= flight.hedge_at:
                 out += self._steps.begin_hedge(flight, now=now)
-            if flight.phase is Phase.SENT and now >= flight.attempt_until:
+            if flight.phase is Phase.SENT and flight.unheard:
+                out += self._steps.look_again(flight, now=now)
+            elif flight.phase is Phase.SENT and now >= flight.attempt_until:
                 out += self._time_out(flight, now=now)
             elif flight.phase is Phase.READY and now >= self._ways.too_late_at(flight):
                 out += self._steps.step_down(flight, NO_TIME_LEFT, now=now)
@@ -333,25 +334,27 @@ class Ladder:
         return out + self._outbox.send_ready(now=now)
 
     def _time_out(self, flight: Flight, *, now: float) -> list[Instruction]:
-        remote = self._ways.of(flight)
-        silent = remote.timed_out(flight.sent_at, replaced=self._local is not None, now=now)
-        flight.left.add(remote.name)
-        out = self._all_step_down(remote.name, (Phase.READY,), SILENT, now=now) if silent else []
+        out = self._not_answered(flight, now=now)
+        flight.left.add(flight.gateway)
         if flight.hedge:
             flight.attempt_until = flight.deadline  # edge-only is at work already; the answer may still be first
             return out
         another = self._ways.another(flight, now=now)
         return out + self._steps.step_down(flight, NOT_IN_TIME, another=another, now=now)
 
-    def _expire(self, flight: Flight, *, now: float) -> list[Instruction]:
-        if flight.phase is Phase.SENT:
-            self._ways.of(flight).breaker.failed(NO_ANSWER, now=now)
-        return [*self._steps.leave(flight), self._late(flight)]
+    def _not_answered(self, flight: Flight, *, now: float) -> list[Instruction]:
+        remote = self._ways.of(flight)
+        silent = remote.timed_out(flight.sent_at, flight.deadline, now=now)
+        return self._all_step_down(remote.name, (Phase.READY,), SILENT, now=now) if silent else []
+
+    def _expire(self, *flights: Flight, now: float) -> list[Instruction]:
+        out = [instruction for f in flights for instruction in (*self._steps.leave(f), self._late(f))]
+        for flight in (f for f in flights if f.phase is Phase.SENT):
+            out += self._not_answered(flight, now=now)
+        return out
 
     def _late(self, flight: Flight) -> Finish:
-        doing = {Phase.PREPARING: "the device was at work", Phase.READY: "waiting for the gateway"}
-        why = f"the budget ran out: {doing.get(flight.phase, 'on its way')}"
-        return self._refuse(flight, RefusalCode.DEADLINE, why)
+        return self._refuse(flight, RefusalCode.DEADLINE, f"the budget ran out: {flight.whereabouts}")
 
     # ---- answers to the shell ---------------------------------------------------------------------------------------
 
@@ -386,10 +389,6 @@ class Ladder:
             if flight.seq != seq or flight.placement not in self._rows:
                 raise InvariantViolation(f"flight {seq} is {flight}")
             flight.validate()
-
-    @staticmethod
-    def _was_sent(flight: Flight, attempt: int, gateway: str) -> bool:
-        return 1 <= attempt <= len(flight.sent_to) and flight.sent_to[attempt - 1] == gateway
 
     def _finish(self, flight: Flight, gateway: str = "") -> Finish:
         del self.flights[flight.seq]

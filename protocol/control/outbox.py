@@ -106,7 +106,7 @@ class Outbox:
 
     def _send(self, flight: Flight, remote: Remote, ahead_nbytes: int, *, now: float) -> Send:
         ahead_s = self._margins.ahead_s(ahead_nbytes, remote.link)
-        flight.phase, flight.gateway, flight.sent_at = Phase.SENT, remote.name, now
+        flight.phase, flight.gateway, flight.sent_at, flight.unheard = Phase.SENT, remote.name, now, False
         flight.left_nbytes = flight.nbytes
         flight.chunk_nbytes = chunking.chunk_nbytes(flight.nbytes, remote.link, most_nbytes=remote.chunk_nbytes)
         flight.attempt += 1

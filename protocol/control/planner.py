@@ -22,11 +22,12 @@ from typing import NamedTuple
 
 from protocol.control.demand import NO_DEMAND, Demand
 from protocol.control.explanation import Circumstances, Explanation, Reckoned, explained
-from protocol.control.learned import MOST_GATEWAYS, Candidate, Learned, Reckoning, works
-from protocol.control.objectives import LATENCY, Objective, probability_late
+from protocol.control.learned import MOST_GATEWAYS, Candidate, Learned, works
+from protocol.control.objectives import LATENCY, Objective
 from protocol.control.speeds import LEARNING_RATE
+from protocol.control.weighing import OVERLOADED_S, Weighing, utilisation
 from protocol.errors import InputError
-from protocol.latency import LinkState, leaving_scv, wait_s
+from protocol.latency import LinkState
 
 __all__ = ["ASSUMED_LINK", "HYSTERESIS", "STALE_AFTER", "Candidate", "Decision", "Planner"]
 
@@ -36,9 +37,6 @@ LEAST_GAIN_S = 0.0005  # a head that did not run for a while has to fetch its we
 DOUBTS = 3.0  # standard errors
 DWELL_S = 1.0
 DWELL_GAIN = 0.25
-# A utilisation is an estimate too: what is not in use must stay below 1, what is in use may be seen above it.
-SUSTAINED, ENDURED = 0.97, 1.03
-OVERLOADED_S = 1e6  # for each 1 of utilisation: more than any answer takes
 # What was measured long ago, on a busy or throttled device perhaps, may be wrong by now: so many decisions after its
 # last measurement a placement gets one request, if it is not predicted to be much slower than the best.
 STALE_AFTER = 200
@@ -71,6 +69,7 @@ class Planner:
                 "build the bundle with the device's power declared, or choose another objective",
             )
         self.objective = objective
+        self._objective = objective if not objective.is_latency else None  # asked for in every decision
         self.current: str | None = None
         self.switches = 0
         self.learned = Learned(candidates)
@@ -139,8 +138,8 @@ class Planner:
         if self._decisions % STALE_AFTER == 0:
             self._forget_old_sizes()
         state = link or ASSUMED_LINK
-        seen = _Weighing(self, state, demand, budget_s, gateway, rows)
-        usable = [id_ for id_ in seen.predicted if id_ not in unavailable]
+        seen = self._weighing(state, demand, budget_s, gateway, rows)
+        usable = [id_ for id_ in seen.predicted if id_ not in unavailable] if unavailable else list(seen.predicted)
         again = self._stale(seen, usable) or self._hopeful(seen, usable)
         if again is not None:
             return self._choose(again, seen)
@@ -177,7 +176,7 @@ class Planner:
         """
         state = link or ASSUMED_LINK
         budget_s = self._budget_s if budget_s is None else budget_s
-        weighed = _Weighing(self, state, demand, budget_s, gateway)
+        weighed = self._weighing(state, demand, budget_s, gateway)
         needed = 0.0
         if self.current is not None:
             best = weighed.best(weighed.predicted)
@@ -188,7 +187,7 @@ class Planner:
                 line.cost,
                 weighed.expected_s(id_),
                 weighed.score(id_),
-                _utilisation(line, state, demand),
+                utilisation(line, state, demand),
                 weighed.score(id_) >= OVERLOADED_S / 2,
             )
             for id_, line in weighed.lines.items()
@@ -198,7 +197,18 @@ class Planner:
         )
         return explained(reckoned, self.current, unavailable, seen)
 
-    def _gain_needed(self, best: str, score: float, seen: _Weighing, now: float | None) -> float:
+    def _weighing(
+        self, state: LinkState, demand: Demand, budget_s: float | None, gateway: str, rows: int = 1
+    ) -> Weighing:
+        lines = self.learned.all(gateway)
+        if rows != 1:
+            lines = {id_: line.times(rows) for id_, line in lines.items()}
+        predicted = self.predict(state, gateway, rows)
+        return Weighing(
+            self._objective, predicted, lines, state, demand, budget_s, current=self.current, gateway=gateway, rows=rows
+        )
+
+    def _gain_needed(self, best: str, score: float, seen: Weighing, now: float | None) -> float:
         """By how much `best` must beat the current placement, whose score is given, to take over."""
         current, state = self.current or best, seen.state
         needed = LEAST_GAIN_S * self.objective.latency
@@ -218,7 +228,7 @@ class Planner:
             needed = max(needed, DWELL_GAIN * score)
         return needed
 
-    def _choose(self, id_: str, seen: _Weighing, *, instead_of: str | None = None) -> Decision:
+    def _choose(self, id_: str, seen: Weighing, *, instead_of: str | None = None) -> Decision:
         self._used[id_] = None
         for work in self._works[id_]:
             if self._decisions - self._tried_at.get(work, 0) >= RETRY_AFTER:
@@ -226,7 +236,7 @@ class Planner:
             self._tried_at[work] = self._decisions
         return Decision(id_, seen.expected_s(id_), instead_of)
 
-    def _stale(self, seen: _Weighing, usable: Sequence[str]) -> str | None:
+    def _stale(self, seen: Weighing, usable: Sequence[str]) -> str | None:
         """A usable placement that was once in use, whose work was not done for long, and that may be better than it is
         thought to be. A sibling that does the same work keeps it fresh, so that many codecs cost no more than one."""
         before = self._decisions - STALE_AFTER
@@ -242,7 +252,7 @@ class Planner:
         ]
         return min(worth, key=seen.score, default=None)
 
-    def _hopeful(self, seen: _Weighing, usable: Sequence[str]) -> str | None:
+    def _hopeful(self, seen: Weighing, usable: Sequence[str]) -> str | None:
         """A usable placement that was left because it had become slower, and that would be the best at its usual speed.
 
         What made a device slow for a moment does not say when it ends: only trying shows. Each trial in vain doubles
@@ -257,7 +267,10 @@ class Planner:
         for id_, hoped in self.learned.hopes(seen.gateway).items():
             if id_ == best or id_ not in usable or not self._may_retry(id_, recovering):
                 continue
-            score = seen.score_if(id_, hoped if seen.rows == 1 else hoped.times(seen.rows))
+            line = hoped if seen.rows == 1 else hoped.times(seen.rows)
+            if seen.least_if(id_, line) >= bound:  # most need not be weighed
+                continue
+            score = seen.score_if(id_, line)
             if score < (bound if found is None else found[0]):
                 found = score, id_
         if found is None:
@@ -295,102 +308,3 @@ class Planner:
         for id_ in old:
             del self._sized_at[id_]
         self.learned.forget_sizes(old)
-
-
-class _Weighing:
-    """Scores of one moment, reckoned when they are asked for: most placements are so slow that no queue matters."""
-
-    def __init__(
-        self, planner: Planner, state: LinkState, demand: Demand, budget_s: float | None, gateway: str, rows: int = 1
-    ) -> None:
-        self.state, self.gateway, self.rows = state, gateway, rows
-        self.predicted = planner.predict(state, gateway, rows)
-        self.lines = planner.learned.all(gateway)
-        if rows != 1:
-            self.lines = {id_: line.times(rows) for id_, line in self.lines.items()}
-        self._plain = demand == NO_DEMAND and planner.objective.is_latency
-        self._objective, self._current = planner.objective, planner.current
-        self._demand, self._budget_s = demand, budget_s
-        self._known: dict[str, tuple[float, float]] = {}
-
-    def best(self, among: Collection[str]) -> str:
-        """The one with the least score: no score is less than what its latency contributes to it."""
-        if self._plain:
-            return min(among, key=self.predicted.__getitem__)
-        best, least, all_wait_s = "", math.inf, self._demand.device_s
-        for id_ in sorted(among, key=self.predicted.__getitem__):
-            if (self.predicted[id_] + all_wait_s) * self._objective.latency >= least:
-                break
-            score = self.score(id_)
-            if score < least:
-                best, least = id_, score
-        return best
-
-    def score(self, id_: str) -> float:
-        return self.predicted[id_] if self._plain else self._weighed(id_)[1]
-
-    def expected_s(self, id_: str) -> float:
-        """Seconds until the answer, waits included."""
-        return self.predicted[id_] if self._plain else self._weighed(id_)[0]
-
-    def _weighed(self, id_: str) -> tuple[float, float]:
-        known = self._known.get(id_)
-        if known is None:
-            known = self._known[id_] = self._weighed_as(id_, self.lines[id_], self.predicted[id_])
-        return known
-
-    def score_if(self, id_: str, line: Reckoning) -> float:
-        """The score of a placement if this were its cost."""
-        known = self.lines[id_]
-        faster_s = known.local_s + known.remote_s - line.local_s - line.remote_s
-        return self._weighed_as(id_, line, self.predicted[id_] - faster_s)[1]
-
-    def _weighed_as(self, id_: str, line: Reckoning, alone_s: float) -> tuple[float, float]:
-        state, demand = self.state, self._demand
-        wait = _wait_s(line, state, demand)
-        expected_s = alone_s + wait
-        busy = _utilisation(line, state, demand) if demand.per_s else 0.0
-        if busy > (ENDURED if id_ == self._current else SUSTAINED):
-            return expected_s, OVERLOADED_S * busy
-        if self._objective.is_latency:
-            return expected_s, expected_s
-        return expected_s, self._weigh(line, expected_s, wait)
-
-    def _weigh(self, line: Reckoning, expected_s: float, wait: float) -> float:
-        late, state = 0.0, self.state
-        if self._objective.deadline > 0 and self._budget_s is not None:
-            upload_s = line.up_nbytes / state.uplink_bytes_per_s * state.spread
-            deviation_s = math.hypot(line.local_s * line.local_noise, line.remote_s * line.remote_noise, upload_s, wait)
-            late = probability_late(expected_s, deviation_s, self._budget_s)
-        return self._objective.score(
-            expected_s,
-            late=late,
-            budget_s=self._budget_s or 0.0,
-            energy_j=line.cost.energy_j or 0.0,
-            nbytes=line.up_nbytes + line.down_nbytes,
-            cloud_s=line.remote_s if line.crosses else 0.0,
-        )
-
-
-def _wait_s(line: Reckoning, state: LinkState, demand: Demand) -> float:
-    """Seconds in the queues of device and uplink: what is there now, or is to be expected there if that is more."""
-    per_s, noise = demand.per_s, line.local_noise**2
-    if not per_s:
-        return demand.device_s + (max(demand.uplink_s - demand.device_s - line.local_s, 0.0) if line.crosses else 0.0)
-    at_device = min(per_s * line.local_s, SUSTAINED)
-    wait = max(demand.device_s, wait_s(at_device, line.local_s, demand.gaps_scv, noise))
-    if not line.crosses:
-        return wait
-    upload_s = line.up_nbytes / state.uplink_bytes_per_s
-    gaps = leaving_scv(at_device, demand.gaps_scv, noise)
-    usual_s = wait_s(min(per_s * upload_s, SUSTAINED), upload_s, gaps, state.spread**2)
-    return wait + max(demand.uplink_s - wait - line.local_s, usual_s)
-
-
-def _utilisation(line: Reckoning, state: LinkState, demand: Demand) -> float:
-    """The share of its time for which the busiest of device, uplink and downlink works; 0 where no rate is known."""
-    busiest_s = line.local_s
-    if line.crosses:
-        up_s, down_s = line.up_nbytes / state.uplink_bytes_per_s, line.down_nbytes / state.downlink_bytes_per_s
-        busiest_s = max(busiest_s, up_s, down_s)
-    return demand.per_s * busiest_s

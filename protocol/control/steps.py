@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from protocol.control.availability import Remote
-from protocol.control.causes import Why, sentences
+from protocol.control.availability import SILENT, Remote
+from protocol.control.causes import Cause, Why, sentences
 from protocol.control.demand import Demand, DemandMeter
 from protocol.control.fleet import Fleet
 from protocol.control.flights import CancelRemote, Flight, Instruction, Phase, Prepare, RefusalCode
@@ -117,9 +117,22 @@ class Steps:
         if again and not self._ways.leads_elsewhere(flight, now=now):
             # Nothing else can take over. What is prepared stays so and goes out again under the same id,
             # which is why nothing is cancelled: the gateway attaches the new attempt to the work it may still do.
-            flight.phase = Phase.READY
+            # Where nothing at all has come since, it would only follow itself on the same connection: it stays out.
+            silent = why.cause is Cause.SILENCE and self._ways.of(flight).is_silent
+            if flight.phase is Phase.SENT and silent:
+                flight.unheard, flight.attempt_until = True, flight.deadline
+            else:
+                flight.phase = Phase.READY
             return []
         return (cancel if again else []) + self.place(flight, now=now)
+
+    def look_again(self, flight: Flight, *, now: float) -> list[Instruction]:
+        """Another gateway that can be used by now takes what stayed out; where anything came its time begins anew."""
+        if (another := self._ways.another(flight, now=now)) is not None:
+            return self.step_down(flight, SILENT, another=another, now=now)
+        if not self._ways.of(flight).is_silent:
+            flight.unheard, flight.attempt_until = False, self._ways.attempt_until(flight, now=now)
+        return []
 
     def _wait_or_refuse(self, flight: Flight, unavailable: Mapping[str, Why], *, now: float) -> list[Instruction]:
         """No placement can be used now. If only link or gateway need a moment the request waits, else it is refused."""

@@ -34,6 +34,10 @@ class WaysOut:
         """From when on sending it there is in vain."""
         return self._margins.remote_too_late_at(flight, self.of(flight).link)
 
+    def attempt_until(self, flight: Flight, *, now: float) -> float:
+        """When the attempt that is out is given up, if its time began now."""
+        return self._margins.attempt_until(flight, 0.0, self.of(flight).link, now=now)
+
     def alarms(self, flight: Flight) -> tuple[float, ...]:
         """When something has to be done about it, whatever happens."""
         if flight.phase is Phase.SENT:

@@ -25,6 +25,7 @@ from protocol.engines.base import Engine
 from protocol.engines.trt_options import Library
 
 CPU = "onnxruntime-cpu"
+TENSORRT_10 = "libnvinfer.so.10"  # what ONNX Runtime's TensorRT provider is linked with
 MIB = 1024 * 1024
 
 
@@ -32,13 +33,17 @@ MIB = 1024 * 1024
 class EngineOptions:
     """What an engine is told besides its graph; each kind takes of it what it knows.
 
-    `max_rows` is the largest batch that will be asked for, `batch_axes` where each input has it (None: nowhere).
+    `max_rows` is the largest batch that will be asked for, `knee` the one to be fastest at (None: the largest),
+    `batch_axes` where each input has it (None: nowhere). With `several`, single rows get kernels of their own where a
+    plan is built.
     `gpu_memory_nbytes` bounds what it may take of the GPU; None does not. `cache_dir` is where built plans are kept.
     """
 
     label: str
     threads: int = 1
     max_rows: int = 1
+    knee: int | None = None
+    several: bool = False
     batch_axes: Mapping[str, int | None] | None = None
     device: int = 0
     gpu_memory_nbytes: int | None = None
@@ -50,7 +55,8 @@ class EngineOptions:
 class Kind:
     """One way to run a graph. `absent` says in one sentence why this machine cannot, or ""; it is asked once.
 
-    `is_built` takes minutes to load a graph for the first time: something else serves meanwhile.
+    `is_built` takes minutes to load a graph for the first time: something else serves meanwhile. `takes_half` computes
+    a graph in float16 where the graph says so, and faster; a processor casts to float32 and back instead.
     """
 
     name: str
@@ -58,6 +64,7 @@ class Kind:
     make: Callable[[bytes, EngineOptions], Engine]
     on_gpu: bool = True
     is_built: bool = False
+    takes_half: bool = False
 
 
 Kinds = Mapping[str, Kind]
@@ -86,7 +93,6 @@ def both_onnxruntimes(installed: Callable[[str], bool] | None = None) -> str:
     return ""
 
 
-@functools.cache
 def no_gpu() -> str:
     """Why no GPU can be used here, or ""."""
     from protocol.engines import driver
@@ -95,7 +101,6 @@ def no_gpu() -> str:
     return found if isinstance(found, str) else ""
 
 
-@functools.cache
 def gpu_memory_nbytes(device: int = 0) -> int | None:
     """The memory of that GPU; None where there is none."""
     from protocol.engines import driver
@@ -112,9 +117,22 @@ def _no_ort_on_gpu(provider: str) -> str:
 
     if reason := both_onnxruntimes():
         return reason
+    if reason := no_gpu():
+        return reason
     if provider not in ort.available():
         return f"the installed onnxruntime has no {provider}; install isthmus[cuda] instead of isthmus[gateway]"
-    return no_gpu()
+    return _no_tensorrt_10() if provider == "TensorrtExecutionProvider" else ""
+
+
+def _no_tensorrt_10(load: Callable[[str], object] | None = None) -> str:
+    """Why ONNX Runtime's provider would not load, or "": it finds the library as every program does, by the loader."""
+    from protocol.engines import driver
+
+    try:
+        (load or driver.load_library)(TENSORRT_10)
+    except OSError:
+        return f"{TENSORRT_10} is not found; install TensorRT 10 where the loader looks, or do with onnxruntime-cuda"
+    return ""
 
 
 @functools.cache
@@ -163,8 +181,9 @@ def _tensorrt(library: Library, graph: bytes, options: EngineOptions) -> Engine:
     from protocol.engines.trt_options import TrtOptions
 
     wanted = TrtOptions(
-        library=library, device=options.device, max_batch=options.max_rows, batch_axes=options.batch_axes or {},
-        cache=options.cache_dir,
+        library=library, device=options.device, max_batch=options.max_rows, knee=options.knee,
+        several=options.several and library == "tensorrt",  # RTX compiles for each shape as it comes, anyhow
+        batch_axes=options.batch_axes or {}, cache=options.cache_dir,
     )  # fmt: skip
     if (most := options.gpu_memory_nbytes) is not None:
         wanted = msgspec.structs.replace(wanted, memory_nbytes=most, workspace_nbytes=most // 2)
@@ -174,20 +193,28 @@ def _tensorrt(library: Library, graph: bytes, options: EngineOptions) -> Engine:
 KINDS: Kinds = {
     kind.name: kind
     for kind in (
-        Kind("tensorrt", lambda: _no_tensorrt("tensorrt"), functools.partial(_tensorrt, "tensorrt"), is_built=True),
+        Kind(
+            "tensorrt",
+            lambda: _no_tensorrt("tensorrt"),
+            functools.partial(_tensorrt, "tensorrt"),
+            is_built=True,
+            takes_half=True,
+        ),
         Kind(
             "tensorrt-rtx",
             lambda: _no_tensorrt("tensorrt-rtx"),
             functools.partial(_tensorrt, "tensorrt-rtx"),
             is_built=True,
+            takes_half=True,
         ),
         Kind(
             "onnxruntime-tensorrt",
             lambda: _no_ort_on_gpu("TensorrtExecutionProvider"),
             _ort_tensorrt,
             is_built=True,
+            takes_half=True,
         ),
-        Kind("onnxruntime-cuda", lambda: _no_ort_on_gpu("CUDAExecutionProvider"), _cuda),
+        Kind("onnxruntime-cuda", lambda: _no_ort_on_gpu("CUDAExecutionProvider"), _cuda, takes_half=True),
         Kind(CPU, lambda: "", _cpu, on_gpu=False),
     )
 }

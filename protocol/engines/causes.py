@@ -12,6 +12,7 @@ from typing import Literal
 
 from protocol.engines.trt_options import Cause as GpuCause
 from protocol.engines.trt_options import GpuError
+from protocol.errors import EngineError
 
 Cause = GpuCause | Literal["disagrees", "other"]
 DISAGREES: Cause = "disagrees"  # it computes something else than the engine that serves
@@ -41,6 +42,11 @@ def cause_of(error: BaseException | str) -> Cause:
         return error.cause
     text = str(error)
     return next((cause for cause, words in _WORDS.items() if words.search(text)), "other")
+
+
+def failed(fact: str, cause: Cause) -> EngineError:
+    """The error that says so, and its cause where that is one of a GPU's."""
+    return EngineError(fact, "") if cause == "disagrees" or cause == "other" else GpuError(fact, cause=cause)
 
 
 def is_final(error: BaseException) -> bool:

@@ -74,6 +74,9 @@ class PycudaMemory:
     def event(self) -> Any:
         return cuda.Event(cuda.event_flags.DISABLE_TIMING | cuda.event_flags.BLOCKING_SYNC)
 
+    def drop(self, stream: Any, event: Any) -> None:
+        """They go with the objects that hold them."""
+
     def allocate(self, nbytes: int) -> Block:
         return _Block(cuda.mem_alloc(max(nbytes, 1)))
 

@@ -15,6 +15,8 @@ from protocol.engines.gpu_memory import Block
 from protocol.engines.trt_options import GpuError
 from protocol.tensors import Array
 
+_OLD_DRIVER = (35, 36)  # cudaErrorInsufficientDriver, cudaErrorCallRequiresNewerDriver
+
 
 class CudaError(Exception):
     """A call that did not succeed: its name and what it returned."""
@@ -65,6 +67,12 @@ class RuntimeMemory:
         flags = cuda.cudaEventDisableTiming | cuda.cudaEventBlockingSync
         return checked("cudaEventCreateWithFlags", cuda.cudaEventCreateWithFlags(flags))
 
+    def drop(self, stream: Any, event: Any) -> None:
+        try:
+            checked("cudaEventDestroy", cuda.cudaEventDestroy(event))
+        finally:
+            checked("cudaStreamDestroy", cuda.cudaStreamDestroy(stream))
+
     def allocate(self, nbytes: int) -> Block:
         return _Block(int(checked("cudaMalloc", cuda.cudaMalloc(max(nbytes, 1)))))
 
@@ -105,6 +113,12 @@ class RuntimeMemory:
         if error.code == cuda.cudaError_t.cudaErrorMemoryAllocation:
             return GpuError(f"the GPU has no memory left ({error})", "lower the memory that engines may take",
                             cause="out-of-memory")  # fmt: skip
+        if error.code in _OLD_DRIVER:
+            return GpuError(
+                f"the NVIDIA driver is older than the installed CUDA libraries are made for ({error})",
+                "install a newer driver, or libraries for an older CUDA",
+                cause="no-driver",
+            )
         return GpuError(f"the GPU refuses a call ({error})", "", cause="run-failed")
 
 

@@ -1,23 +1,47 @@
 """Asks the NVIDIA driver what is there, through its C interface, before any GPU library is touched.
 
 TensorRT without a usable driver does not raise: its runtime ends the process (measured), its builder gives a bare
-TypeError. So whoever wants a GPU engine asks here first. Nothing is created: no context, no memory, no thread. A
-driver must not be carried through `fork` once it was asked; what needs a process of its own starts one afresh.
+TypeError. So whoever wants a GPU engine asks here first. Nothing is created: no context, no memory, no thread.
+
+    probe      library? -> a process of its own asks (`python -m protocol.engines.driver`) -> one line of JSON
+    ask        the questions themselves, in whatever process that is
+
+A driver that is broken hangs or crashes in its first call (a GPU fallen off the bus, half of an update). That must end
+neither a gateway nor its start, so the first call is made by a child with a limit on its time. It is started afresh: a
+driver must not be carried through `fork` once it was asked.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+import functools
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 LIBRARY = "libcuda.so.1"
 LEAST_CUDA = 12_000  # what TensorRT 10 needs; the version is 1000 * major + 10 * minor
+WITHIN_S = 30.0  # a driver that nobody uses wakes its GPUs one after the other, and a machine may have many
+
+_ROOT = Path(__file__).parents[2]  # where the package lies, installed or not
 
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_...
-_NO_DEVICE, _NOT_FOR_THIS_KERNEL = 100, 803
+_NO_GPU = "the NVIDIA driver finds no GPU; give this machine or container one (--gpus all)"
+# What `cuInit` returns where the code alone tells what is to be done.
+_STARTS_NOT = {
+    34: f"the {LIBRARY} found here is the stub that programs are linked with; take its folder out of LD_LIBRARY_PATH",
+    35: "the NVIDIA driver is older than its own library (35); install one driver, and restart the machine",
+    100: _NO_GPU,
+    802: "the GPUs of this machine are not ready yet (802); start nvidia-fabricmanager, then start again",
+    803: "the NVIDIA driver's library and its kernel module are of different versions (803); restart the machine",
+    804: "the CUDA compatibility library found here is not for this GPU (804); remove it, the driver's own will do",
+}
 _UUID_NBYTES = 16
 
 
@@ -42,20 +66,83 @@ class Driver(msgspec.Struct, frozen=True):
         return f"driver for CUDA {self.cuda // 1000}.{self.cuda % 1000 // 10} with {names}"
 
 
-def probe(*, least_cuda: int = LEAST_CUDA, load: Callable[[str], Any] = ctypes.CDLL) -> Driver | str:
-    """The driver of this machine, or in one sentence why there is none that can be used.
+@functools.cache
+def probe(*, within_s: float = WITHIN_S) -> Driver | str:
+    """The driver of this machine, or in one sentence why there is none that can be used. Raises nothing.
 
-    Costs a failed look for a library where there is none, otherwise tens of milliseconds the first time. Raises
-    nothing. `load` opens the driver's library.
+    Costs a failed look for a library where there is none, otherwise a process of tenths of a second, once: what is true
+    of a driver stays so until this process ends.
     """
+    if reason := _not_here(ctypes.CDLL):
+        return reason
+    return _asked_apart([sys.executable, "-P", "-m", "protocol.engines.driver"], within_s)
+
+
+def load_library(name: str) -> object:
+    """A library as every program finds it, by the system's loader. Raises OSError."""
+    return ctypes.CDLL(name)
+
+
+def ask(*, least_cuda: int = LEAST_CUDA, load: Callable[[str], Any] = ctypes.CDLL) -> Driver | str:
+    """`probe` in this process, which ends or hangs if the driver does. `load` opens the driver's library."""
+    if reason := _not_here(load):
+        return reason
     try:
-        library = load(LIBRARY)
-    except OSError as error:
-        return f"no NVIDIA driver is installed ({str(error)[:200]}); install one, or choose an engine for the CPU"
-    try:
-        return _ask(library, least_cuda)
+        return _ask(load(LIBRARY), least_cuda)
     except (AttributeError, _Refused) as error:
         return f"the NVIDIA driver does not answer as one should ({error}); install it again"
+
+
+def _not_here(load: Callable[[str], Any]) -> str:
+    try:
+        load(LIBRARY)
+    except OSError as error:
+        why = str(error)[:200]
+        if "No such file" in why or "cannot open shared object" in why:
+            return f"no NVIDIA driver is installed ({why}); install one, or choose an engine for the CPU"
+        return f"the NVIDIA driver's library cannot be loaded ({why}); install the driver again"
+    return ""
+
+
+def _asked_apart(command: Sequence[str], within_s: float) -> Driver | str:
+    """What a process of its own says. It is given up on after `within_s`, even if nothing can end it."""
+    path = os.pathsep.join(p for p in (str(_ROOT), os.environ.get("PYTHONPATH", "")) if p)
+    try:
+        child = subprocess.Popen(
+            [*command, str(within_s)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": path},
+            start_new_session=True,  # an interrupt is for us, who then end it
+        )
+    except OSError as error:
+        return f"the NVIDIA driver was not asked, for no process could be started ({error}); start again"
+    try:
+        said, complained = child.communicate(timeout=within_s)
+    except subprocess.TimeoutExpired:
+        return (
+            f"the NVIDIA driver has not answered for {within_s:.0f} s; "
+            "see nvidia-smi and dmesg, and restart the machine if they hang too"
+        )
+    finally:
+        child.kill()  # nobody waits for its end: one that hangs in the kernel has none
+        child.poll()
+    for line in reversed(said.splitlines()):  # a driver may print on its own account
+        try:
+            return msgspec.json.decode(line, type=Driver | str)
+        except msgspec.DecodeError:
+            continue
+    if child.returncode < 0:
+        how = f"crashes when it is asked ({_signal(-child.returncode)})"
+    else:
+        words = complained.decode("utf-8", "replace").strip().rpartition("\n")[2][:200]
+        how = f"ends the process that asks it (code {child.returncode}: {words or 'it says nothing'})"
+    return f"the NVIDIA driver {how}; see dmesg, install it again, or choose an engine for the CPU"
+
+
+def _signal(number: int) -> str:
+    return signal.strsignal(number) or f"signal {number}"
 
 
 class _Refused(Exception):  # noqa: N818 - it never leaves this file
@@ -64,10 +151,8 @@ class _Refused(Exception):  # noqa: N818 - it never leaves this file
 
 def _ask(library: Any, least_cuda: int) -> Driver | str:
     code = library.cuInit(0)
-    if code == _NO_DEVICE:
-        return "the NVIDIA driver finds no GPU; give this machine or container one (--gpus all)"
-    if code == _NOT_FOR_THIS_KERNEL:
-        return "the NVIDIA driver's library and its kernel module are of different versions (803); restart the machine"
+    if code in _STARTS_NOT:
+        return _STARTS_NOT[code]
     if code:
         return f"the NVIDIA driver does not start (cuInit: {_name(library, code)}); see nvidia-smi"
     version, count = ctypes.c_int(), ctypes.c_int()
@@ -77,7 +162,7 @@ def _ask(library: Any, least_cuda: int) -> Driver | str:
         return f"the NVIDIA driver is for CUDA {have}, and {need} is needed; install a newer one"
     _check(library, "cuDeviceGetCount", ctypes.byref(count))
     if count.value < 1:
-        return "the NVIDIA driver finds no GPU; give this machine or container one (--gpus all)"
+        return _NO_GPU
     return Driver(version.value, tuple(_device(library, index) for index in range(count.value)))
 
 
@@ -109,3 +194,15 @@ def _name(library: Any, code: int) -> str:
     except AttributeError:
         pass
     return f"error {code}"
+
+
+def main() -> None:
+    """Ask, and say the answer as one line of JSON. The time limit holds even if whoever asked is gone by then."""
+    signal.setitimer(signal.ITIMER_REAL, float(sys.argv[1]) + 1.0)  # SIGALRM ends the process, whatever it hangs in
+    line = msgspec.json.encode(ask()) + b"\n"
+    os.write(1, b"\n" + line)
+    os._exit(0)  # what the driver would do at the end is of no interest
+
+
+if __name__ == "__main__":
+    main()

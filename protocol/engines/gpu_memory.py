@@ -51,6 +51,10 @@ class GpuMemory(Protocol):
 
     def event(self) -> Any: ...
 
+    def drop(self, stream: Any, event: Any) -> None:
+        """Give both back, where they were made, once nobody uses them any more."""
+        ...
+
     def allocate(self, nbytes: int) -> Block: ...
 
     def pin(self, array: Array) -> Callable[[], None]:

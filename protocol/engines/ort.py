@@ -24,6 +24,7 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when the library is loaded
 import onnxruntime as ort
 
 from protocol.engines.base import ActivationScope
+from protocol.engines.causes import cause_of, failed
 from protocol.engines.trt_options import GpuError
 from protocol.errors import EngineError, ModelError
 from protocol.graphs import external_of
@@ -145,7 +146,8 @@ class OrtEngine(ActivationScope):
                     "install it, or take onnxruntime-tensorrt out of the order",
                     cause="no-library",
                 ) from error
-            raise EngineError(f"{self.label}: ONNX Runtime refuses the graph ({first_line(error)})", "") from error
+            fact, cause = f"{self.label}: ONNX Runtime refuses the graph ({first_line(error)})", cause_of(error)
+            raise failed(fact, "other" if self._providers == [CPU] else cause) from error
         got = session.get_providers()
         if got[: len(self._providers)] != self._providers:
             raise EngineError(

@@ -8,6 +8,10 @@
 tensor instead, and is kept for the next run of the same shapes, with the inputs' room on the device. Several threads
 may run at once: each takes a binding of its own.
 
+A run on a GPU may hang, and no library can be told to stop: it is given to a deputy, who is given up after
+`run_timeout_s`. Then the device is lost to this process, for every session: what is on it is neither asked again nor
+freed.
+
 The runtime puts nodes that it has no kernel for on the processor, silently. That is refused (`OrtEngine`): whoever
 prefers a GPU is told what does not run there. TF32 is off: bundles are judged with whole float32 products.
 
@@ -23,7 +27,8 @@ from typing import Any, Literal
 import numpy as np
 import onnxruntime as ort
 
-from protocol.engines.causes import cause_of
+from protocol.engines.causes import cause_of, failed
+from protocol.engines.deputies import Deputies
 from protocol.engines.ort import CPU, OrtEngine, first_line
 from protocol.engines.trt_options import GpuError
 from protocol.errors import EngineError
@@ -32,6 +37,13 @@ from protocol.tensors import Array, Tensors
 CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
 MOST_SHAPES = 64  # whose bindings are kept; a lane runs a few dozen batch sizes
+KEPT_NBYTES = 256 * 1024 * 1024  # of the GPU, for the inputs of those: the arena's bound does not count them
+RUN_TIMEOUT_S = 30.0  # a GPU that has not answered by then is lost
+SETUP_TIMEOUT_S = 1800.0  # loading, the first run, with TensorRT that of each shape: some compile then
+
+# Devices that hung, and what was on them: freeing it would hang as well.
+_LOST: dict[tuple[str, int], GpuError] = {}
+_ABANDONED: list[object] = []
 
 Shapes = tuple[tuple[str, tuple[int, ...], str], ...]
 
@@ -47,6 +59,7 @@ class _Binding:
         self._outputs = outputs
         self._on, self._device = on, device
         self._inputs: dict[str, Any] = {}
+        self.nbytes = sum(array.nbytes for array in tensors.values())  # of the device, kept between runs
         for name, array in tensors.items() if on != "cpu" else ():
             self._inputs[name] = value = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), on, device)
             self._io.bind_ortvalue_input(name, value)
@@ -72,7 +85,8 @@ class _Binding:
 class BoundOrtEngine(OrtEngine):
     """`memory_nbytes` bounds the runtime's arena on the GPU; a run that needs more raises EngineError.
 
-    With `tensorrt` the TensorRT provider comes first and CUDA runs what it leaves.
+    With `tensorrt` the TensorRT provider comes first and CUDA runs what it leaves. A run that takes longer than
+    `run_timeout_s` is given up; on the processor, which does not hang, only if that is given.
     """
 
     def __init__(
@@ -85,6 +99,7 @@ class BoundOrtEngine(OrtEngine):
         memory_nbytes: int | None = None,
         tensorrt: bool = False,
         threads: int = 1,
+        run_timeout_s: float | None = None,
     ) -> None:
         cuda: dict[str, str] = {"device_id": str(device), "arena_extend_strategy": "kSameAsRequested", "use_tf32": "0"}
         if memory_nbytes is not None:
@@ -100,46 +115,98 @@ class BoundOrtEngine(OrtEngine):
         self._device = device
         self._lock = threading.Lock()
         self._free: OrderedDict[Shapes, list[_Binding]] = OrderedDict()
+        self._kept_nbytes = 0
+        self._timeout_s = RUN_TIMEOUT_S if run_timeout_s is None and on == "cuda" else run_timeout_s
+        self._compiles = tensorrt  # each shape, when it is run first
+        self._has_run = False
+        self._deputies = Deputies(label)
+
+    def activate(self) -> None:
+        if (lost := self._lost()) is not None:
+            raise lost
+        if self._timeout_s is None:
+            super().activate()
+            return
+        self._has_run = False
+        self._deputies.start()
+        try:
+            self._deputies.run(super().activate, timeout_s=SETUP_TIMEOUT_S)
+        except TimeoutError as error:
+            raise self._lose(error) from error
 
     def infer(self, tensors: Tensors) -> dict[str, Array]:
         session = self._session
         if session is None:
             raise EngineError(f"{self.label} is not active", "call activate() first")
         self._check(tensors)
+        if (lost := self._lost()) is not None:
+            raise lost
         shapes: Shapes = tuple((name, array.shape, array.dtype.str) for name, array in tensors.items())
+        binding = self._take(shapes)
         try:
-            binding = self._take(shapes)
-            if binding is None:
-                binding = _Binding(session, tensors, self._output_names, self._on, self._device)
-            values = binding.run(tensors)
+            if self._timeout_s is None:
+                values, binding = self._bound_run(session, binding, tensors)
+            else:
+                is_slow = not self._has_run or (self._compiles and binding is None)
+                values, binding = self._deputies.run(
+                    lambda: self._bound_run(session, binding, tensors),
+                    timeout_s=SETUP_TIMEOUT_S if is_slow else self._timeout_s,
+                )
+                self._has_run = True
+        except GpuError:
+            raise
+        except TimeoutError as error:
+            _ABANDONED.append(session)
+            raise self._lose(error) from error
         except Exception as error:  # the binding is not used again: what it holds is unknown
-            fact, cause = f"{self.label} failed: {first_line(error)}", cause_of(error)
-            if cause != "disagrees" and cause != "other":
-                raise GpuError(fact, cause=cause) from error
-            raise EngineError(fact, "") from error
+            raise failed(f"{self.label} failed: {first_line(error)}", cause_of(error)) from error
         self._give_back(shapes, binding, session)
         return dict(zip(self._output_names, values, strict=True))
 
     def deactivate(self) -> None:
-        super().deactivate()
         with self._lock:
-            self._free.clear()
+            if self._lost() is not None:
+                _ABANDONED.append((self._session, self._free))
+            self._free = OrderedDict()
+            self._kept_nbytes = 0
+            super().deactivate()
+        self._deputies.stop()
+
+    def _bound_run(
+        self, session: ort.InferenceSession, binding: _Binding | None, tensors: Tensors
+    ) -> tuple[list[Array], _Binding]:
+        """Run once, in places that are kept or in new ones."""
+        if binding is None:
+            binding = _Binding(session, tensors, self._output_names, self._on, self._device)
+        return binding.run(tensors), binding
+
+    def _lost(self) -> GpuError | None:
+        return _LOST.get((self._on, self._device))
+
+    def _lose(self, error: TimeoutError) -> GpuError:
+        """Nothing on that device is asked again by this process."""
+        lost = GpuError(
+            f"{self.label} is lost to this process, with all on its device: {error}",
+            "restart the gateway, and see dmesg",
+            cause="device-lost",
+        )
+        return _LOST.setdefault((self._on, self._device), lost)
 
     def _check(self, tensors: Tensors) -> None:
         """A binding of other names or types would be run as it stands, or end the process: refuse it in words."""
         wanted = {spec.name: spec for spec in self.inputs}
         if tensors.keys() != wanted.keys():
             given = ", ".join(sorted(tensors)) or "nothing"
-            raise EngineError(f"{self.label} takes {', '.join(sorted(wanted))}, but got {given}", "")
+            raise GpuError(f"{self.label} takes {', '.join(sorted(wanted))}, but got {given}", cause="bad-input")
         for name, array in tensors.items():
             spec = wanted[name]
             fits = len(spec.shape) == array.ndim and all(
                 not isinstance(want, int) or want == have for want, have in zip(spec.shape, array.shape, strict=True)
             )
             if array.dtype != spec.numpy_dtype or not fits:
-                raise EngineError(
+                raise GpuError(
                     f"{self.label}: {name!r} is {array.dtype} {list(array.shape)}, wanted {spec.dtype} "
-                    f"{['?' if not isinstance(d, int) else d for d in spec.shape]}", ""
+                    f"{['?' if not isinstance(d, int) else d for d in spec.shape]}", cause="bad-input"
                 )  # fmt: skip
 
     def _take(self, shapes: Shapes) -> _Binding | None:
@@ -148,15 +215,19 @@ class BoundOrtEngine(OrtEngine):
             if not kept:
                 return None
             self._free.move_to_end(shapes)
-            return kept.pop()
+            binding = kept.pop()
+            self._kept_nbytes -= binding.nbytes
+            return binding
 
     def _give_back(self, shapes: Shapes, binding: _Binding, session: ort.InferenceSession) -> None:
         with self._lock:
             if self._session is not session:  # deactivated meanwhile: the binding goes with what it was bound to
                 return
             self._free.setdefault(shapes, []).append(binding)
-            while len(self._free) > MOST_SHAPES:
-                self._free.popitem(last=False)
+            self._kept_nbytes += binding.nbytes
+            while len(self._free) > MOST_SHAPES or self._kept_nbytes > KEPT_NBYTES:
+                _, forgotten = self._free.popitem(last=False)
+                self._kept_nbytes -= sum(each.nbytes for each in forgotten)
 
 
 def _tensorrt_options(device: int, memory_nbytes: int | None) -> dict[str, str]:

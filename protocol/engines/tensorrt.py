@@ -1,7 +1,9 @@
 """TensorRT and TensorRT-RTX behind the Engine contract: gateway tails and whole models, and heads on a Jetson.
 
-    activate:  driver? -> graph taken? -> library? -> plan from the cache, or built in a child process -> session
-    infer:     take a slot, copy the inputs into its pinned rows, have the GPU thread enqueue, sleep until the event
+    activate:  driver? -> graph taken? -> library? -> plan from the cache, or built in a child process -> loaded
+               beside the GPU thread, so that nobody who serves waits for it -> memory of its slots
+    infer:     take a slot, copy the inputs into its pinned rows, have the GPU thread enqueue, sleep until the event;
+               the first time that a shape comes, its context is made before, beside the GPU thread as well
 
 One code path serves TensorRT 10.3 to 11 and TensorRT-RTX: networks are strongly typed, so precision is a property of
 the graph, and tensors are named. Nothing here falls back to anything: every failure is a GpuError with its cause, and
@@ -13,22 +15,21 @@ from __future__ import annotations
 import hashlib
 import queue
 import threading
-import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
-
-import numpy as np
 
 from protocol.engines import trt_library
 from protocol.engines.base import ActivationScope
 from protocol.engines.driver import Device, Driver, probe
+from protocol.engines.gpu_aside import Aside
 from protocol.engines.gpu_memory import aligned
 from protocol.engines.gpu_thread import THREADS, GpuThread, GpuThreads, Watcher
-from protocol.engines.trt_build import Built, PlanBuild
-from protocol.engines.trt_cache import PlanCache
 from protocol.engines.trt_child import Order
-from protocol.engines.trt_graphs import check_graph, profile_shapes, specs
-from protocol.engines.trt_options import GpuError, TrtOptions
+from protocol.engines.trt_graphs import check_graph, is_batched, profile_shapes, specs
+from protocol.engines.trt_loaded import LoadedPlan
+from protocol.engines.trt_options import Cause, GpuError, Span, TrtOptions
+from protocol.engines.trt_plans import Identity, Plans
+from protocol.engines.trt_rows import pinned
 from protocol.engines.trt_session import Capture, Session, Slot
 from protocol.errors import EngineError, InputError, ModelError
 from protocol.graphs import external_of
@@ -37,10 +38,12 @@ from protocol.onnx_scan import check_external
 from protocol.tensors import Array, Tensors, TensorSpec, check_inputs
 
 # What was on a device when it was lost. The libraries would try to free it there, which may end the process.
-_ABANDONED: list[Session] = []
+_ABANDONED: list[Session | LoadedPlan] = []
 
 Told = Callable[[str], None]  # one sentence about how far a build has come
 SETUP_TIMEOUT_S = 600.0  # loading a plan, the first run of a shape, giving everything back
+# A plan of several profiles that fails of one of these may do with one profile.
+_OF_PROFILES: frozenset[Cause] = frozenset({"build-failed", "build-timeout", "out-of-memory", "run-failed"})
 
 
 class TensorRtEngine(ActivationScope):
@@ -74,8 +77,15 @@ class TensorRtEngine(ActivationScope):
         self._watcher: Watcher | None = None
         self._idle: queue.SimpleQueue[Slot] = queue.SimpleQueue()
         self._lock = threading.Lock()  # of activate and deactivate
-        self._build: PlanBuild | None = None
-        self.build_s: float | None = None  # how long the plan took; None where it came from the cache
+        self._plans = Plans(model, options, lambda sentence: self._told(f"{self.label}: {sentence}"))
+        self._loading: Aside[LoadedPlan] | None = None
+        self._is_given_up = False
+        self._keeping: Aside[None] | None = None  # what was compiled is being written
+        self._keeps = threading.Lock()  # of it
+        self._identity: Identity = {}
+        self._has_driver: Driver | None = None
+        self._kept = b""  # digest of what was compiled and is kept
+        self.profiles: tuple[Span, ...] = ()  # batch sizes that the plan was built for
 
     @property
     def description(self) -> str:
@@ -90,6 +100,18 @@ class TensorRtEngine(ActivationScope):
         return self._outputs
 
     @property
+    def build_s(self) -> float | None:
+        """How long the plan took; None where it came from the cache."""
+        return self._plans.build_s
+
+    @property
+    def gpu_nbytes(self) -> int | None:
+        """Bytes of the GPU that the engine holds: the plan, whose weights are most of it, and the memory of its slots.
+        None while it is not active. What the library takes for itself (contexts, CUDA graphs) is not counted."""
+        session = self._session
+        return None if session is None else session.nbytes
+
+    @property
     def graphs(self) -> str:
         """How runs are given to the GPU, for logs: as graphs, or why not."""
         session = self._session
@@ -101,6 +123,8 @@ class TensorRtEngine(ActivationScope):
         with self._lock:
             if self._session is not None:
                 return
+            self._is_given_up = False
+            self._plans.begin()
             try:
                 self._activate()
             except GpuError as error:
@@ -116,7 +140,7 @@ class TensorRtEngine(ActivationScope):
             raise EngineError(f"{self.label} is not active", "call activate() first")
         try:
             check_inputs(self._inputs, tensors)
-            session.profile_of(tuple(tensors[spec.name].shape for spec in self._inputs))
+            session.plan.profile_of(tuple(tensors[spec.name].shape for spec in self._inputs))
             return self._run(session, watcher, tensors)
         except InputError as error:
             raise GpuError(f"{self.label} failed: {error.fact}", error.remedy, cause="bad-input") from error
@@ -129,26 +153,18 @@ class TensorRtEngine(ActivationScope):
         It is pinned until nobody holds it any more, or the engine is deactivated; then it stays memory, only slower to
         copy from.
         """
-        array = aligned(nbytes)
         session, gpu = self._session, self._gpu
         if session is None or gpu is None:
-            return array
-        try:
-            gpu.call(lambda: session.pin(array), timeout_s=SETUP_TIMEOUT_S)
-        except GpuError as error:  # it is memory all the same
-            self._told(f"{self.label}: rows are not pinned, {error}")
-            return array
-        # The base of a view is the memory's owner. This owner is no array of numpy's, so every view keeps it alive.
-        owner = _Rows(array)
-        let_go = weakref.finalize(owner, _let_go, gpu, weakref.ref(session), array.ctypes.data)
-        let_go.atexit = False
-        return np.asarray(owner)
+            return aligned(nbytes)
+        return pinned(gpu, session, nbytes, SETUP_TIMEOUT_S, lambda why: self._told(f"{self.label}: {why}"))
 
     def deactivate(self) -> None:
-        """Give back the GPU's memory once the runs in flight have ended; a build under way is given up."""
-        build = self._build
-        if build is not None:
-            build.cancel()
+        """Give back the GPU's memory once the runs in flight have ended; what is being built or loaded is given up."""
+        self._is_given_up = True
+        self._plans.give_up()
+        loading = self._loading
+        if loading is not None:
+            loading.give_up()
         with self._lock:
             session, gpu, watcher = self._session, self._gpu, self._watcher
             self._session = self._gpu = self._watcher = None
@@ -176,35 +192,57 @@ class TensorRtEngine(ActivationScope):
             if self._session is not session:
                 raise EngineError(f"{self.label} is not active", "it was deactivated meanwhile")
             staged = session.stage(slot, tensors)
-            is_new = session.is_new(slot, staged)
+            shapes = tuple(array.shape for array in staged)
+            if not session.is_prepared(slot, shapes):
+                watcher.gpu.aside(lambda: session.prepare(slot, shapes), timeout_s=SETUP_TIMEOUT_S)
+            is_first = session.is_first(slot, shapes)
             watcher.run(
                 lambda: session.launch(slot, staged),
-                timeout_s=SETUP_TIMEOUT_S if is_new else timeout_s,
-                is_slow=is_new,
+                timeout_s=SETUP_TIMEOUT_S if is_first else timeout_s,
+                is_slow=is_first,
             )
+            if is_first:
+                self._keep_compiled(watcher.gpu, session)
             return session.results(slot)
         finally:
             idle.put(slot)
 
     def _activate(self) -> None:
         options = self._options
-        device = self._device()
+        driver, device = self._device()
         outline = check_graph(self._model)
         check_external(self._model, external_of(self._model))
         trt = trt_library.load(options.library)
-        order = self._order(outline)
-        identity = self._identity(trt, device, order)
-        plan, from_cache = self._plan(identity, order)
-        gpu = self._threads.hold(options.device)
-        watcher = None
+        gpu: GpuThread | None = None
+        session = watcher = None
         try:
-            if not (session := self._session_of(gpu, trt, plan, outline, may_fail=from_cache)):
-                plan, _ = self._plan(identity, order, again=True)
-                session = self._session_of(gpu, trt, plan, outline)
+            for spans, is_last in self._choices(outline):
+                order = self._order(outline, spans)
+                identity = self._plans.identity(trt, device, order)
+                if not is_last and (reason := self._plans.refused(identity)):
+                    self._told(f"{self.label}: one profile, since several were refused before ({reason})")
+                    continue
+                try:
+                    plan, is_kept = self._plans.plan(identity, order)
+                    gpu = gpu or self._threads.hold(options.device)
+                    session = self._session_of(gpu, trt, plan, outline, identity, driver, order if is_kept else None)
+                except GpuError as error:
+                    if is_last or self._is_given_up or error.cause not in _OF_PROFILES:
+                        raise
+                    self._told(f"{self.label}: one profile instead of {len(spans)}: {error}")
+                    if error.cause == "build-timeout":  # not to be waited for at each start
+                        self._plans.refuse(identity, error.fact)
+                else:
+                    self.profiles, self._identity, self._has_driver = spans, identity, driver
+                    break
+            assert gpu is not None
             assert session is not None
             watcher = Watcher(gpu, self.label)
         except BaseException:
-            self._threads.release(options.device)
+            if gpu is not None:
+                if session is not None:
+                    self._close(gpu, session)
+                self._threads.release(options.device)
             raise
         self._inputs, self._outputs = specs(outline.inputs), specs(outline.outputs)
         self._description = f"{options.library}-{trt.__version__}/{device.name}"
@@ -213,133 +251,140 @@ class TensorRtEngine(ActivationScope):
             self._idle.put(slot)
         self._gpu, self._watcher, self._session = gpu, watcher, session
 
-    def _device(self) -> Device:
+    def _choices(self, outline: Outline) -> Iterator[tuple[tuple[Span, ...], bool]]:
+        """Profiles to try, the best first, each with whether it is the last."""
+        found = self._options.choices()
+        if not is_batched(outline, self._options):
+            found = found[-1:]  # it runs one size
+        for place, spans in enumerate(found, 1):
+            yield spans, place == len(found)
+
+    def _device(self) -> tuple[Driver, Device]:
         found = self._driver()
         if isinstance(found, str):
             raise GpuError(found, cause="no-driver")
         for device in found.devices:
             if device.index == self._options.device:
-                return device
+                return found, device
         raise GpuError(
-            f"there is no GPU {self._options.device}", f"this machine has {len(found.devices)}", cause="no-driver"
+            f"there is no GPU {self._options.device}",
+            f"this machine has {len(found.devices)}, counted from 0",
+            cause="no-driver",
         )
 
-    def _order(self, outline: Outline) -> Order:
+    def _order(self, outline: Outline, spans: tuple[Span, ...]) -> Order:
         options = self._options
         return Order(
             library=options.library,
-            profiles=tuple(profile_shapes(outline, options)),
+            profiles=tuple(profile_shapes(outline, options, spans)),
             workspace_nbytes=options.workspace_nbytes,
             tf32=options.tf32,
             optimisation=options.optimisation,
             version_compatible=options.version_compatible,
             same_capability=options.same_capability,
+            captured=options.graphs and self._compiles,
         )
 
-    def _identity(self, trt: Any, device: Device, order: Order) -> dict[str, object]:
-        """Everything that a plan depends on."""
-        digest = hashlib.sha256(self._model)
-        for name, data in sorted(external_of(self._model).items()):
-            digest.update(name.encode() + b"\0" + hashlib.sha256(data).digest())
-        return {
-            "graph": digest.hexdigest(),
-            "library": f"{self._options.library} {trt.__version__}",
-            "gpu": device.name,
-            "capability": device.capability,
-            "memory": device.memory_nbytes,
-            "order": order,
-        }
-
-    def _plan(self, identity: dict[str, object], order: Order, *, again: bool = False) -> tuple[bytes, bool]:
-        """The plan, and whether it came from the cache."""
-        cache = PlanCache(self._options.cache) if self._options.cache is not None else None
-        why = "there is no cache"
-        if cache is not None and not again:
-            found = cache.read(identity)
-            if isinstance(found, bytes):
-                self._told(f"{self.label}: the plan was built here before")
-                return found, True
-            why = found
-        self._told(f"{self.label}: a plan is being built ({'the kept one did not load' if again else why})")
-        built = self._built(order, cache, {"timing": identity["library"], "gpu": identity["gpu"]})
-        self._told(f"{self.label}: the plan was built in {built.seconds:.1f} s, {len(built.plan) / 1e6:.1f} MB")
-        if cache is not None:
-            try:
-                cache.write(identity, built.plan)
-            except EngineError as error:  # it serves all the same; the next start builds again
-                self._told(f"{self.label}: {error}")
-        return built.plan, False
-
-    def _built(self, order: Order, cache: PlanCache | None, timing_identity: dict[str, object]) -> Built:
-        """A new plan; what the builder measured on the way is kept for the next one."""
-        known = cache.read(timing_identity) if cache is not None else b""
-        with PlanBuild(order, self._model, timing=known if isinstance(known, bytes) else b"") as build:
-            self._build = build
-            try:
-                built = build.run(
-                    timeout_s=self._options.build_timeout_s, told=lambda phase: self._told(f"{self.label}: {phase}")
-                )
-            finally:
-                self._build = None
-        self.build_s = built.seconds
-        if cache is not None and built.timing:
-            try:
-                cache.write(timing_identity, built.timing)
-            except EngineError as error:
-                self._told(f"{self.label}: {error}")
-        return built
+    @property
+    def _compiles(self) -> bool:
+        """Whether the library compiles for the GPU when a plan is at work."""
+        return self._options.library == "tensorrt-rtx"
 
     def _session_of(
-        self, gpu: GpuThread, trt: Any, plan: bytes, outline: Outline, *, may_fail: bool = False
-    ) -> Session | None:
-        """The plan at work; None where it does not load but `may_fail`: it came from the cache and is built again."""
+        self,
+        gpu: GpuThread,
+        trt: Any,
+        plan: bytes,
+        outline: Outline,
+        identity: Identity,
+        driver: Driver,
+        again: Order | None,
+    ) -> Session:
+        """The plan at work. One that came from the cache and does not load is built `again`."""
+        compiled = self._plans.compiled(identity, driver) if self._compiles else b""
 
-        def make() -> Session:
-            return Session(
+        def load() -> LoadedPlan:
+            return LoadedPlan(
                 trt,
                 trt_library.log_of(trt),
                 plan,
                 gpu.memory,
                 inputs=specs(outline.inputs),
                 outputs=specs(outline.outputs),
-                options=self._options,
-                capture=_capture() if self._options.graphs else None,
+                compiles=self._compiles,
+                compiled=compiled,
             )
 
         try:
-            return gpu.call(make, timeout_s=SETUP_TIMEOUT_S)
+            loaded = self._loaded(gpu, load)
         except GpuError as error:
-            if may_fail and error.cause == "build-failed":
-                self._told(f"{self.label}: {error}")
-                return None
-            raise
+            if again is None or error.cause != "build-failed" or self._is_given_up:
+                raise
+            self._told(f"{self.label}: {error}")
+            plan, _ = self._plans.plan(identity, again, again=True)
+            loaded = self._loaded(gpu, load)
+        if compiled:
+            fits = "is there" if loaded.took_compiled else "does not fit any more"
+            self._told(f"{self.label}: what was compiled for this GPU before {fits}")
+        self._kept = hashlib.sha256(compiled).digest() if loaded.took_compiled else b""
+        capture = _capture() if self._options.graphs else None
+        try:
+            return gpu.call(
+                lambda: Session(loaded, gpu.memory, options=self._options, capture=capture), timeout_s=SETUP_TIMEOUT_S
+            )
+        finally:
+            if gpu.lost is not None:
+                _ABANDONED.append(loaded)
+
+    def _loaded(self, gpu: GpuThread, load: Callable[[], LoadedPlan]) -> LoadedPlan:
+        """Raises GpuError, also when `deactivate` gives it up meanwhile: then it is closed where it was loaded."""
+        self._loading = loading = gpu.begin_aside(load, discard=LoadedPlan.close)
+        try:
+            if self._is_given_up:
+                loading.give_up()
+            return loading.wait(SETUP_TIMEOUT_S)
+        finally:
+            self._loading = None
+
+    def _keep_compiled(self, gpu: GpuThread, session: Session, *, is_last: bool = False) -> None:
+        """Keep what the library compiled: after the first shape, the second, the fourth, and so on, and in the end."""
+        driver, made = self._has_driver, session.made
+        if not self._compiles or self._options.cache is None or driver is None or (not is_last and made & (made - 1)):
+            return
+        identity = self._identity
+
+        def keep() -> None:
+            data = session.plan.compiled()
+            digest = hashlib.sha256(data).digest()
+            if data and digest != self._kept:
+                self._plans.keep_compiled(identity, driver, data)
+                self._kept = digest
+
+        with self._keeps:
+            try:
+                if self._keeping is not None and (is_last or self._keeping.has_ended):
+                    self._keeping.wait(SETUP_TIMEOUT_S)
+                    self._keeping = None
+                if self._keeping is None:  # else the next one keeps more
+                    self._keeping = gpu.begin_aside(keep)
+                if is_last:
+                    self._keeping.wait(SETUP_TIMEOUT_S)
+            except Exception as error:  # it runs all the same; the next start compiles again
+                self._told(f"{self.label}: what was compiled is not kept: {error}")
 
     def _release(self, gpu: GpuThread, session: Session, watcher: Watcher) -> None:
+        self._keep_compiled(gpu, session, is_last=True)
+        self._keeping = None
         watcher.stop()
+        self._close(gpu, session)
+        self._threads.release(self._options.device)
+
+    def _close(self, gpu: GpuThread, session: Session) -> None:
         try:
             gpu.call(session.close, timeout_s=SETUP_TIMEOUT_S)
         except GpuError as error:  # the device is gone, and took everything along
             _ABANDONED.append(session)
             self._told(f"{self.label}: {error}")
-        self._threads.release(self._options.device)
-
-
-class _Rows:
-    """Stands between pinned memory, which it keeps, and the arrays that look at it."""
-
-    def __init__(self, array: Array) -> None:
-        self.array = array
-        self.__array_interface__ = array.__array_interface__
-
-
-def _let_go(gpu: GpuThread, session: weakref.ref[Session], address: int) -> None:
-    """Have the GPU thread unpin memory that nobody holds any more; the session keeps it until then."""
-
-    def unpin() -> None:
-        if (alive := session()) is not None:
-            alive.unpin(address)
-
-    gpu.later(unpin)
 
 
 def _capture() -> Capture | None:

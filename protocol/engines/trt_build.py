@@ -55,7 +55,25 @@ class PlanBuild:
         self._cancelled = False
 
     def __enter__(self) -> Self:
-        self._folder = folder = Path(tempfile.mkdtemp(prefix="isthmus-plan-"))
+        try:
+            self._folder = folder = Path(tempfile.mkdtemp(prefix="isthmus-plan-"))
+            self._lay_out(folder)
+        except OSError as error:
+            self.__exit__(None, None, None)
+            raise GpuError(
+                f"there is no room to build a plan in {tempfile.gettempdir()} ({error.strerror or error})",
+                "make room there, or name another folder in TMPDIR",
+                cause="build-failed",
+            ) from error
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        self._stop()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+    def _lay_out(self, folder: Path) -> None:
         (folder / "order.json").write_bytes(msgspec.json.encode(self._order))
         (folder / "graph.onnx").write_bytes(self._graph)
         for name, data in external_of(self._graph).items():
@@ -64,13 +82,6 @@ class PlanBuild:
             path.write_bytes(data)
         if self._timing:
             (folder / "timing").write_bytes(self._timing)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
-        self._stop()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
 
     def cancel(self) -> None:
         """Give up, from any thread: `run` then raises."""
@@ -82,7 +93,12 @@ class PlanBuild:
         """The plan. Raises GpuError: what the library says, a crash with its signal, a build that took too long."""
         assert self._folder is not None, "a build is entered before it runs"
         began = time.monotonic()
-        last = self._watch(self._folder, timeout_s, told)
+        try:
+            last = self._watch(self._folder, timeout_s, told)
+        except OSError as error:  # no process, no memory, no disk
+            raise GpuError(
+                f"the plan cannot be built here ({error.strerror or error})", cause="build-failed"
+            ) from error
         if last is None or not (last.done or last.fact):
             raise self._died(self._folder, time.monotonic() - began, timeout_s)
         if not last.done:
@@ -123,6 +139,10 @@ class PlanBuild:
             child.wait()
         finally:
             timer.cancel()
+            self._stop()
+            for pipe in (child.stdin, child.stdout):
+                if pipe is not None:
+                    pipe.close()
         return last
 
     def _died(self, folder: Path, took_s: float, timeout_s: float) -> GpuError:
@@ -131,11 +151,10 @@ class PlanBuild:
         if took_s >= timeout_s:
             return GpuError(
                 f"the build took longer than {timeout_s:.0f} s and was ended",
-                "raise build_timeout_s or lower the optimisation",
+                "look at what else this machine does, or leave the engine out of the order for this model",
                 cause="build-timeout",
             )
-        assert self._child is not None
-        code = self._child.returncode
+        code = self._child.returncode if self._child is not None else 0
         how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
         words = (folder / "errors").read_bytes()[-400:].decode("utf-8", "replace").split("\n")
         said = "; ".join(w.strip() for w in words if w.strip())

@@ -3,6 +3,7 @@
     FOLDER/                    0700
       seal.key                 0600, 32 random bytes, made on first use; who cannot read it cannot seal a plan
       <64 hex digits>.plan     magic, HMAC-SHA256 of all that follows, length of the identity, identity, plan
+      build.lock               0600, empty; whoever builds holds it
 
 The name is the sha256 of the identity: everything that a plan depends on (graph, library and its version, driver, GPU,
 profiles, flags). Identity and plan are sealed together, so that a plan cannot be passed off as another's. What does not
@@ -12,13 +13,16 @@ hold is as good as absent: `read` says why, and the caller builds again. Nothing
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import hmac
 import os
 import secrets
 import stat
 import tempfile
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -32,6 +36,10 @@ MAGIC = b"isthmus-sealed-plan-1\n"
 _MAC_NBYTES = 32
 _LENGTH_NBYTES = 4
 MOST_NBYTES = 16 << 30  # of all plans together; those unused for longest go first
+LOCK_FILE = "build.lock"
+LOOK_S = 0.2  # how often whoever waits for its turn looks
+STALE_S = 3600.0  # a file that is still being written after so long: its writer is dead
+_BEING_WRITTEN = ".isthmus-"
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 Identity = Mapping[str, object]
@@ -50,14 +58,15 @@ class PlanCache:
         Raises EngineError when the folder or its key are open to others: then nothing in it can be believed.
         """
         key = self._key()
-        name = file_name(identity)
-        path = self._folder / name
+        path = self._folder / file_name(identity)
         try:
             sealed = _read_own(path)
         except FileNotFoundError:
             return "it was not built here before"
         except OSError as error:
             return f"{path} cannot be read ({error.strerror or error})"
+        except EngineError as error:  # this file alone: the folder is ours, so the next one takes its place
+            return str(error)
         plan = unseal(sealed, identity, key)
         if isinstance(plan, str):
             return f"{path}: {plan}"
@@ -69,14 +78,15 @@ class PlanCache:
         """Keep a plan. Raises EngineError like `read`, and when the disk does not take it."""
         key = self._key()
         try:
-            with tempfile.NamedTemporaryFile(dir=self._folder, prefix=".", delete=False) as file:
+            with tempfile.NamedTemporaryFile(dir=self._folder, prefix=_BEING_WRITTEN, delete=False) as file:
                 try:
                     file.write(seal(plan, identity, key))
                     file.flush()
                     os.fsync(file.fileno())
                     os.replace(file.name, self._folder / file_name(identity))
                 except BaseException:
-                    os.unlink(file.name)
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(file.name)
                     raise
             self._prune(keep=file_name(identity))
         except OSError as error:
@@ -84,8 +94,32 @@ class PlanCache:
                 f"the plan cannot be kept in {self._folder} ({error.strerror or error})", "make room there"
             ) from error
 
+    @contextlib.contextmanager
+    def turn(self, given_up: Callable[[], bool], *, timeout_s: float) -> Iterator[bool]:
+        """Wait until no other process builds for this folder; gives whether there was one.
+
+        After `timeout_s`, and where the file system knows no locks, it goes on without: a plan too many is no harm.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+                lock = stack.enter_context(open(os.open(self._folder / LOCK_FILE, flags, 0o600), "rb"))
+            except OSError:
+                lock = None
+            waited = False
+            if lock is not None:
+                never, until = threading.Event(), time.monotonic() + timeout_s
+                while not _locked(lock.fileno()) and not given_up() and time.monotonic() < until:
+                    waited = True
+                    never.wait(LOOK_S)
+            yield waited  # closing the file gives the lock back
+
     def _prune(self, *, keep: str) -> None:
-        """Remove the plans unused for longest until the rest is within the bound."""
+        """Remove the plans unused for longest until the rest is within the bound, and what the dead left behind."""
+        for path in self._folder.glob(f"{_BEING_WRITTEN}*"):
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > STALE_S:
+                    path.unlink()
         found = []
         for path in self._folder.glob(f"*{SUFFIX}"):
             with contextlib.suppress(FileNotFoundError):
@@ -107,13 +141,25 @@ class PlanCache:
                 _write_new(path, secrets.token_bytes(KEY_NBYTES))
             key = _read_own(path, forbidden=stat.S_IRWXG | stat.S_IRWXO)
         except OSError as error:
+            why = "it is no folder" if isinstance(error, FileExistsError) else error.strerror or error
             raise EngineError(
-                f"the plan cache {self._folder} cannot be used ({error.strerror or error})",
+                f"the plan cache {self._folder} cannot be used ({why})",
                 "name a folder that this user may write",
             ) from error
         if len(key) != KEY_NBYTES:
             raise EngineError(f"{path} holds {len(key)} bytes, not {KEY_NBYTES}", "remove it and the plans beside it")
         return key
+
+
+def _locked(descriptor: int) -> bool:
+    """Whether the lock is ours now, or cannot be had on this file system at all."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def file_name(identity: Identity) -> str:
@@ -167,7 +213,7 @@ def _write_new(path: Path, data: bytes) -> None:
     """Whole or not at all, for its owner alone, and only where nothing is yet. Raises FileExistsError, OSError."""
     if path.exists():
         raise FileExistsError(path)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".") as file:  # 0600 from the beginning
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=_BEING_WRITTEN) as file:  # 0600 from the beginning
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

@@ -34,6 +34,7 @@ class Order(msgspec.Struct, frozen=True):
     optimisation: int | None = None
     version_compatible: bool = False
     same_capability: bool = False
+    captured: bool = False  # runs are to be captured as CUDA graphs
 
 
 class Line(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -75,6 +76,9 @@ def build(order: Order, folder: Path) -> Line:
         config.set_timing_cache(cache, ignore_mismatch=False)
     config.progress_monitor = monitor = _monitor(trt)
     plan = builder.build_serialized_network(network, config)
+    if plan is None and (flag := _flag_of_capture(trt, order)) is not None:  # it runs all the same, only uncaptured
+        config.clear_flag(flag)
+        plan = builder.build_serialized_network(network, config)
     del monitor  # it had to live until here
     if plan is None:
         cause: Cause = "out-of-memory" if "memory" in log.last(4).lower() else "build-failed"
@@ -82,7 +86,7 @@ def build(order: Order, folder: Path) -> Line:
     (folder / "plan").write_bytes(memoryview(plan))
     if cache is not None:
         timing.write_bytes(memoryview(config.get_timing_cache().serialize()))
-    return Line(done=True, version=str(trt.__version__), warnings=tuple(log.kept[-5:]))
+    return Line(done=True, version=str(trt.__version__), warnings=tuple(text for _, text in log.kept[-5:]))
 
 
 def _config(trt: Any, builder: Any, network: Any, order: Order) -> Any:
@@ -95,6 +99,8 @@ def _config(trt: Any, builder: Any, network: Any, order: Order) -> Any:
     if order.same_capability:
         level = getattr(trt.HardwareCompatibilityLevel, "SAME_COMPUTE_CAPABILITY", None)  # since 10.8
         config.hardware_compatibility_level = level or trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    if (flag := _flag_of_capture(trt, order)) is not None:
+        config.set_flag(flag)
     if order.optimisation is not None:
         config.builder_optimization_level = order.optimisation
     names = {network.get_input(i).name for i in range(network.num_inputs)}
@@ -104,8 +110,13 @@ def _config(trt: Any, builder: Any, network: Any, order: Order) -> Any:
             least, best, most = shapes[name]
             profile.set_shape(name, least, best, most)
         if config.add_optimization_profile(profile) < 0:
-            raise GpuError(f"a profile is refused: {shapes}", "give least <= best <= most", cause="unsupported-graph")
+            raise GpuError(f"a profile is refused: {shapes}", "give least <= best <= most", cause="build-failed")
     return config
+
+
+def _flag_of_capture(trt: Any, order: Order) -> Any:
+    """What TensorRT-RTX must be told for runs to be captured: to take no memory by itself. None elsewhere."""
+    return getattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION", None) if order.captured else None
 
 
 def _errors(parser: Any) -> str:

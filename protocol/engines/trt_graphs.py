@@ -13,7 +13,7 @@ otherwise than it is written, was tried out with TensorRT-RTX 1.7.1 (`docs/tenso
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from protocol.engines.trt_options import GpuError, Span, TrtOptions
 from protocol.onnx_outline import (
@@ -165,8 +165,11 @@ def specs(values: list[Value]) -> tuple[TensorSpec, ...]:
     return tuple(TensorSpec(value.name, ELEMENT_NAMES[value.element], value.shape or ()) for value in values)
 
 
-def profile_shapes(outline: Outline, options: TrtOptions) -> list[dict[str, Shapes]]:
-    """For each profile the least, best and most shape of every input.
+def profile_shapes(
+    outline: Outline, options: TrtOptions, spans: Sequence[Span] | None = None
+) -> list[dict[str, Shapes]]:
+    """For each profile the least, best and most shape of every input; `spans` are their batch sizes, else the last of
+    `options.choices`.
 
     A free dimension is the batch (`options.batch_axes`, else axis 0, and wherever the same name stands again) or is
     named in `options.free`. Raises GpuError ("unsupported-graph") for one that is neither.
@@ -177,7 +180,7 @@ def profile_shapes(outline: Outline, options: TrtOptions) -> list[dict[str, Shap
         if isinstance(dim := _batch_dim(value, options.batch_axes), str)
     }  # fmt: skip
     profiles = []
-    for batch in options.profiles():
+    for batch in options.choices()[-1] if spans is None else spans:
         shapes: dict[str, Shapes] = {}
         for value in outline.inputs:
             spans = [

@@ -5,6 +5,7 @@ Nothing here touches the GPU but what a caller makes with the module it gets; as
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 from protocol.engines.trt_options import GpuError, Library
@@ -15,6 +16,8 @@ INSTALL = {
 }
 LEAST = (10, 3)
 MOST_KEPT = 40
+_LOCK = threading.Lock()
+_LOGS: dict[str, tuple[Any, Any]] = {}  # by the library's name: the module, its log
 
 
 def load(library: Library) -> Any:
@@ -37,21 +40,32 @@ def version(trt: Any) -> tuple[int, int]:
 
 
 def log_of(trt: Any) -> Any:
-    """A logger that keeps the last warnings and errors as text in `kept`. It must outlive what was made with it."""
+    """The process's one logger for a library: it keeps the last warnings and errors, each with its thread.
 
+    The library takes the logger that it is given first for all that is made later, so there is one, and it stays.
+    """
+    with _LOCK:
+        known = _LOGS.get(trt.__name__)
+        if known is None or known[0] is not trt:
+            known = _LOGS[trt.__name__] = (trt, _new_log(trt))
+        return known[1]
+
+
+def _new_log(trt: Any) -> Any:
     class Log(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)  # the binding demands it by name
-            self.kept: list[str] = []
+            self.kept: list[tuple[int, str]] = []  # thread, text
 
         def log(self, severity: Any, msg: str) -> None:
             """Called from the library's own threads, where nothing may be raised."""
             if int(severity) <= int(trt.ILogger.Severity.WARNING):
-                self.kept = [*self.kept[1 - MOST_KEPT :], msg[:500]]
+                self.kept = [*self.kept[1 - MOST_KEPT :], (threading.get_ident(), msg[:500])]
 
         def last(self, count: int = 2) -> str:
-            """The last messages in one line."""
-            return "; ".join(self.kept[-count:])[:900] or "it gives no reason"
+            """The last messages in one line; of this thread, if it caused any: others may have had another trouble."""
+            mine = [text for thread, text in self.kept if thread == threading.get_ident()]
+            return "; ".join((mine or [text for _, text in self.kept])[-count:])[:900] or "it gives no reason"
 
     return Log()
 

@@ -43,6 +43,9 @@ class GpuError(EngineError):
         return self.cause in FINAL
 
 
+LEAST_FOR_SEVERAL = 4  # rows at the knee: below, one set of kernels does for all
+
+
 class Span(msgspec.Struct, frozen=True):
     """Sizes that one profile of an engine takes: from `least` to `most`, fastest at `best`."""
 
@@ -57,14 +60,16 @@ class Span(msgspec.Struct, frozen=True):
 class TrtOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How an engine is built and run.
 
-    `batches` are the profiles' batch sizes, each its own span; empty is one profile from 1 to `max_batch`, fastest at
-    `max_batch`: the lane's knee. `batch_axes` says which axis of an input is its batch; an input that is not named has
-    it at axis 0 if that is free. `free` gives the sizes of other free dimensions by their ONNX names.
+    `batches` are the profiles' batch sizes, each its own span; empty leaves them to `choices`. `batch_axes` says which
+    axis of an input is its batch; an input that is not named has it at axis 0 if that is free. `free` gives the sizes
+    of other free dimensions by their ONNX names.
     """
 
     library: Library = "tensorrt"
     device: int = 0
     max_batch: int = 1
+    knee: int | None = None  # the batch beyond which more rows gain nothing, where somebody knows; else `max_batch`
+    several: bool = False  # profiles: one for single rows beside the one for batches
     batches: tuple[Span, ...] = ()
     batch_axes: Mapping[str, int | None] = {}
     free: Mapping[str, Span] = {}
@@ -81,13 +86,30 @@ class TrtOptions(msgspec.Struct, frozen=True, kw_only=True):
     graphs: bool = True  # CUDA graphs, where cuda-python is installed
     most_graphs: int = 16  # of one slot
 
-    def profiles(self) -> tuple[Span, ...]:
-        """The spans of batch sizes, smallest first. Raises EngineError where they are no sizes."""
-        spans = tuple(sorted(self.batches or (Span(1, self.max_batch, self.max_batch),), key=lambda s: s.most))
-        for span in spans:
-            if not 1 <= span.least <= span.best <= span.most:
-                raise EngineError(
-                    f"a profile of batches {span.least}, {span.best}, {span.most} is none",
-                    "give least <= best <= most, each at least 1",
-                )
-        return spans
+    def choices(self) -> list[tuple[Span, ...]]:
+        """Sets of batch sizes to build for, the best first; whoever cannot have one takes the next. Pure.
+
+        A kernel is chosen for the size at which its profile is fastest, and serves all others of the profile: one that
+        was chosen for 32 rows leaves most of the GPU idle with one. A lane that is not busy runs single rows, so they
+        get a profile of their own; all else is fastest at the knee. More profiles would differ less and cost the same:
+        build time, and weights once more wherever two kernels want them laid out otherwise. Raises EngineError where
+        `batches` are no sizes.
+        """
+        if self.batches:
+            return [checked(self.batches)]
+        best = min(max(self.knee or self.max_batch, 1), self.max_batch)
+        one = checked((Span(1, best, self.max_batch),))
+        if not self.several or best < LEAST_FOR_SEVERAL:
+            return [one]
+        return [checked((Span(1, 1, 1), Span(2, best, self.max_batch))), one]
+
+
+def checked(spans: tuple[Span, ...]) -> tuple[Span, ...]:
+    """Smallest first. Raises EngineError where they are no sizes."""
+    for span in spans:
+        if not 1 <= span.least <= span.best <= span.most:
+            raise EngineError(
+                f"a profile of batches {span.least}, {span.best}, {span.most} is none",
+                "give least <= best <= most, each at least 1",
+            )
+    return tuple(sorted(spans, key=lambda span: span.most))

@@ -1,38 +1,48 @@
-"""A plan at work on one GPU. Everything here but `stage` and `results` happens on the GPU thread.
+"""A plan at work on one GPU: its slots, their memory, and what was made ready for each set of shapes.
 
-    plan -> engine -> slots, each with a stream, memory for inputs, outputs and scratch, and pinned rows on the host
-                      '- buckets: one execution context for each set of shapes that came, all in the slot's memory
+    plan -> slots, each with a stream, memory for inputs, outputs and scratch, and pinned rows on the host
+            '- buckets: one execution context for each set of shapes that came, all in the slot's memory
 
 Shapes and addresses are set once, when a bucket is made: a run sets nothing, copies in, enqueues, copies out and
 records an event. A bucket's first run is enqueued plainly; before its second it is captured as a CUDA graph, where
 cuda-python is installed and the stream can be captured; from then on one call replays it. Of many shapes the bucket
 unused for longest goes. Two slots are two batches in flight: the second is copied while the first computes.
+
+    whoever holds the slot    stage, results
+    beside the GPU thread     prepare: contexts are made and graphs captured, which may take seconds
+    on the GPU thread         made, launch, pin, close
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
+import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from protocol.engines.gpu_memory import Block, GpuMemory, aligned
+from protocol.engines.trt_loaded import LoadedPlan, Shapes
 from protocol.engines.trt_options import GpuError, TrtOptions
-from protocol.tensors import DTYPES, Array, TensorSpec
+from protocol.tensors import Array
 
-Shapes = tuple[tuple[int, ...], ...]  # of the inputs, in their order
 Capture = Callable[[int, Callable[[], bool]], Any]
 
 
-class Bucket(NamedTuple):
-    """One set of input shapes, ready to run. `graph` holds one item: None until captured, False where it cannot be."""
+class Bucket:
+    """One set of input shapes, ready to run."""
 
-    context: Any
-    outputs: tuple[tuple[int, ...], ...]
-    graph: list[Any]
+    __slots__ = ("context", "graph", "has_run", "is_captured", "outputs")
+
+    def __init__(self, context: Any, outputs: Shapes) -> None:
+        self.context = context
+        self.outputs = outputs
+        self.has_run = False  # plainly: what a first run prepares cannot be captured
+        self.is_captured = False  # or it was found out that it cannot be: then `graph` is None
+        self.graph: Any = None
 
 
 class Pinned(NamedTuple):
@@ -54,43 +64,27 @@ class Slot:
         self.rows: dict[str, Array] = {}  # pinned, uint8
         self.buckets: OrderedDict[Shapes, Bucket] = OrderedDict()
         self.unpin: list[Callable[[], None]] = []
-        self.outputs: tuple[tuple[int, ...], ...] = ()  # shapes of what the last run gave
+        self.outputs: Shapes = ()  # shapes of what the last run gave
 
 
 class Session:
-    """One engine and its slots. Made on the GPU thread; raises GpuError, and the memory library's errors."""
+    """One loaded plan, which it closes, and its slots. Made on the GPU thread; raises GpuError, the memory's errors."""
 
     def __init__(
-        self,
-        trt: Any,
-        log: Any,
-        plan: bytes,
-        memory: GpuMemory,
-        *,
-        inputs: Sequence[TensorSpec],
-        outputs: Sequence[TensorSpec],
-        options: TrtOptions,
-        capture: Capture | None,
-    ) -> None:
-        self._trt = trt
-        self._log = log
+        self, plan: LoadedPlan, memory: GpuMemory, *, options: TrtOptions, capture: Capture | None
+    ) -> None:  # fmt: skip
+        self.plan = plan
         self._memory = memory
-        self._inputs = inputs
-        self._outputs = outputs
         self._options = options
         self._capture = capture
         self.slots: list[Slot] = []
+        self.made = 0  # buckets so far
         self.captured = 0
         self.uncaptured = ""  # why plain enqueues are used
+        self._preparing = threading.Lock()  # one bucket at a time
         self._pinned: dict[int, Pinned] = {}  # by address
-        self._runtime = trt.Runtime(log)
-        self._engine = self._runtime.deserialize_cuda_engine(plan)
-        if self._engine is None:
-            raise GpuError(f"the plan is refused: {log.last()}", "remove it from the cache", cause="build-failed")
         try:
-            self._profiles = list(self._limits())
-            self._check_tensors()
-            self._take(len(plan))
+            self.nbytes = self._take()
         except BaseException:
             self.close()
             raise
@@ -100,7 +94,7 @@ class Session:
     def stage(self, slot: Slot, tensors: Mapping[str, Array]) -> list[Array]:
         """The inputs where the GPU can reach them: copied into the slot's rows, unless they lie in pinned memory."""
         staged = []
-        for spec in self._inputs:
+        for spec in self.plan.inputs:
             array = tensors[spec.name]
             if not self._is_pinned(array):
                 rows = slot.rows[spec.name][: array.nbytes].view(array.dtype).reshape(array.shape)
@@ -109,48 +103,61 @@ class Session:
             staged.append(array)
         return staged
 
-    def is_new(self, slot: Slot, staged: Sequence[Array]) -> bool:
-        """Whether the slot has not run these shapes yet: then much has to be made, and may have to be compiled."""
-        return tuple(array.shape for array in staged) not in slot.buckets
+    def is_prepared(self, slot: Slot, shapes: Shapes) -> bool:
+        """Whether nothing is to be made or captured before these shapes are run."""
+        bucket = slot.buckets.get(shapes)
+        return bucket is not None and (bucket.is_captured or not bucket.has_run or self._capture is None)
+
+    def is_first(self, slot: Slot, shapes: Shapes) -> bool:
+        """Whether the slot has not run these shapes yet: the driver may have code to load."""
+        bucket = slot.buckets.get(shapes)
+        return bucket is None or not bucket.has_run
 
     def results(self, slot: Slot) -> dict[str, Array]:
         """Copies of what the slot's last run gave."""
         found = {}
-        for spec, shape in zip(self._outputs, slot.outputs, strict=True):
+        for spec, shape in zip(self.plan.outputs, slot.outputs, strict=True):
             nbytes = math.prod(shape) * spec.numpy_dtype.itemsize
             found[spec.name] = slot.rows[spec.name][:nbytes].view(spec.numpy_dtype).reshape(shape).copy()
         return found
 
-    def profile_of(self, shapes: Shapes) -> int:
-        """The narrowest profile that takes these shapes. Raises GpuError ("bad-input")."""
-        for index, (least, most) in enumerate(self._profiles):
-            if all(_within(s, a, b) for s, a, b in zip(shapes, least, most, strict=True)):
-                return index
-        largest = self._profiles[-1][1]
-        names = ", ".join(
-            f"{spec.name!r} {list(shape)} (at most {list(most)})"
-            for spec, shape, most in zip(self._inputs, shapes, largest, strict=True)
-        )
-        raise GpuError(f"no profile takes {names}", "raise max_batch, or send less", cause="bad-input")
+    # ---- beside the GPU thread, by whoever holds the slot -----------------------------------------------------------
+
+    def prepare(self, slot: Slot, shapes: Shapes) -> None:
+        """Make what is missing before these shapes are run: a context, or the graph of one that has run."""
+        with self._preparing:
+            bucket = slot.buckets.get(shapes)
+            if bucket is None:
+                while len(slot.buckets) >= max(self._options.most_graphs, 1):
+                    self._drop(slot.buckets.popitem(last=False)[1])
+                addresses = {name: block.address for name, block in slot.blocks.items()}
+                scratch = slot.scratch.address if slot.scratch is not None else 0
+                context = self.plan.context(shapes, addresses, scratch, slot.handle)
+                slot.buckets[shapes] = Bucket(context, self.plan.shapes_of(context))
+                self.made += 1
+            elif bucket.has_run and not bucket.is_captured and self._capture is not None:
+                bucket.graph = self._captured(self._capture, slot, bucket)
+                bucket.is_captured = True
 
     # ---- on the GPU thread ------------------------------------------------------------------------------------------
 
     def launch(self, slot: Slot, staged: Sequence[Array]) -> Any:
         """Enqueue one run and return the event that happens when its outputs lie in the slot's rows."""
         shapes = tuple(array.shape for array in staged)
-        bucket = slot.buckets.get(shapes)
-        is_new = bucket is None
-        if bucket is None:
-            bucket = self._bucket(slot, shapes)
+        bucket = slot.buckets[shapes]
         slot.buckets.move_to_end(shapes)
-        for spec, array in zip(self._inputs, staged, strict=True):
+        for spec, array in zip(self.plan.inputs, staged, strict=True):
             self._memory.copy_in(slot.blocks[spec.name].address, array, slot.stream)
-        self._enqueue(slot, bucket, is_new=is_new)
-        for spec, shape in zip(self._outputs, bucket.outputs, strict=True):
+        if bucket.graph is not None:
+            bucket.graph.launch(slot.handle)
+        elif not bucket.context.execute_async_v3(slot.handle):
+            raise self.plan.refused("the run")
+        for spec, shape in zip(self.plan.outputs, bucket.outputs, strict=True):
             nbytes = math.prod(shape) * spec.numpy_dtype.itemsize
             self._memory.copy_out(slot.rows[spec.name][:nbytes], slot.blocks[spec.name].address, slot.stream)
         slot.outputs = bucket.outputs
         self._memory.record(slot.event, slot.stream)
+        bucket.has_run = True
         return slot.event
 
     def pin(self, array: Array) -> None:
@@ -177,69 +184,38 @@ class Session:
             for unpin in slot.unpin:
                 with contextlib.suppress(Exception):
                     unpin()
+            with contextlib.suppress(Exception):
+                if slot.event is not None:
+                    self._memory.drop(slot.stream, slot.event)
             slot.event = slot.stream = slot.scratch = None
             slot.blocks = {}
             slot.unpin = []
         for address in list(self._pinned):
             self.unpin(address)
-        self._engine = self._runtime = None
+        self.plan.close()
 
     # ---- inside -----------------------------------------------------------------------------------------------------
 
-    def _enqueue(self, slot: Slot, bucket: Bucket, *, is_new: bool) -> None:
-        graph = bucket.graph[0]
-        if graph is None and self._capture is not None and not is_new:
-            graph = bucket.graph[0] = self._captured(slot, bucket)
-        if graph:
-            graph.launch(slot.handle)
-        elif not bucket.context.execute_async_v3(slot.handle):
-            raise GpuError(f"the run was not enqueued: {self._log.last()}", "", cause="run-failed")
-
-    def _captured(self, slot: Slot, bucket: Bucket) -> Any:
-        """The bucket as a graph; False where it cannot be one, which is no error: plain enqueues do the same."""
-        assert self._capture is not None
+    def _captured(self, capture: Capture, slot: Slot, bucket: Bucket) -> Any:
+        """The bucket as a graph; None where it cannot be one, which is no error: plain enqueues do the same."""
+        context = bucket.context
+        asked = getattr(context, "is_stream_capturable", None)  # TensorRT-RTX knows before
+        if asked is not None and not asked(slot.handle):
+            self.uncaptured = "the library says that this plan cannot be captured"
+            return None
         try:
-            graph = self._capture(slot.handle, lambda: bool(bucket.context.execute_async_v3(slot.handle)))
+            graph = capture(slot.handle, lambda: bool(context.execute_async_v3(slot.handle)))
         except Exception as error:  # of the library that captures, which this module does not import
             self.uncaptured = str(error)[:300]
-            return False
+            return None
         self.captured += 1
         return graph
 
-    def _bucket(self, slot: Slot, shapes: Shapes) -> Bucket:
-        """A context with these shapes, in the slot's memory."""
-        while len(slot.buckets) >= max(self._options.most_graphs, 1):
-            self._drop(slot.buckets.popitem(last=False)[1])
-        context = self._engine.create_execution_context(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        if context is None:
-            raise GpuError(f"no context can be made: {self._log.last()}", "", cause="out-of-memory")
-        if slot.scratch is not None:
-            context.set_device_memory(slot.scratch.address, self._scratch_nbytes())
-        profile = self.profile_of(shapes)
-        if self._engine.num_optimization_profiles > 1 and not context.set_optimization_profile_async(
-            profile, slot.handle
-        ):
-            raise self._refused(f"profile {profile}")
-        for spec, shape in zip(self._inputs, shapes, strict=True):
-            if not context.set_input_shape(spec.name, shape):
-                raise self._refused(f"shape {list(shape)} of {spec.name!r}")
-        unknown = context.infer_shapes()
-        if unknown:
-            raise self._refused(f"what is known of {', '.join(unknown)}")
-        for spec in (*self._inputs, *self._outputs):
-            if not context.set_tensor_address(spec.name, slot.blocks[spec.name].address):
-                raise self._refused(f"the address of {spec.name!r}")
-        outputs = tuple(tuple(context.get_tensor_shape(spec.name)) for spec in self._outputs)
-        bucket = slot.buckets[shapes] = Bucket(context, outputs, [None])
-        return bucket
-
-    def _refused(self, what: str) -> GpuError:
-        return GpuError(f"{what} is refused: {self._log.last()}", "", cause="run-failed")
-
     def _drop(self, bucket: Bucket) -> None:
-        if bucket.graph[0]:
+        if bucket.graph is not None:
             with contextlib.suppress(Exception):
-                bucket.graph[0].destroy()
+                bucket.graph.destroy()
+        bucket.context = bucket.graph = None
 
     def _is_pinned(self, array: Array) -> bool:
         if not self._pinned or not array.flags.c_contiguous:
@@ -250,35 +226,10 @@ class Session:
             for start, pinned in tuple(self._pinned.items())
         )
 
-    def _limits(self) -> Iterator[tuple[Shapes, Shapes]]:
-        """Least and most shapes of each profile, narrowest first, as the builder was given them."""
-        for index in range(self._engine.num_optimization_profiles):
-            shapes = [self._engine.get_tensor_profile_shape(spec.name, index) for spec in self._inputs]
-            yield tuple(tuple(s[0]) for s in shapes), tuple(tuple(s[2]) for s in shapes)
-
-    def _check_tensors(self) -> None:
-        """That the plan takes and gives what the graph says: names and element types."""
-        engine, mode = self._engine, self._trt.TensorIOMode
-        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-        for kind, specs in ((mode.INPUT, self._inputs), (mode.OUTPUT, self._outputs)):
-            theirs = {name for name in names if engine.get_tensor_mode(name) == kind}
-            if theirs != {spec.name for spec in specs}:
-                raise GpuError(f"the plan has {sorted(theirs)}, the graph {sorted(s.name for s in specs)}",
-                               "build it again", cause="build-failed")  # fmt: skip
-            for spec in specs:
-                dtype = np.dtype(self._trt.nptype(engine.get_tensor_dtype(spec.name)))
-                if dtype != DTYPES[spec.dtype]:
-                    raise GpuError(f"the plan has {spec.name!r} as {dtype}, the graph as {spec.dtype}",
-                                   "let it cross as it is", cause="unsupported-graph")  # fmt: skip
-
-    def _scratch_nbytes(self) -> int:
-        return int(self._engine.device_memory_size_v2)
-
-    def _take(self, plan_nbytes: int) -> None:
-        """Take the memory of all slots, if it is within what the engine may have."""
-        sizes = self._most_nbytes()
-        a_slot = self._scratch_nbytes() + sum(sizes.values())
-        need = plan_nbytes + self._options.slots * a_slot  # weights are most of a plan
+    def _take(self) -> int:
+        """Take the memory of all slots, if it is within what the engine may have. How many bytes, plan included."""
+        sizes, scratch_nbytes = self.plan.most_nbytes, self.plan.scratch_nbytes
+        need = self.plan.nbytes + self._options.slots * (scratch_nbytes + sum(sizes.values()))
         most = self._options.memory_nbytes
         if most is not None and need > most:
             raise GpuError(
@@ -291,33 +242,10 @@ class Session:
             self.slots.append(slot)
             slot.stream, slot.event = self._memory.stream(), self._memory.event()
             slot.handle = self._memory.handle(slot.stream)
-            if self._scratch_nbytes():
-                slot.scratch = self._memory.allocate(self._scratch_nbytes())
+            if scratch_nbytes:
+                slot.scratch = self._memory.allocate(scratch_nbytes)
             for name, nbytes in sizes.items():
                 slot.blocks[name] = self._memory.allocate(nbytes)
                 slot.rows[name] = aligned(nbytes)
                 slot.unpin.append(self._memory.pin(slot.rows[name]))
-
-    def _most_nbytes(self) -> dict[str, int]:
-        """The largest size of every input and output over all profiles, in bytes, as the engine itself says."""
-        sizes: dict[str, int] = {}
-        for index, (_, most) in enumerate(self._profiles):
-            context = self._engine.create_execution_context(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-            if context is None:
-                raise GpuError(f"no context can be made: {self._log.last()}", "", cause="out-of-memory")
-            if index and not context.set_optimization_profile_async(index, 0):
-                raise self._refused(f"profile {index}")
-            for spec, shape in zip(self._inputs, most, strict=True):
-                if not context.set_input_shape(spec.name, shape):
-                    raise self._refused(f"shape {list(shape)} of {spec.name!r}")
-            for spec in (*self._inputs, *self._outputs):
-                shape = tuple(context.get_tensor_shape(spec.name))
-                if any(d < 0 for d in shape):
-                    raise GpuError(f"the size of {spec.name!r} depends on values", "cut before it",
-                                   cause="unsupported-graph")  # fmt: skip
-                sizes[spec.name] = max(sizes.get(spec.name, 1), math.prod(shape) * spec.numpy_dtype.itemsize)
-        return sizes
-
-
-def _within(shape: tuple[int, ...], least: tuple[int, ...], most: tuple[int, ...]) -> bool:
-    return len(shape) == len(least) and all(a <= s <= b for s, a, b in zip(shape, least, most, strict=True))
+        return need

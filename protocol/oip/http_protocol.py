@@ -7,7 +7,11 @@
     closed               408, closed          408, closed
 
 Besides: a head of more than 64 KiB or 128 fields is refused (431); a client that does not read its answer is cut off
-when nothing has left its buffer for `write_s`; connections over the limit are answered 503 and closed.
+when nothing has left its buffer for `write_s`.
+
+There is room for so many connections. When it is full, whoever has been idle for longest makes way for who comes. Where
+nobody is idle a few more are let in who may ask for health and metrics, once; everybody else is answered 503. So no
+application that holds all connections keeps an orchestrator from seeing how its daemon is.
 """
 
 from __future__ import annotations
@@ -29,6 +33,8 @@ from protocol.oip.service import OipError, Refusal
 
 MOST_HEAD_NBYTES = 64 << 10
 MOST_FIELDS = 128
+SPARE = 8  # connections over the limit, for health and metrics
+_SPARED = (b"/v2/health/", b"/metrics")
 _SWEEP_S = 0.5
 _STATUS = tuple(b"HTTP/1.1 %d" % kind for kind in (2, 3, 4, 5))  # 100 Continue must not wait for a body
 
@@ -57,6 +63,12 @@ class Phase(enum.Enum):
     WORK = "work"
 
 
+class Place(enum.Enum):
+    ROOM = "like everybody"
+    SPARE = "for one question about health or metrics"
+    NONE = "too many, or it has left"
+
+
 class Connections(ServerState):
     """All connections of one server, and who is too many."""
 
@@ -65,20 +77,51 @@ class Connections(ServerState):
         self.patience = patience
         self.refused: Counter[str] = Counter()  # connections that were cut off, by reason
         self._by_address: Counter[str] = Counter()
+        self._spare: set[Connection] = set()
 
-    def enter(self, address: str) -> bool:
-        """Whether one more connection from there is taken."""
-        self._by_address[address] += 1
+    def enter(self, newcomer: Connection) -> Place:
+        """Where one more connection is taken, if anywhere."""
+        address = newcomer.address
+        if not self._has_room(address):
+            self._make_way(address)
+        if self._has_room(address):
+            self._by_address[address] += 1
+            return Place.ROOM
+        if len(self._spare) >= SPARE:
+            asked_nothing = [one for one in self._spare if one.phase in (Phase.IDLE, Phase.HEAD)]
+            if asked_nothing:
+                min(asked_nothing, key=lambda one: one.since).make_way()
+        if len(self._spare) < SPARE:
+            self._spare.add(newcomer)
+            return Place.SPARE
+        return Place.NONE
+
+    def leave(self, connection: Connection) -> None:
+        """It is gone, or going. Twice is once."""
+        address = connection.address
+        if connection.place is Place.ROOM:
+            self._by_address[address] -= 1
+            if not self._by_address[address]:
+                del self._by_address[address]
+        self._spare.discard(connection)
+        connection.place = Place.NONE
+
+    def _has_room(self, address: str) -> bool:
         patience = self.patience
-        return (
-            len(self.connections) <= patience.connections
-            and self._by_address[address] <= patience.connections_per_address
-        )
+        full = self._by_address.total() >= patience.connections
+        return not full and self._by_address[address] < patience.connections_per_address
 
-    def leave(self, address: str) -> None:
-        self._by_address[address] -= 1
-        if not self._by_address[address]:
-            del self._by_address[address]
+    def _make_way(self, address: str) -> None:
+        own = self._by_address[address] >= self.patience.connections_per_address
+        idle = [
+            one
+            for one in self.connections
+            if isinstance(one, Connection)
+            and (one.place, one.phase) == (Place.ROOM, Phase.IDLE)
+            and (one.address == address or not own)
+        ]
+        if idle:
+            min(idle, key=lambda one: one.since).make_way()
 
     def sweep(self, now: float) -> None:
         """Cut off who has been too slow. `now` is the loop's time in seconds."""
@@ -119,13 +162,13 @@ class Connection(HttpToolsProtocol):
     def __init__(self, config: Config, connections: Connections, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(config, connections, {}, loop)
         self._all = connections
-        self._phase = Phase.IDLE
-        self._since = loop.time()
+        self.phase = Phase.IDLE
+        self.since = loop.time()  # in this phase
+        self.place = Place.NONE
+        self.address = ""
         self._head_nbytes = 0
         self._allowed_s = 0.0
-        self._address = ""
         self._unwritten = (0, 0.0)  # bytes that wait for the client, and since when no byte has left
-        self._is_taken = False
         self._gone: Callable[[], None] | None = None
         self._extensions = {GONE: self._tell_when_gone}
 
@@ -134,13 +177,13 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._joining = _Joining(transport)
         super().connection_made(self._joining)  # type: ignore[arg-type] # it is one
-        self._address = self.client[0] if self.client else "unix"
-        self._is_taken = self._all.enter(self._address)
-        if not self._is_taken:
-            self._cut_off(OipError(Refusal.BUSY, "too many connections", retry_after_s=1.0), "connections")
+        self.address = self.client[0] if self.client else "unix"
+        self.place = self._all.enter(self)
+        if self.place is Place.NONE:
+            self._turn_away()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._all.leave(self._address)
+        self._all.leave(self)
         if self._gone is not None:
             self._gone()
         super().connection_lost(exc)
@@ -149,10 +192,10 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
-        if self._phase in (Phase.IDLE, Phase.HEAD):
+        if self.phase in (Phase.IDLE, Phase.HEAD):
             self._head_nbytes += len(data)
         super().data_received(data)
-        if self._phase is Phase.HEAD and self._head_nbytes > MOST_HEAD_NBYTES:
+        if self.phase is Phase.HEAD and self._head_nbytes > MOST_HEAD_NBYTES:
             self._refuse_head()
 
     def send_400_response(self, msg: str) -> None:
@@ -173,8 +216,12 @@ class Connection(HttpToolsProtocol):
         patience = self._all.patience
         self._allowed_s = patience.body_s + _announced(self.headers) / patience.body_nbytes_per_s
         self._enter(Phase.BODY)
+        if self.place is Place.SPARE and not self.url.startswith(_SPARED):
+            self._turn_away()
         if not self.transport.is_closing():
             super().on_headers_complete()
+            if self.place is Place.SPARE:
+                self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
         if not self.transport.is_closing():
@@ -189,7 +236,7 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         self._joining.flush()
-        if self._phase is Phase.WORK and not self.pipeline:
+        if self.phase is Phase.WORK and not self.pipeline:
             self._enter(Phase.IDLE)
         super().on_response_complete()
 
@@ -202,13 +249,23 @@ class Connection(HttpToolsProtocol):
         """Cut it off if it has been too slow."""
         if not self._is_writing(now):
             return
-        waited, patience = now - self._since, self._all.patience
-        if self._phase is Phase.HEAD and waited > patience.header_s:
+        waited, patience = now - self.since, self._all.patience
+        idle_s = patience.header_s if self.place is Place.SPARE else patience.keep_alive_s
+        if self.phase is Phase.HEAD and waited > patience.header_s:
             self._cut_off(OipError(Refusal.TIMED_OUT, f"no whole head within {patience.header_s:g} s"), "slow head")
-        elif self._phase is Phase.BODY and waited > self._allowed_s:
+        elif self.phase is Phase.BODY and waited > self._allowed_s:
             self._cut_off(OipError(Refusal.TIMED_OUT, f"no whole body within {self._allowed_s:.1f} s"), "slow body")
-        elif self._phase is Phase.IDLE and waited > patience.keep_alive_s:
+        elif self.phase is Phase.IDLE and waited > idle_s:
             self.transport.close()
+
+    def make_way(self) -> None:
+        """Close it, although it has done nothing wrong: others want its place."""
+        self._all.refused["made way"] += 1
+        self._all.leave(self)
+        self.transport.close()
+
+    def _turn_away(self) -> None:
+        self._cut_off(OipError(Refusal.BUSY, "too many connections", retry_after_s=1.0), "connections")
 
     def _is_writing(self, now: float) -> bool:
         """False if it had to be cut off because its client does not read."""
@@ -223,8 +280,8 @@ class Connection(HttpToolsProtocol):
         return True
 
     def _enter(self, phase: Phase) -> None:
-        self._phase = phase
-        self._since = self.loop.time()
+        self.phase = phase
+        self.since = self.loop.time()
 
     def _refuse_head(self) -> None:
         error = OipError(Refusal.TOO_LARGE, f"the head has more than {MOST_HEAD_NBYTES} bytes or {MOST_FIELDS} fields")

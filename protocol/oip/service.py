@@ -32,11 +32,12 @@ import enum
 import functools
 import ipaddress
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import msgspec
 
-from protocol.tensors import Array
+if TYPE_CHECKING:
+    from protocol.tensors import Array  # numpy: settings and commands read this module, too
 
 Parameter: TypeAlias = bool | int | float | str
 Role = Literal["open", "infer", "metrics", "admin"]

@@ -6,16 +6,19 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests import models
 from tests.processes import finished
+
+pytestmark = pytest.mark.timeout(900)  # dozens of processes, one after the other
 
 
 def test_the_demo_loses_nothing_and_writes_its_report(tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = finished(
         "python", "-m", "examples.demo", "--phase-s", "1.5", "--budget-s", "3", "--out", str(out), "--json",
-        timeout_s=280,
+        timeout_s=800,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout)
@@ -34,7 +37,7 @@ def test_the_demo_takes_anyones_model_and_says_that_its_inputs_are_random(tmp_pa
     out = tmp_path / "out"
     done = finished(
         "python", "-m", "examples.demo", "--model", str(model), "--phase-s", "0.7", "--budget-s", "2",
-        "--out", str(out), timeout_s=280,
+        "--out", str(out), timeout_s=800,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert "random" in done.stdout + done.stderr

@@ -25,7 +25,7 @@ def run(*arguments: object) -> Any:
 def program(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [Path(sys.executable).with_name("partitioner"), *map(str, arguments)]
     environ = {**os.environ, "NO_COLOR": "1", **environment}
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=100, env=environ)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=240, env=environ)
 
 
 def document(*arguments: object) -> Any:
@@ -165,14 +165,14 @@ def test_whoever_stops_reading_is_no_error(toy_bundle: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "wb") as broken:
-        done = subprocess.run(command, stdout=broken, stderr=subprocess.PIPE, text=True, check=False, timeout=100)
+        done = subprocess.run(command, stdout=broken, stderr=subprocess.PIPE, text=True, check=False, timeout=240)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_full_disk_under_the_output_is_one_sentence(toy_bundle: Path) -> None:
     command = [Path(sys.executable).with_name("partitioner"), "explain", str(toy_bundle), "--json"]
     with Path("/dev/full").open("wb") as full:
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=100)
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=240)
     assert done.returncode == 1
     assert done.stderr == "error: No space left on device; free some and run it again\n"
 

@@ -39,7 +39,7 @@ def screenshot(page: Path, width: int, *flags: str) -> np.ndarray[tuple[int, ...
         f"--user-data-dir={page.with_name('profile')}", f"--window-size={width},3000", f"--screenshot={target}", *flags,
         page.as_uri(),
     ]  # fmt: skip
-    subprocess.run(command, capture_output=True, check=True, timeout=90)
+    subprocess.run(command, capture_output=True, check=True, timeout=240)
     with Image.open(target) as image:
         return np.asarray(image.convert("RGB"))
 

@@ -1,4 +1,4 @@
-"""Every tail that we make goes through a real TensorRT compiler: `python -m tests.gpu.compile_gate [NAME ...]`
+"""What we make for TensorRT goes through a real compiler of it: `python -m tests.gpu.compile_gate [NAME ...]`
 
 TensorRT-RTX builds engines without a GPU: its parser, its checks of shapes and types and its optimiser run, its kernels
 do not. For each model (the demo's, those of the shared folder, the `onnx` package's light models with random weights):
@@ -7,6 +7,11 @@ the whole model and tails at several cuts, each as
     fp32      as the splitter makes it                   8 bit    uint8 codes decoded by Cast, Sub, Mul
     half      float16 across the cut, float32 inside     fp16     float16 inside (the converter of `half_tail.py`)
 
+the heads of those cuts as `partitioner split --head-engine tensorrt` makes them, and the whole model likewise
+
+    int8      products in symmetric int8, the first convolutions too, biases float; calibrated on random inputs
+    float     float32, codes of the boundary by arithmetic as in int8
+
 with a dynamic batch 1..8 where the axis may be free. Then the small graphs of `tests/gpu/graphs.py`: all that our check
 takes must build. Needs `tensorrt_rtx` and the partitioner's libraries; leaves with 1 if the compiler refused anything
 that our check took. What our check refuses (the shapes behind a Loop are not known) is listed and no failure.
@@ -14,6 +19,7 @@ that our check took. What our check refuses (the shapes behind a Loop are not kn
 
 from __future__ import annotations
 
+import functools
 import sys
 import tempfile
 import time
@@ -25,12 +31,17 @@ import numpy as np
 import onnx_ir as ir
 
 from benchmarks import cuts as sweep
-from partitioner.crossing.boundary import Codes, take_codes
+from partitioner.crossing.boundary import Codes, emit_codes, take_codes
 from partitioner.crossing.half_tail import in_half
 from partitioner.crossing.halves import take_halves
 from partitioner.graph.cuts import Sides
 from partitioner.graph.large_weights import serialise
+from partitioner.graph.model import LoadedModel
 from partitioner.graph.split import free_axes, split
+from partitioner.int8.quantise import quantise
+from partitioner.int8.recipes import Recipe, for_tensorrt
+from partitioner.judging import data
+from partitioner.judging.observe import Ranges, ranges
 from protocol.engines.ort import OrtEngine
 from protocol.engines.trt_build import PlanBuild
 from protocol.engines.trt_child import Order
@@ -46,6 +57,8 @@ CUTS = 2
 KNOWN = ("control_flow",)  # an If beside a Loop: an assertion of the compiler's own fails
 ROWS = 2
 CODES = Codes(0.05, 17)
+INT8 = for_tensorrt(Recipe(name="all products", float_first=False))
+SAMPLES = 8
 
 
 class Verdict(NamedTuple):
@@ -81,10 +94,12 @@ def of_model(name: str, path: Path) -> Iterator[Verdict]:
     model, _ = sweep.prepared(path)
     yield build(name, "fp32", "whole", lambda: model.data)
     yield build(name, "fp16", "whole", lambda: in_half(model.data))
+    seen = _ranges(model)
+    yield build(name, "int8 whole", "whole", lambda: _free(quantise(model.graph, seen(), INT8)))
     alone = [s for s in sweep.choose(model.topology, sweep.Most(10_000, 0, 0)) if isinstance(s, Sides)]
     for sides in _spread(alone):
         try:
-            tail = split(model, sides).tail
+            head, tail = split(model, sides)
         except ModelError as error:
             yield Verdict(name, "fp32", sides.cut[0], str(error)[:300], 0.0, 0, False, True)
             continue
@@ -95,8 +110,18 @@ def of_model(name: str, path: Path) -> Iterator[Verdict]:
             forms["8 bit"] = lambda t=tail, f=floats: _free(take_codes(t, dict.fromkeys(f, CODES)))  # type: ignore[misc]
             forms["half"] = lambda t=tail, f=floats: _free(take_halves(t, f))  # type: ignore[misc]
             forms["8 bit, fp16"] = lambda t=tail, f=floats: in_half(_free(take_codes(t, dict.fromkeys(f, CODES))))  # type: ignore[misc]
+        coded = [n for n in sides.cut if model.topology.crosses_as_codes(n)]
+        forms["int8 head"] = lambda h=head, c=coded: _free(
+            emit_codes(quantise(h, seen(), INT8), c, seen(), by_arithmetic=True)[0]
+        )  # type: ignore[misc]
+        forms["float head"] = lambda h=head, c=coded: _free(emit_codes(h, c, seen(), by_arithmetic=True)[0])  # type: ignore[misc]
         for form, make in forms.items():
             yield build(name, form, where, make)
+
+
+def _ranges(model: LoadedModel) -> Callable[[], Ranges]:
+    """Of every tensor on a few random inputs, found when they are first asked for."""
+    return functools.cache(lambda: ranges(model, data.random(model.inputs, count=SAMPLES)))
 
 
 def _spread(sides: list[Sides]) -> list[Sides]:

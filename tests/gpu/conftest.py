@@ -8,17 +8,24 @@ and in the children that build plans.
 from __future__ import annotations
 
 import ctypes
+import os
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from protocol.engines.driver import LIBRARY, Device, Driver, probe
+from protocol.engines.gpu_thread import GpuThreads
+from protocol.engines.tensorrt import TensorRtEngine
+from protocol.engines.trt_cache import KEY_FILE
+from tests.gpu.tiny import MODEL, OPTIONS, Make
 
 SIMULATION = Path(__file__).parent / "simulation"
-_SIMULATED = {"tensorrt", "pycuda", "cuda", "simulated_gpu"}
+_SIMULATED = {"tensorrt", "tensorrt_rtx", "pycuda", "cuda", "simulated_gpu"}
 _DOORS = {"protocol.engines.cuda_memory", "protocol.engines.cuda_runtime"}
 
 
@@ -44,7 +51,7 @@ def simulated_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A `simulation.simulated_gpu.Gpu`; at the end nothing may have been broken or left behind on it."""
     _forget()
     monkeypatch.syspath_prepend(str(SIMULATION))
-    monkeypatch.setenv("PYTHONPATH", str(SIMULATION))
+    monkeypatch.setenv("PYTHONPATH", str(SIMULATION), prepend=os.pathsep)
     import simulated_gpu
 
     load = ctypes.CDLL
@@ -52,3 +59,49 @@ def simulated_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(ctypes, "CDLL", lambda name, *more: driver if name == LIBRARY else load(name, *more))
     yield simulated_gpu.GPU
     _forget()
+
+
+@pytest.fixture(scope="session")
+def plans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built plans: each graph is built once for all tests."""
+    return tmp_path_factory.mktemp("cache") / "plans"
+
+
+@pytest.fixture
+def kept(make: Make, plans: Path, tmp_path: Path) -> Callable[..., Path]:
+    """A test's own folder of plans, in which the engine's with these options already lies, and nothing else."""
+
+    def folder(**changes: Any) -> Path:
+        with make(**changes):
+            pass
+        own = tmp_path / "plans"
+        own.mkdir(mode=0o700)
+        for path in plans.iterdir():
+            if path.name == KEY_FILE or b"simulated plan" in path.read_bytes():
+                shutil.copy2(path, own)
+        return own
+
+    return folder
+
+
+@pytest.fixture
+def make(simulated_gpu: Any, plans: Path) -> Iterator[Make]:
+    """Makes engines on the simulated GPU that share its thread."""
+    made: list[TensorRtEngine] = []
+
+    def make_one(
+        model: bytes = MODEL, *, threads: GpuThreads | None = None, label: str = "tiny", **changes: Any
+    ) -> TensorRtEngine:
+        options = msgspec.structs.replace(OPTIONS, **{"cache": plans, **changes})
+        engine = TensorRtEngine(
+            model, label=label, options=options, driver=simulated_driver, threads=threads or shared
+        )  # fmt: skip
+        made.append(engine)
+        return engine
+
+    shared = GpuThreads()
+    yield make_one
+    for event in (simulated_gpu.paused, simulated_gpu.loading, simulated_gpu.making):
+        event.set()  # where a test failed before it did
+    for engine in made:
+        engine.deactivate()

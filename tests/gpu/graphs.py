@@ -80,6 +80,30 @@ def _boundary(element: int, zero: float) -> bytes:
     return graph(steps, [("x", element, ["N", 4])], [Y], [SCALE, ("z", np.float32(zero))])
 
 
+def _coding() -> bytes:
+    steps = [
+        node("Div", "x s", "d"), node("Round", "d", "r"), node("Add", "r z", "a"), node("Clip", "a low high", "c"),
+        node("Cast", "c", "y", to=T.UINT8),
+    ]  # fmt: skip
+    numbers = {"z": 131, "low": 0, "high": 255}
+    weights = [SCALE, *((name, np.float32(number)) for name, number in numbers.items())]
+    return graph(steps, [X], [("y", T.UINT8, ["N", 4])], weights)
+
+
+def _convolution() -> bytes:
+    """As the partitioner makes it: int8 in and weights, float32 out."""
+    steps = [
+        node("QuantizeLinear", "x s z", "q"), node("DequantizeLinear", "q s z", "d"),
+        helper.make_node("DequantizeLinear", ["w", "t", "u"], ["v"], name="the_weights", axis=0),
+        node("Conv", "d v b", "y", pads=[1] * 4),
+    ]  # fmt: skip
+    weights = [
+        SCALE, ("z", np.int8(0)), ("w", np.ones((8, 4, 3, 3), np.int8)), ("t", np.full(8, 0.1, np.float32)),
+        ("u", np.zeros(8, np.int8)), ("b", np.ones(8, np.float32)),
+    ]  # fmt: skip
+    return graph(steps, [("x", T.FLOAT, ["N", 4, 6, 6])], [("y", T.FLOAT, ["N", 8, 6, 6])], weights)
+
+
 TAKEN = (
     Case("identity", graph([node("Identity", "x", "y")], [X], [Y])),
     *(
@@ -91,6 +115,8 @@ TAKEN = (
         for model in (_crosses_in(element), _crosses_out(element))
     ),
     Case("eight bits by Cast, Sub, Mul with a zero point", _boundary(T.UINT8, 131.0)),
+    Case("codes of eight bits by Div, Round, Add, Clip, Cast", _coding()),
+    Case("Conv in symmetric int8, a scale a channel, its bias float", _convolution()),
     Case("DequantizeLinear of int8 with zero point 0", _decoded(T.INT8, np.int8(0))),
     Case("DequantizeLinear of int8 without a zero point", _decoded(T.INT8)),
     Case("QDQ pair in symmetric int8", _coded(np.int8(0))),

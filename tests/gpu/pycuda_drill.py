@@ -14,13 +14,14 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from protocol.engines.driver import Driver, probe
+from protocol.engines.driver import Driver, ask
 from protocol.engines.gpu_memory import aligned
 from protocol.engines.gpu_thread import GpuThreads, Watcher
 from protocol.engines.trt_options import GpuError
@@ -32,7 +33,9 @@ COUNTS = ("contexts retained", "contexts pushed", "blocks", "pinned arrays", "st
 def build(folder: Path) -> Any:
     """The simulated driver, loaded so that pycuda finds it under the driver's name."""
     packages = Path(sysconfig.get_paths()["platlib"]) / "pycuda"
-    extension = next(packages.glob("_driver*.so"))
+    extension = next(packages.glob("_driver*.so"), None)
+    if extension is None:
+        sys.exit("not run: pycuda is not installed in this environment; tests/gpu/gate.sh builds it")
     listing = subprocess.run(["nm", "-D", "--undefined-only", extension], check=True, capture_output=True, text=True)
     wanted = {line.split()[-1] for line in listing.stdout.splitlines() if line.split()[-1].startswith("cu")}
     source = (HERE / "simulated_driver.c").read_text()
@@ -72,6 +75,15 @@ class Bench:
         del self.event, self.stream
 
 
+def beside(memory: Any) -> str:
+    """What loading a plan takes: a stream and an event of that thread's own, which go before its context does."""
+    stream, event = memory.stream(), memory.event()
+    memory.record(event, stream)
+    memory.wait(event)
+    memory.drop(stream, event)
+    return "done"
+
+
 def drill(threads: GpuThreads) -> None:
     gpu = threads.hold(0)
     assert gpu.memory.name == "pycuda", gpu.memory.name
@@ -81,6 +93,10 @@ def drill(threads: GpuThreads) -> None:
     for value in range(1, 50):
         watchers[value % 2].run(lambda v=value: bench.launch(v), timeout_s=10)  # type: ignore[misc]
         assert np.all(bench.rows[1][:9000] == value)
+    asides = [gpu.begin_aside(lambda: beside(gpu.memory)) for _ in range(8)]  # as plans are loaded, side by side
+    for value in range(50, 60):
+        watchers[value % 2].run(lambda v=value: bench.launch(v), timeout_s=10)  # type: ignore[misc]
+    assert [aside.wait(10) for aside in asides] == ["done"] * 8
     with pytest.raises(GpuError) as refused:
         gpu.call(lambda: gpu.memory.allocate(1 << 40), timeout_s=10)
     assert refused.value.cause == "out-of-memory", refused.value
@@ -90,10 +106,35 @@ def drill(threads: GpuThreads) -> None:
     threads.release(0)
 
 
+def lose() -> None:
+    """A device is lost while threads hold its context; the process goes on, and ends well."""
+    with tempfile.TemporaryDirectory() as folder:
+        build(Path(folder))
+        gpu = GpuThreads().hold(0)
+        watcher = Watcher(gpu, "lost")
+        watcher.run(lambda: _event(gpu.memory), timeout_s=10)
+        gpu.begin_aside(lambda: gpu.lose("the drill says so")).wait(10)
+        watcher.stop()
+        time.sleep(0.5)  # in which pycuda would end the process
+        print("a lost device: the process goes on")
+
+
+def _event(memory: Any) -> Any:
+    stream, event = memory.stream(), memory.event()
+    memory.record(event, stream)
+    return event
+
+
 def main() -> int:
+    if sys.argv[1:] == ["lose"]:
+        lose()
+        return 0
+    if subprocess.run([sys.executable, "-m", "tests.gpu.pycuda_drill", "lose"], check=False).returncode:
+        print("a lost device ended the process")
+        return 1
     with tempfile.TemporaryDirectory() as folder:
         driver = build(Path(folder))
-        found = probe()
+        found = ask()  # in this process, which has loaded the simulated one
         assert isinstance(found, Driver), found
         print(f"{found} (simulated)")
         threads = GpuThreads()

@@ -28,10 +28,11 @@ from typing import Any
 CLASSES = (
     "ILogger", "Builder", "INetworkDefinition", "OnnxParser", "ParserError", "IBuilderConfig", "IOptimizationProfile",
     "ITimingCache", "IHostMemory", "IProgressMonitor", "Runtime", "ICudaEngine", "IExecutionContext", "ITensor",
+    "IRuntimeConfig", "IRuntimeCache",
 )  # fmt: skip
 ENUMS = (
     "NetworkDefinitionCreationFlag", "BuilderFlag", "MemoryPoolType", "HardwareCompatibilityLevel", "TensorIOMode",
-    "DataType", "ExecutionContextAllocationStrategy",
+    "DataType", "ExecutionContextAllocationStrategy", "DynamicShapesKernelSpecializationStrategy",
 )  # fmt: skip
 _LINE = re.compile(r"^(?:\d+\. )?\w+\((?P<parameters>.*)\)(?: -> (?P<result>.*))?$")
 

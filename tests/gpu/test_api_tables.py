@@ -7,6 +7,7 @@ offer, so that it cannot be kinder than they are: all its classes, methods, para
 from __future__ import annotations
 
 import enum
+import importlib
 import inspect
 import json
 from pathlib import Path
@@ -15,7 +16,9 @@ from typing import Any
 import pytest
 
 TABLES = sorted((Path(__file__).parent / "api").glob("*.json"))
-each_table = pytest.mark.parametrize("table", TABLES, ids=lambda path: path.stem)
+# The simulated TensorRT against every table; what RTX has beside it against that of RTX.
+PAIRS = [("tensorrt", table) for table in TABLES] + [("tensorrt_rtx", t) for t in TABLES if "rtx" in t.stem]
+each_pair = pytest.mark.parametrize(("library", "table"), PAIRS, ids=lambda value: getattr(value, "stem", value))
 
 
 def test_five_versions_are_recorded() -> None:
@@ -24,13 +27,12 @@ def test_five_versions_are_recorded() -> None:
     ]  # fmt: skip
 
 
-@each_table
-def test_every_method_that_we_call_is_there_with_our_parameters(simulated_gpu: Any, table: Path) -> None:
-    import tensorrt
-
+@each_pair
+def test_every_method_that_we_call_is_there_with_our_parameters(simulated_gpu: Any, library: str, table: Path) -> None:
+    simulation = importlib.import_module(library)
     recorded = json.loads(table.read_text())["classes"]
     culprits = []
-    for name, kind in vars(tensorrt).items():
+    for name, kind in vars(simulation).items():
         if not inspect.isclass(kind) or issubclass(kind, enum.Enum) or name.startswith("_"):
             continue
         for method, member in vars(kind).items():
@@ -48,24 +50,25 @@ def test_every_method_that_we_call_is_there_with_our_parameters(simulated_gpu: A
     assert culprits == []
 
 
-@each_table
-def test_every_attribute_that_we_set_is_a_property_there(simulated_gpu: Any, table: Path) -> None:
-    import tensorrt
+@each_pair
+def test_every_attribute_that_we_set_is_a_property_there(simulated_gpu: Any, library: str, table: Path) -> None:
+    simulation = importlib.import_module(library)
+    recorded = json.loads(table.read_text())["classes"]
+    kinds = {"IBuilderConfig": 3, "IRuntimeConfig": 1} if library == "tensorrt_rtx" else {"IBuilderConfig": 3}
+    for kind, count in kinds.items():
+        made = getattr(simulation, kind)()
+        ours = [name for name in vars(made) if not name.startswith("_") and name != "profiles"]
+        assert len(ours) == count
+        assert [name for name in ours if recorded[kind].get(name, "absent") is not None] == []
 
-    recorded = json.loads(table.read_text())["classes"]["IBuilderConfig"]
-    ours = [name for name in vars(tensorrt.IBuilderConfig()) if not name.startswith("_") and name != "profiles"]
-    assert len(ours) == 3
-    assert [name for name in ours if recorded.get(name, "absent") is not None] == []
 
-
-@each_table
-def test_every_constant_that_we_name_is_there(simulated_gpu: Any, table: Path) -> None:
-    import tensorrt
-
+@each_pair
+def test_every_constant_that_we_name_is_there(simulated_gpu: Any, library: str, table: Path) -> None:
+    simulation = importlib.import_module(library)
     recorded = json.loads(table.read_text())["enums"]
     culprits = [
         f"{name}.{member}"
-        for name, kind in vars(tensorrt).items()
+        for name, kind in vars(simulation).items()
         if inspect.isclass(kind) and issubclass(kind, enum.Enum)
         for member in kind.__members__
         if member not in recorded[name]

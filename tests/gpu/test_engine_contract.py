@@ -20,11 +20,6 @@ from tests.gpu.conftest import simulated_driver
 from tests.unit import test_protocol_engines as contract
 
 
-@pytest.fixture(scope="module")
-def plans(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache") / "plans"
-
-
 @pytest.fixture(params=["pycuda", "cuda-python"])
 def make(
     request: pytest.FixtureRequest, simulated_gpu: Any, plans: Path, monkeypatch: pytest.MonkeyPatch

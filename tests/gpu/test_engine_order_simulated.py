@@ -35,23 +35,32 @@ Y = np.maximum(X["x"], 0) - 1
 WITHIN_S = 60.0
 
 
+RESERVED_NBYTES = 600 << 20  # before anything is known
+
+
 @pytest.fixture
-def engine(simulated_gpu: Any, tmp_path: Path) -> Iterator[PreferredEngine]:
-    threads, workshop = GpuThreads(), Workshop()
+def workshop() -> Iterator[Workshop]:
+    workshop = Workshop()
+    yield workshop
+    assert workshop.stop()
+
+
+@pytest.fixture
+def engine(simulated_gpu: Any, tmp_path: Path, workshop: Workshop) -> Iterator[PreferredEngine]:
+    threads = GpuThreads()
     options = TrtOptions(max_batch=8, run_timeout_s=20.0, build_timeout_s=60.0, cache=tmp_path / "plans")
 
     def on_gpu() -> TensorRtEngine:
         return TensorRtEngine(MODEL, label="tiny", options=options, driver=simulated_driver, threads=threads)
 
     offers = [
-        Offer("tensorrt", on_gpu, is_built=True),
+        Offer("tensorrt", on_gpu, is_built=True, gpu_nbytes=RESERVED_NBYTES),
         Offer("onnxruntime-cpu", lambda: OrtEngine(MODEL, label="tiny")),
     ]
     engine = PreferredEngine(offers, label="tiny", workshop=workshop, first_rest_s=0.05)
     engine.activate()
     yield engine
     engine.deactivate()
-    assert workshop.stop()
 
 
 def states(engine: PreferredEngine) -> dict[str, str]:
@@ -84,3 +93,13 @@ def test_a_refused_run_moves_to_the_processor_and_comes_back_a_lost_device_stays
     until(lambda: states(engine)["tensorrt"] == "absent", "the device to be given up", within_s=WITHIN_S)
     np.testing.assert_array_equal(engine.infer(X)["y"], Y)
     assert engine.kind == "onnxruntime-cpu"
+
+
+def test_a_lane_reserves_what_its_engine_holds_once_that_is_known(
+    engine: PreferredEngine, workshop: Workshop, simulated_gpu: Any
+) -> None:
+    until(lambda: engine.kind == "tensorrt", "the plan to be built", within_s=WITHIN_S)
+    held = simulated_gpu.plan_nbytes + sum(len(block) for block in simulated_gpu.blocks.values())
+    assert workshop.gpu_memory()[0] == held < RESERVED_NBYTES
+    engine.deactivate()
+    assert workshop.gpu_memory()[0] == 0

@@ -11,7 +11,7 @@ import gc
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,53 +23,13 @@ from protocol.engines.driver import Driver
 from protocol.engines.gpu_memory import open_memory
 from protocol.engines.gpu_thread import GpuThreads
 from protocol.engines.tensorrt import TensorRtEngine
+from protocol.engines.trt_cache import PlanCache
 from protocol.engines.trt_options import GpuError, Span, TrtOptions
 from protocol.errors import EngineError
 from tests.gpu.conftest import simulated_driver
 from tests.gpu.graphs import REFUSED, SCALE, graph, node
+from tests.gpu.tiny import MODEL, OPTIONS, Make, x_of, y_of
 from tests.waiting import until
-
-ROWS = [("x", TensorProto.FLOAT, ["N", 4])]
-MODEL = graph(
-    [node("Relu", "x", "r"), node("Sub", "r one", "y")],
-    ROWS, [("y", TensorProto.FLOAT, ["N", 4])], [("one", np.float32(1))],
-)  # fmt: skip
-OPTIONS = TrtOptions(max_batch=8, run_timeout_s=20.0, build_timeout_s=60.0)
-
-Make = Callable[..., TensorRtEngine]
-
-
-def x_of(rows: int, seed: int = 0) -> Any:
-    return np.random.default_rng(seed).standard_normal((rows, 4)).astype(np.float32)
-
-
-def y_of(x: Any) -> Any:
-    return np.maximum(x, 0) - 1
-
-
-@pytest.fixture(scope="module")
-def plans(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built plans: each graph is built once for all tests."""
-    return tmp_path_factory.mktemp("cache") / "plans"
-
-
-@pytest.fixture
-def make(simulated_gpu: Any, plans: Path) -> Iterator[Make]:
-    made: list[TensorRtEngine] = []
-
-    def make_one(model: bytes = MODEL, *, threads: GpuThreads | None = None, **changes: Any) -> TensorRtEngine:
-        options = {**{f: getattr(OPTIONS, f) for f in OPTIONS.__struct_fields__}, "cache": plans, **changes}
-        engine = TensorRtEngine(
-            model, label="tiny", options=TrtOptions(**options), driver=simulated_driver, threads=threads or shared
-        )
-        made.append(engine)
-        return engine
-
-    shared = GpuThreads()
-    yield make_one
-    for engine in made:
-        engine.deactivate()
-
 
 # ---- it computes ----------------------------------------------------------------------------------------------------
 
@@ -154,11 +114,12 @@ def test_whoever_waits_for_a_slot_when_the_engine_goes_is_told_so(simulated_gpu:
         except EngineError as error:
             ended.append(error)
 
+    given = simulated_gpu.calls["record"]
     simulated_gpu.paused.clear()
     callers = [threading.Thread(target=call) for _ in range(4)]
     for caller in callers:
         caller.start()
-    until(lambda: simulated_gpu.calls["record"] == 1, "one of them is on the GPU", within_s=20)
+    until(lambda: simulated_gpu.calls["record"] == given + 1, "one of them is on the GPU", within_s=20)
     leaving = threading.Thread(target=engine.deactivate)
     leaving.start()
     simulated_gpu.paused.set()
@@ -412,6 +373,16 @@ def test_a_context_that_cannot_be_had_is_said_at_activation(simulated_gpu: Any, 
         make().activate()
 
 
+def test_a_driver_too_old_for_the_libraries_is_said_and_not_asked_again(
+    simulated_gpu: Any, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pycuda", None)
+    simulated_gpu.fail("push", "OLD_DRIVER")
+    with pytest.raises(GpuError, match="driver is older than the installed CUDA libraries") as refused:
+        make().activate()
+    assert (refused.value.cause, refused.value.is_final) == ("no-driver", True)
+
+
 @pytest.mark.parametrize(
     "tensors",
     [{}, {"z": x_of(1)}, {"x": x_of(1)[0]}, {"x": x_of(1).astype(np.float64)}, {"x": x_of(9)}],
@@ -573,9 +544,97 @@ def test_a_plan_is_built_once(simulated_gpu: Any, make: Make, tmp_path: Path) ->
     assert any("is being built" in line for line in sentences(make(cache=cache, max_batch=4)))
 
 
-def test_a_plan_that_somebody_changed_is_built_again(simulated_gpu: Any, make: Make, tmp_path: Path) -> None:
+def test_a_plan_that_another_process_builds_is_waited_for(
+    simulated_gpu: Any, make: Make, kept: Callable[..., Path], tmp_path: Path
+) -> None:
+    cache = kept()
+    elsewhere = [path.rename(tmp_path / path.name) for path in cache.glob("*.plan")]
+    told: list[str] = []
+    engine = make(cache=cache)
+    engine._told = told.append
+    with PlanCache(cache).turn(lambda: False, timeout_s=0):
+        thread = threading.Thread(target=engine.activate)
+        thread.start()
+        until(lambda: "tiny: another process is building a plan, which is waited for" in told, "it waits")
+        for path in elsewhere:
+            path.rename(cache / path.name)
+    thread.join(20)
+    assert told[-1] == "tiny: another process built the plan meanwhile"
+    assert engine.build_s is None
+
+
+def test_an_engine_no_longer_wanted_does_not_wait_for_another_process(
+    simulated_gpu: Any, make: Make, tmp_path: Path
+) -> None:  # fmt: skip
+    cache = PlanCache(tmp_path / "plans")
+    cache.write({"graph": "any"}, b"plan")
+    told: list[str] = []
+    engine = make(cache=tmp_path / "plans")
+    engine._told = told.append
+    failed: list[EngineError] = []
+
+    def activate() -> None:
+        try:
+            engine.activate()
+        except EngineError as error:
+            failed.append(error)
+
+    with cache.turn(lambda: False, timeout_s=0):
+        thread = threading.Thread(target=activate)
+        thread.start()
+        until(lambda: any("waited for" in line for line in told), "it waits")
+        engine.deactivate()
+        thread.join(20)
+    assert "given up" in str(failed[0])
+
+
+def test_a_disk_without_room_to_build_is_said_and_nothing_is_left_there(
+    simulated_gpu: Any, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr("protocol.engines.trt_build.PlanBuild._lay_out", full)
+        with pytest.raises(GpuError, match=r"no room to build a plan.*TMPDIR") as refused:
+            make(cache=None).activate()
+    assert refused.value.cause == "build-failed"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_machine_that_starts_no_more_processes_is_an_error(
+    simulated_gpu: Any, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: object, **__: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr("subprocess.Popen", none)
+    with pytest.raises(GpuError, match="cannot be built here") as refused:
+        make(cache=None).activate()
+    assert refused.value.cause == "build-failed"
+
+
+def test_what_builders_measured_is_begun_anew_before_it_grows_without_bound(
+    simulated_gpu: Any, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("protocol.engines.trt_plans.MOST_TIMING_NBYTES", 1)
     cache = tmp_path / "plans"
-    sentences(make(cache=cache))
+    known = {"timing": "tensorrt 10.13.3.9", "gpu": "Simulated GPU"}
+    lengths = []
+    for most in (3, 4, 5):
+        sentences(make(cache=cache, max_batch=most))
+        measured = PlanCache(cache).read(known)
+        assert isinstance(measured, bytes)
+        lengths.append(len(measured))
+    assert lengths == [1, 2, 1]  # every build adds one
+
+
+def test_a_plan_that_somebody_changed_is_built_again(
+    simulated_gpu: Any, make: Make, kept: Callable[..., Path]
+) -> None:  # fmt: skip
+    cache = kept()
     for path in cache.glob("*.plan"):
         data = bytearray(path.read_bytes())
         data[-1] ^= 1
@@ -584,12 +643,11 @@ def test_a_plan_that_somebody_changed_is_built_again(simulated_gpu: Any, make: M
 
 
 def test_a_plan_that_the_library_no_longer_loads_is_built_again(
-    simulated_gpu: Any, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    simulated_gpu: Any, make: Make, kept: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import tensorrt
 
-    cache = tmp_path / "plans"
-    sentences(make(cache=cache))
+    cache = kept()
     monkeypatch.setattr(tensorrt, "_MAGIC", b"a newer plan\n")
     engine = make(cache=cache)
     told: list[str] = []

@@ -26,6 +26,7 @@ from edge_agent.daemon import Daemon
 from edge_agent.local_client import AsyncLocalClient, LocalClient, unwrap
 from edge_agent.outcomes import Refusal
 from protocol.control.flights import RefusalCode
+from protocol.engines.catalogue import KINDS
 from protocol.errors import InputError, NetworkError
 from tests.daemons import compute_hangs, daemon_of, got
 from tests.waiting import PATIENCE_S, until
@@ -102,6 +103,24 @@ def test_a_bundle_that_needs_a_gateway_is_not_served_without_one(toy_bundle: Pat
     daemon = daemon_of(toy_bundle, tmp_path / "s", settings={"bundle.placements": "cut-1"})
     with pytest.raises(NetworkError, match="no gateway was named and none of the placements"):
         daemon.start()
+
+
+@pytest.mark.skipif(not KINDS["tensorrt"].absent(), reason="this machine has TensorRT")
+def test_an_engine_for_heads_that_is_not_here_is_told_and_nothing_falls_back_without_a_word(
+    toy_bundle: Path, tmp_path: Path
+) -> None:
+    daemon = daemon_of(toy_bundle, tmp_path / "a", settings={"device.providers": "tensorrt-native,cpu"})
+    try:
+        daemon.start()
+        assert daemon.stage.agent is not None
+        (said,) = daemon.stage.agent.shortfalls()
+        assert "edge.onnx on cpu, not on tensorrt-native (" in said
+        assert KINDS["tensorrt"].absent() in said
+    finally:
+        daemon.close()
+    only = daemon_of(toy_bundle, tmp_path / "b", settings={"device.providers": "tensorrt-native"})
+    with pytest.raises(NetworkError, match=r"runs on the device alone \(nothing runs it: tensorrt-native: "):
+        only.start()
 
 
 def test_one_answer_comes_by_every_way(alone: Daemon, toy_samples: Images) -> None:

@@ -89,6 +89,17 @@ def test_an_agent_with_other_settings_takes_over_and_no_request_is_lost(
         assert unwrap(client.infer({"x": toy_samples[:1]}, deadline_s=20.0)).kind == "full-cloud", "it has a link"
 
 
+def test_a_gateway_that_is_named_while_it_serves_is_asked_for_updates_at_once(
+    steered: Steered, toy_gateway: Gateway
+) -> None:
+    assert steered.daemon._updates.look().checked_at is None, "there is nobody to ask"
+    assert steered.daemon._updates.look().trouble == ""
+    steered.reload(f"gateways.endpoints = ['{toy_gateway.endpoint}']\n")
+    until(lambda: steered.daemon._updates.look().checked_at is not None, "nobody is asked")
+    # What is said once a gateway has answered: this device believes nobody.
+    until(lambda: "no key is known to check it with" in steered.daemon._updates.look().trouble, "nobody answers")
+
+
 def test_a_mistake_changes_nothing_and_what_needs_a_restart_is_named(steered: Steered, toy_samples: Images) -> None:
     before = steered.daemon.agent
     said = steered.reload("planner.objective = 'quickly'\nrequests.deadline_ms = 5\n")

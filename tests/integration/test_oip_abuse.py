@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from protocol.oip.app import OipApp
-from protocol.oip.http_protocol import Patience
+from protocol.oip.http_protocol import SPARE, Patience, Phase
 from protocol.oip.http_server import Listen, OipServer
 from protocol.oip.service import AccessDenied, OpenGuard, Role
 from tests.oip import ToyService
@@ -29,6 +29,7 @@ IMPATIENT = Patience(
     connections=24,
     connections_per_address=24,
 )
+SMALL = Patience(header_s=60.0, body_s=60.0, connections=12, connections_per_address=12)
 BODY_NBYTES = 1 << 20
 
 
@@ -160,10 +161,10 @@ def test_what_is_no_http_is_answered_400_and_cut_off(server: OipServer, garbage:
         (GOOD, ["inference-header-content-length: 5"], 400),
         (GOOD, ["content-encoding: gzip"], 400),
         (GOOD, ["content-encoding: br"], 415),
-        (gzip.compress(GOOD)[:-9], ["content-encoding: gzip"], 400),
-        (gzip.compress(GOOD) + b"more", ["content-encoding: gzip"], 400),
+        (gzip.compress(GOOD, mtime=0)[:-9], ["content-encoding: gzip"], 400),
+        (gzip.compress(GOOD, mtime=0) + b"more", ["content-encoding: gzip"], 400),
         (zlib.compress(GOOD), ["content-encoding: deflate"], 200),
-        (gzip.compress(GOOD), ["content-encoding: gzip"], 200),
+        (gzip.compress(GOOD, mtime=0), ["content-encoding: gzip"], 200),
         (GOOD, ["authorization: Bearer wrong"], 401),
     ],
 )
@@ -229,17 +230,80 @@ def test_an_endless_trailer_is_cut_off(server: OipServer) -> None:
     assert exchange(server, head + b"".join(b"x-%d: a\r\n" % i for i in range(5000))).status == 431
 
 
-def test_connections_over_the_limit_are_told_so_and_others_go_on(server: OipServer) -> None:
-    peers = [connect(server) for _ in range(IMPATIENT.connections)]
-    until(lambda: len(server.connections.connections) == IMPATIENT.connections)
-    with connect(server) as extra:
-        reply = Reply(read_all(extra))
-    assert (reply.status, reply.code) == (503, "BUSY")
-    peers[0].sendall(infer(GOOD, close=False))
-    assert peers[0].recv(1 << 16).startswith(b"HTTP/1.1 200")
+HEALTH = b"GET /v2/health/ready HTTP/1.1\r\nhost: x\r\n\r\n"
+
+
+@pytest.fixture
+def small() -> Iterator[OipServer]:
+    """Room for a few; time enough for any machine."""
+    with OipServer(OipApp(ToyService(), OpenGuard()), Listen(bind="127.0.0.1:0", patience=SMALL)) as server:
+        yield server
+
+
+def _fill(server: OipServer) -> list[socket.socket]:
+    """As many connections as there is room for, each with a request that is never whole."""
+    peers = [connect(server) for _ in range(SMALL.connections)]
+    for peer in peers:
+        peer.sendall(infer(GOOD[:-1], length=len(GOOD), close=False))
+    until(lambda: sum(c.phase is Phase.BODY for c in server.connections.connections) == len(peers))  # type: ignore[union-attr]
+    return peers
+
+
+def _close_all(server: OipServer, peers: list[socket.socket]) -> None:
     for peer in peers:
         peer.close()
     until(lambda: not server.connections.connections)
+
+
+def test_who_is_idle_for_longest_makes_way_when_there_is_no_room(small: OipServer) -> None:
+    peers = [connect(small) for _ in range(SMALL.connections)]
+    until(lambda: len(small.connections.connections) == SMALL.connections)
+    last_came = small.loop.time()
+    until(lambda: small.loop.time() > last_came + 0.01)
+    peers[0].sendall(infer(GOOD, close=False))
+    assert peers[0].recv(1 << 16).startswith(b"HTTP/1.1 200")
+    with connect(small) as extra:
+        extra.sendall(infer(GOOD))
+        assert Reply(read_all(extra)).status == 200
+    assert small.connections.refused == {"made way": 1}
+    peers[0].sendall(infer(GOOD, close=False))
+    assert peers[0].recv(1 << 16).startswith(b"HTTP/1.1 200"), "it was idle for a shorter time than others"
+    _close_all(small, peers)
+
+
+def test_where_nobody_is_idle_a_newcomer_may_ask_for_health_and_nothing_else(small: OipServer) -> None:
+    peers = _fill(small)
+    with connect(small) as orchestrator:
+        orchestrator.sendall(HEALTH)
+        reply = Reply(read_all(orchestrator))
+    assert (reply.status, "connection: close" in reply.lines) == (200, True), "one question, then it is the next one's"
+    with connect(small) as extra:
+        extra.sendall(infer(GOOD))
+        reply = Reply(read_all(extra))
+    assert (reply.status, reply.code) == (503, "BUSY")
+    peers[0].sendall(GOOD[-1:])
+    assert peers[0].recv(1 << 16).startswith(b"HTTP/1.1 200"), "who was in goes on"
+    _close_all(small, peers)
+
+
+def test_nobody_can_hold_the_places_that_are_kept_for_health(small: OipServer) -> None:
+    peers = _fill(small)
+    held = [connect(small) for _ in range(SPARE)]
+    until(lambda: len(small.connections.connections) == len(peers) + SPARE)
+    with connect(small) as orchestrator:
+        orchestrator.sendall(HEALTH)
+        assert Reply(read_all(orchestrator)).status == 200
+    assert small.connections.refused == {"made way": 1}, "one of those that asked nothing"
+    _close_all(small, peers + held)
+
+
+def test_a_place_that_was_given_up_is_given_away_once(small: OipServer) -> None:
+    for made_way in (1, 2, 3):
+        peers = [connect(small) for _ in range(2 * SMALL.connections)]
+        until(lambda so_far=made_way * SMALL.connections: small.connections.refused["made way"] == so_far)  # type: ignore[misc]
+        _close_all(small, peers)
+    assert set(small.connections.refused) == {"made way"}
+    assert not small.connections._by_address
 
 
 def test_all_bodies_together_are_bounded(server: OipServer) -> None:

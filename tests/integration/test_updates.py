@@ -17,13 +17,14 @@ from cloud_gateway.gateway import Gateway
 from edge_agent.agent import Agent, AgentConfig
 from edge_agent.bundles.courier import Courier
 from edge_agent.bundles.first_run import judge
+from edge_agent.bundles.policy import Policy
 from edge_agent.bundles.record import Step
 from edge_agent.bundles.shelf import Shelf
 from edge_agent.bundles.smoke import Smoke
 from edge_agent.bundles.switch import Stage, Swap
 from edge_agent.bundles.trusting import Trusting
 from edge_agent.bundles.update import TrialRules
-from edge_agent.bundles.updater import Policy, Updater
+from edge_agent.bundles.updater import Updater
 from edge_agent.outcomes import Answer
 from edge_agent.trust.store import TrustStore
 from edge_agent.ways import Ways

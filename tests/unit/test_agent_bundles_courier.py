@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import zmq
 
-from edge_agent.bundles.courier import Courier, Stopped
+from edge_agent.bundles.courier import Courier, Interrupted, Stopped
 from edge_agent.bundles.disk import Disk
 from edge_agent.ways import Ways
 from protocol import messages as m
@@ -74,6 +74,20 @@ def test_a_file_comes_whole_from_the_gateway_that_has_it(tmp_path: Path) -> None
         with pytest.raises(WireError, match="never heard of it"):
             Courier([first]).fetch(SHA, len(DATA), tmp_path / "other", Disk())
         assert Courier([first]).offers().reason == "nothing here"
+
+
+def test_a_fetch_that_is_interrupted_goes_on_where_it_was(tmp_path: Path) -> None:
+    with gateway(part_of) as way:
+        courier = Courier([way])
+        courier.interrupted = lambda: courier.fetched_nbytes > 0
+        with pytest.raises(Interrupted):
+            courier.fetch(SHA, len(DATA), tmp_path / "part", Disk())
+        came = courier.fetched_nbytes
+        assert 0 < came < len(DATA)
+        courier.interrupted = lambda: False
+        courier.fetch(SHA, len(DATA), tmp_path / "part", Disk())
+        assert (tmp_path / "part").read_bytes() == DATA
+        assert courier.fetched_nbytes == len(DATA), "nothing was asked for twice"
 
 
 def test_what_was_lost_with_a_connection_is_asked_for_again_on_the_next(tmp_path: Path) -> None:

@@ -75,7 +75,12 @@ def done(update: Update, event: Event, *, now: float = 0.0) -> list[Instruction]
         (Step.REVERTING, Switched(OLD), Step.REVERTED, [Prune()]),
         (Step.REVERTING, Started(), Step.REVERTED, [Prune()]),
         (Step.IDLE, RollBack("no"), Step.REVERTING, [Switch(OLDER)]),
-        (Step.FETCHING, RollBack("no"), Step.FETCHING, []),
+        # what an operator wants does not wait for a fetch
+        (Step.FETCHING, RollBack("no"), Step.REVERTING, [Switch(OLDER)]),
+        (Step.FETCHING, Offered(NEWER, again=True), Step.FETCHING, [Fetch(NEWER)]),
+        (Step.FETCHING, Offered(NEW, again=True, by_hand=True), Step.FETCHING, [Fetch(NEW)]),
+        (Step.TESTING, RollBack("no"), Step.TESTING, []),
+        (Step.TESTING, Offered(NEWER, again=True), Step.TESTING, []),
         # the process was stopped and has started again
         (Step.IDLE, Started(), Step.IDLE, [Confirm(OLD)]),
         (Step.REVERTED, Started(), Step.REVERTED, [Confirm(OLD)]),

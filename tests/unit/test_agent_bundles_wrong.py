@@ -11,13 +11,14 @@ import pytest
 
 from edge_agent.bundles import record as records
 from edge_agent.bundles import update as u
+from edge_agent.bundles.courier import Interrupted
 from edge_agent.bundles.disk import Disk
+from edge_agent.bundles.policy import Policy
 from edge_agent.bundles.record import Step
 from edge_agent.bundles.shelf import Shelf
 from edge_agent.bundles.smoke import Smoke, _verdict
 from edge_agent.bundles.switch import Stage
 from edge_agent.bundles.trusting import Trusting
-from edge_agent.bundles.updater import Policy
 from edge_agent.bundles.wishes import Wish, make_wish, take_wish
 from protocol import messages as m
 from protocol import signers
@@ -362,6 +363,93 @@ def test_old_bundles_go_but_never_the_proven_one_and_the_one_before(state: Path,
     record = device.shelf.load()
     assert record.proven == fresh.digest
     assert sorted(device.shelf.held()) == sorted([record.proven, record.previous])
+
+
+def test_how_long_no_gateway_was_heard_is_known_where_one_is_asked(state: Path, new: Bundle) -> None:
+    class Mute(FolderGateway):
+        def offers(self, model: str = "") -> m.Offers:
+            raise NetworkError("no gateway answers")
+
+    for gateway in (FolderGateway(new.root), Mute(new.root)):
+        device = Device(state, gateway)
+        device.start()
+        device.updater._heard_at -= 1000.0
+        device.updater.check()
+        unheard_s = device.updater.look().unheard_s
+        assert unheard_s is not None
+        assert (unheard_s >= 1000.0) == isinstance(gateway, Mute)
+        gateway.named = lambda: False
+        assert device.updater.look().unheard_s is None
+        device.close()
+
+
+class Endless(FolderGateway):
+    """A gateway of which one file never ends: it says when it was asked for, and goes on until it is interrupted."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        super().__init__(folder)
+        self.endless = self.bundle.manifest.files[name].sha256
+        self.asked = 0
+
+    def fetch(self, sha: str, nbytes: int, part: Path, disk: Disk) -> None:
+        if sha != self.endless:
+            super().fetch(sha, nbytes, part, disk)
+            return
+        self.asked += 1
+        until(self.interrupted, "nothing has interrupted it")
+        raise Interrupted
+
+
+def test_who_wants_to_go_back_does_not_wait_for_a_fetch(state: Path, new: Bundle, tmp_path: Path) -> None:
+    second = Device(state, FolderGateway(new.root))
+    second.start()
+    second.update()
+    old, runs = second.updater.look().record.previous, second.serves
+    second.close()
+    third = bundle_in(tmp_path / "third", NEW | {"edge.onnx": b"a third edge"})
+    gateway = Endless(third.root, "edge.onnx")
+    device = Device(state, gateway)
+    device.start()
+    device.updater.start()
+    until(lambda: gateway.asked, "it fetches nothing")
+    assert (device.step, device.serves) == (Step.FETCHING, runs)
+    make_wish(device.shelf, Wish("roll back", reason="it is worse at night"))
+    until(lambda: device.serves == old, "it did not go back")
+    assert device.updater.look().record.candidate == ""
+    device.close()
+
+
+def test_what_is_asked_for_meanwhile_is_answered_and_the_fetch_goes_on(state: Path, new: Bundle) -> None:
+    gateway = Endless(new.root, "edge.onnx")
+    device = Device(state, gateway)
+    device.start()
+    device.updater.start()
+    until(lambda: gateway.asked == 1, "it fetches nothing")
+    (junk := device.shelf.folder("e" * 64)).mkdir()
+    make_wish(device.shelf, Wish("prune"))
+    until(lambda: gateway.asked == 2, "it did not go on")
+    assert not junk.exists()
+    assert device.step is Step.FETCHING
+    gateway.endless = ""
+    device.updater.check_now()
+    until(lambda: device.serves == new.digest, "it did not end")
+    device.close()
+
+
+def test_revocations_are_asked_for_however_long_a_fetch_takes(state: Path, new: Bundle) -> None:
+    gateway = Endless(new.root, "edge.onnx")
+    device = Device(state, gateway)
+    device.start()
+    device.updater.start()
+    until(lambda: gateway.asked == 1, "it fetches nothing")
+    before = device.updater.look().checked_at
+    device.updater._check_at = 0.0
+    until(lambda: gateway.asked == 2, "it did not go on")
+    after = device.updater.look().checked_at
+    assert before is not None
+    assert after is not None
+    assert after > before
+    device.close()
 
 
 def test_the_operators_wishes_are_taken_once_and_nonsense_is_thrown_away(state: Path, new: Bundle) -> None:

@@ -66,6 +66,8 @@ def test_every_field_is_read_by_somebody() -> None:
         ({"http__bind": "tcp://127.0.0.1:80"}, "give HOST:PORT or off"),
         ({"gateways__endpoints": "gateway:7447"}, "each tcp://HOST:PORT or srv://NAME"),
         ({"health__every_s": "0.5", "health__timeout_s": "60"}, "a hang would be noticed late"),
+        ({"device__providers": "cpu,cpu"}, "names one of them twice (command line); name each at most once"),
+        ({"device__providers": []}, "device.providers names nothing"),
         ({"planner__objective": "speed"}, "is not NAME=WEIGHT"),
         ({"htp__bind": "off"}, "htp.bind is unknown (command line); did you mean http.bind?"),
     ],

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import msgspec
@@ -24,8 +28,12 @@ from edge_agent.doctor.probe import GatewayProbe
 from edge_agent.doctor.verdicts import Status, UnmetError, Verdict
 from protocol import keys
 from protocol import messages as m
+from protocol.bundle import MANIFEST, MANIFEST_DIGEST, sha256
+from protocol.engines.catalogue import KINDS
+from protocol.engines.ort import available
 from protocol.errors import InputError
 from tests import boards
+from tests.bundles import bundle_in
 
 UNIT = f"etc/systemd/system/{checks_service.UNIT}"
 SYSTEMD = {
@@ -283,6 +291,16 @@ def test_a_provider_that_this_build_lacks_is_told(tmp_path: Path) -> None:
         assert status(checks_installation.providers, asked) is Status.WARN
 
 
+def test_every_engine_for_heads_that_is_not_there_is_named_with_one_remedy_for_all(tmp_path: Path) -> None:
+    asked = case(tmp_path, device__providers=["tensorrt-native", "cuda", "cpu"])
+    if (absent := KINDS["tensorrt"].absent()) and "CUDAExecutionProvider" not in available():
+        found = checks_installation.providers(asked)
+        assert f"tensorrt-native: {absent}; this build of ONNX Runtime brings" in found.fact
+        assert found.remedy.startswith("pip install 'isthmus[cuda]'")
+        alone = checks_installation.providers(case(tmp_path, device__providers=["tensorrt-native", "cpu"]))
+        assert (alone.status, alone.remedy) == (Status.WARN, "mend that, or ask for what is there")
+
+
 # ---- network and service --------------------------------------------------------------------------------------------
 
 
@@ -354,6 +372,74 @@ def test_an_update_that_was_taken_back_is_told(tmp_path: Path) -> None:
     back = records.Record(current=good, proven=good, step=records.Step.REVERTED, said="it was slow").with_bad(bad, "")
     assert of(back).status is Status.WARN
     assert "it was slow; not taken again: bbbbbbbbbbbb" in of(back).fact
+
+
+def test_a_bundle_that_nobody_has_replaced_for_long_is_told_where_somebody_may(tmp_path: Path) -> None:
+    bundle_in(tmp_path / "bundle", {"full.onnx": b"x"})
+    listing = tmp_path / "bundle" / MANIFEST
+
+    def of(built: str, *, updates: bool = True) -> Verdict:
+        manifest = msgspec.json.decode(listing.read_bytes())
+        manifest["conditions"]["created_utc"] = built
+        listing.write_bytes(msgspec.json.encode(manifest))
+        (tmp_path / "bundle" / MANIFEST_DIGEST).write_text(f"{sha256(listing.read_bytes())}  {MANIFEST}\n")
+        return checks_bundle.age(case(tmp_path, bundle__path=str(tmp_path / "bundle"), updates__enabled=updates))
+
+    today = datetime.now(UTC)
+    assert of(today.isoformat()) == Verdict(Status.OK, "the bundle was built 0 days ago")
+    old = (today - timedelta(days=checks_bundle.OLD_DAYS + 1)).isoformat(timespec="seconds")
+    assert of(old).status is Status.WARN
+    assert "181 days ago" in of(old).fact
+    assert of(old.removesuffix("+00:00")).status is Status.WARN, "without a zone it is UTC"
+    assert of(old, updates=False).status is Status.OK, "it is meant to stay"
+    assert of((today + timedelta(days=9)).isoformat()).status is Status.WARN
+    assert of("last Tuesday").status is Status.SKIP
+
+
+@pytest.mark.parametrize(
+    ("unheard_s", "expected", "fact"),
+    [
+        (7.0, Status.OK, "a gateway told 7 s ago what it offers"),
+        (4000.0, Status.OK, "a gateway told 1.1 h ago what it offers, or it has only just started"),
+        (4 * 3600.0, Status.WARN, "for 4.0 h no gateway has told what it offers"),
+        (None, Status.SKIP, "the daemon asks no gateway for updates"),
+    ],
+)
+def test_a_daemon_that_hears_of_no_updates_says_so(
+    tmp_path: Path, unheard_s: float | None, expected: Status, fact: str
+) -> None:
+    asking = case(tmp_path, gateways__endpoints=["tcp://127.0.0.1:7447"])
+    assert "no gateway is asked" in checks_service.offers(case(tmp_path)).fact
+    assert "no daemon listens" in checks_service.offers(asking).fact
+    body = msgspec.json.encode({"bundle": {"unheard_s": unheard_s}})
+    with _daemon(tmp_path / "state", b"HTTP/1.1 200 OK\r\n\r\n" + body):
+        verdict = checks_service.offers(asking)
+    assert (verdict.status, verdict.fact) == (expected, fact)
+    with _daemon(tmp_path / "state", b"HTTP/1.1 503 BUSY\r\n\r\nnothing"), pytest.raises(UnmetError, match="503"):
+        checks_service.offers(asking)
+
+
+@contextmanager
+def _daemon(state: Path, answer: bytes) -> Iterator[None]:
+    """What listens where a daemon does, and says the same to everybody."""
+    path = state / "run" / "agent.sock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        server.listen()
+
+        def serve() -> None:
+            for _ in range(2):  # who asks, after a look whether anybody listens
+                peer, _ = server.accept()
+                with peer, contextlib.suppress(OSError):
+                    if peer.recv(4096):
+                        peer.sendall(answer)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield
+        thread.join(20)
+    path.unlink()
 
 
 def test_a_device_without_a_bundle_waits_for_its_first_where_a_gateway_may_offer_one(tmp_path: Path) -> None:

@@ -41,5 +41,13 @@ def test_looking_at_a_board_needs_no_engine() -> None:
 
 
 def test_the_commands_load_no_engine_before_they_need_one() -> None:
-    unwanted = NEVER | {"onnxruntime", "uvicorn", "cryptography", "dns"}
+    unwanted = NEVER | {"onnxruntime", "numpy", "zmq", "uvicorn", "cryptography", "dns", "structlog"}
     assert not loaded_by("import edge_agent.cli") & unwanted
+
+
+def test_the_gateways_commands_load_neither_engine_nor_socket_before_they_need_one() -> None:
+    assert not loaded_by("import cloud_gateway.cli") & {"onnxruntime", "numpy", "zmq", "uvicorn", "structlog"}
+
+
+def test_a_daemons_log_loads_nothing_that_colours_it() -> None:
+    assert not loaded_by("import protocol.seeing.logs") & {"rich", "pygments", "attr"}

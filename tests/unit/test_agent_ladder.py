@@ -502,14 +502,86 @@ def test_what_is_heard_of_a_lost_gateway_does_not_bring_it_back() -> None:
     assert s.submit(1) == [Prepare(1, "edge")]
 
 
-def test_without_edge_only_a_silent_gateway_is_asked_again_all_the_same() -> None:
+def _silent_after_one(*ids: str, budget_s: float = 5.0) -> Scene:
+    """One attempt is out whose time is up, and nothing has come since it was sent."""
+    s = scene(*ids)
+    s.ladder.fleet.current.heard(now=s.now)
+    s.now += 0.1
+    s.send(1, budget_s=budget_s)
+    assert s.wake() == [], "what is sent again would only follow it"
+    return s
+
+
+def test_without_edge_only_nothing_is_sent_to_a_silent_gateway_until_something_comes() -> None:
+    s = _silent_after_one("cut", "cloud")
+    s.submit(2, budget_s=5.0)
+    assert s.prepared(2) == []
+    assert s.tick(0.5) == []
+    s.ladder.fleet.current.heard(now=s.now)
+    (sent,) = s.tick()
+    assert isinstance(sent, Send)
+    assert (sent.seq, sent.attempt) == (2, 1)
+    assert finish_of(s.answer(1)).attempts == 1, "it was on its way all the time"
+
+
+def test_what_stayed_out_is_sent_again_if_it_alone_is_not_answered_once_the_others_are() -> None:
+    s = _silent_after_one("cut", "cloud")
+    s.now += 0.5
+    s.ladder.fleet.current.heard(now=s.now)
+    assert s.tick() == [], "the gateway has just come back: it gets its time"
+    (again,) = s.wake()
+    assert isinstance(again, Send)
+    assert (again.seq, again.attempt) == (1, 2)
+
+
+def test_what_stayed_out_is_sent_at_once_on_the_next_connection() -> None:
+    s = _silent_after_one("cut", "cloud")
+    assert s.lose_link() == []
+    (again,) = s.link_up("cut", "cloud")
+    assert isinstance(again, Send)
+    assert (again.seq, again.attempt) == (1, 2)
+
+
+def test_a_refusal_of_what_stayed_out_ends_the_attempt() -> None:
+    s = _silent_after_one("cut", "cloud")
+    assert s.reject(RejectCode.BUSY, retry_after_s=0.2) == []
+    assert s.ladder.flights[1].phase is Phase.READY
+
+
+def test_what_stayed_out_is_refused_when_its_budget_is_used_up_and_nothing_is_sent_after_it() -> None:
+    s = _silent_after_one("cut", "cloud", budget_s=1.0)
+    s.submit(2)
+    assert s.prepared(2) == []
+    s.now += 0.8
+    out = s.tick()
+    assert finish_of([i for i in out if isinstance(i, Finish)]).code is RefusalCode.DEADLINE
+    assert not any(isinstance(i, Send) for i in out)
+
+
+def test_what_expired_while_the_process_stood_still_takes_no_step_before() -> None:
+    """Suspended for a minute: the first request makes the gateway silent, the second is too late for the device."""
+    s = scene("cut", "edge")
+    s.link_up(requests=1)
+    s.ladder.fleet.current.heard(now=s.now)
+    s.now += 0.1
+    s.send(1)
+    s.submit(2)
+    assert s.prepared(2) == [], "there is credit for one"
+    s.submit(3, budget_s=100.0)
+    assert s.prepared(3) == []
+    out = s.tick(60.0)
+    assert [i.seq for i in out if isinstance(i, Finish)] == [1, 2]
+    assert [i.seq for i in out if isinstance(i, Prepare)] == [3]
+
+
+def test_a_deadline_shorter_than_what_a_gateway_takes_does_not_make_it_silent() -> None:
     s = scene("cut", "cloud")
     s.ladder.fleet.current.heard(now=s.now)
     s.now += 0.1
-    s.send(1, budget_s=5.0)
-    (again,) = s.wake()
-    assert isinstance(again, Send)
+    s.send(1, budget_s=0.1)
+    s.wake()
     assert s.ladder.fleet.current.link_reason is None
+    assert isinstance(s.send(2, budget_s=0.1), Send)
 
 
 def test_a_result_after_stepping_down_still_ends_the_request_once() -> None:
@@ -951,7 +1023,7 @@ def test_a_trial_that_is_withdrawn_lets_another_follow_at_once() -> None:
     s = scene("cut")
     breaker = s.ladder.device.breakers["cut"]
     for _ in range(3):
-        breaker.failed("the head broke", now=s.now)
+        breaker.failed(Why(Cause.DEVICE, "the head broke"), now=s.now)
     s.now += 5.0
     assert s.submit(1) == [Prepare(1, "cut")]
     assert breaker.refuses(now=s.now), "the first is the trial"

@@ -252,6 +252,19 @@ def test_a_request_that_leaves_a_silent_gateway_is_cancelled_there() -> None:
     assert sent_to(out) == [("cut", "b", 2)]
 
 
+def test_what_stayed_out_at_a_silent_gateway_goes_to_another_one_as_soon_as_that_is_there() -> None:
+    s = Scene("cut", "cloud")
+    s.note(s.ladder.link_lost(CUT_OFF, gateway="b", now=s.now))
+    s.ladder.fleet.of("a").heard(now=s.now)
+    s.now += 0.1
+    s.send(budget_s=5.0)
+    assert s.wake() == [], "what is sent again would only follow it"
+    s.up("b")
+    out = s.note(s.ladder.tick(now=s.now))
+    assert out[0] == CancelRemote(1, "a")
+    assert sent_to(out) == [("cut", "b", 2)]
+
+
 def test_an_answer_of_the_gateway_that_was_left_is_as_good_and_the_other_one_is_told() -> None:
     s = Scene("cut", "cloud", "edge")
     s.send(budget_s=5.0)

@@ -325,6 +325,10 @@ class LadderMachine(RuleBasedStateMachine):
     def link_is_measured(self, pick: int, link: LinkState | None) -> None:
         self.ladder.link_measured(link, gateway=self.picked(pick))
 
+    @rule(pick=picks)
+    def something_is_heard(self, pick: int) -> None:
+        self.ladder.fleet.of(self.picked(pick)).heard(now=self.now)
+
     @rule(after_s=st.sampled_from([0.0, 0.001, 0.01, 0.05, 0.05, 0.3, 1.0, 12.0]))
     def time_passes(self, after_s: float) -> None:
         self.now += after_s

@@ -32,11 +32,13 @@ def test_every_change_is_one_datagram(manager: tuple[socket.socket, str]) -> Non
     notifier.status("unwell")
     notifier.reloading("another bundle")
     notifier.stopping("draining")
-    said = [listening.recv(4096).decode() for _ in range(5)]
+    notifier.patience(2400.0, "builds")
+    said = [listening.recv(4096).decode() for _ in range(6)]
     assert said[:3] == ["READY=1\nSTATUS=serves digits with a gateway", "WATCHDOG=1", "STATUS=unwell"]
     assert said[3].startswith("RELOADING=1\nMONOTONIC_USEC=")
     assert said[3].endswith("\nSTATUS=another bundle")
     assert said[4] == "STOPPING=1\nSTATUS=draining"
+    assert said[5] == "EXTEND_TIMEOUT_USEC=2400000000\nSTATUS=builds"
 
 
 def test_without_a_manager_or_with_one_that_is_gone_nothing_happens(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -186,6 +187,15 @@ def test_a_bundles_life_is_told_in_words(bundle: Bundle, record: Record, state: 
     update = UpdateView(record, trial, 2_500_000, None, "", ())
     told = bundle_standing(bundle, update)
     assert (told.digest, told.state, told.coming) == (bundle.digest, state, coming)
+
+
+def test_how_old_a_bundle_is_and_how_long_no_offer_was_heard_are_told(bundle: Bundle) -> None:
+    told = bundle_standing(bundle, UpdateView(Record(), "", 0, None, "", (), unheard_s=7.5))
+    assert told.unheard_s == 7.5
+    assert told.built_at is not None
+    built = datetime.fromtimestamp(told.built_at, UTC).isoformat(timespec="seconds")
+    assert built == bundle.manifest.conditions.created_utc
+    assert bundle_standing(None, UpdateView(Record(), "", 0, None, "", (), unheard_s=7.5)).unheard_s == 7.5
 
 
 def test_a_bundle_that_has_run_well_is_proven(bundle: Bundle) -> None:

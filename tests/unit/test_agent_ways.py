@@ -98,3 +98,32 @@ def test_several_addresses_are_tried_in_turn_and_a_move_keeps_the_one_in_use_if_
     assert ways.current == Way(two)
     ways.move((three,))
     assert ways.current == Way(three)
+
+
+def test_keys_that_somebody_has_written_are_noticed_until_they_are_read(folder: Path) -> None:
+    ways = Ways(GATEWAY, folder)
+    assert not ways.have_changed()
+    keys.write_public(folder / "server.pub", (NEW.public,))
+    assert ways.have_changed()
+    ways.turn()
+    assert not ways.have_changed()
+    keys.write_pair(folder / "agent.key", keys.make_pair("camera-7"), overwrite=True)
+    assert ways.have_changed()
+    ways.turn()
+    (folder / "agent.key").unlink()
+    assert ways.have_changed(), "one that is gone is another one, too"
+
+
+def test_a_server_key_in_a_file_of_its_own_is_looked_at_as_well(folder: Path, tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs.pub"
+    keys.write_public(theirs, (OLD.public,))
+    ways = Ways(GATEWAY, folder, str(theirs))
+    keys.write_public(theirs, (NEW.public,))
+    assert ways.have_changed()
+    ways.turn()
+    assert ways.current == _way(NEW)
+    assert not ways.have_changed()
+
+
+def test_in_plain_text_no_key_can_change() -> None:
+    assert not Ways(GATEWAY).have_changed()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from benchmarks import gpu, tails
+from benchmarks.peers.processes import Cores
 from benchmarks.results import Options, Result
 from protocol.engines.catalogue import KINDS
 from protocol.engines.fake import FakeEngine
@@ -51,3 +54,22 @@ def test_a_ratio_is_judged_only_where_something_was_promised(bound: float | None
     assert gpu.at_least("throughput", [0.7, 0.8], bound).ok is ok
     assert gpu.at_most("latency", [1.0], None).ok is None
     assert isinstance(gpu.at_most("latency", [1.0], 1.1), Result)
+
+
+def test_profiles_are_compared_by_single_rows_batches_and_memory() -> None:
+    calls: dict[bool, list[int]] = {True: [], False: []}
+
+    class Known(FakeEngine):
+        gpu_nbytes = 300
+
+    def make(*, several: bool) -> Known:
+        made = Known(engine(calls[several])._function, label="tail")
+        made.gpu_nbytes = 300 if several else 200
+        return made
+
+    nowhere = Path("nowhere")
+    stage = gpu.Stage("tensorrt", "tail_fc", nowhere, nowhere, nowhere, 8, 0.02, Cores.of_this_machine())
+    single, batch, memory = gpu.profiles(stage, make, 2)
+    assert set(calls[True]) == set(calls[False]) == {1, gpu.MOST_ROWS}
+    assert single.n == batch.n == 2
+    assert memory.median == 1.5

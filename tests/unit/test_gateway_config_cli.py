@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cloud_gateway.config_cli import app
+from tests.bundles import bundle_in
 
 runner = CliRunner()
 
@@ -39,6 +40,25 @@ def test_check_refuses_with_3_and_names_everything_that_is_wrong(file: Path) -> 
     report = json.loads(runner.invoke(app, ["check", str(file), "--json"]).stdout)
     assert report["ok"] is False
     assert [problem["key"] for problem in report["problems"]] == ["logs.levl", "limits.pending_requests"]
+
+
+def test_check_names_what_is_offered_and_lies_nowhere(file: Path, tmp_path: Path) -> None:
+    bundle_in(tmp_path / "models" / "sorter" / "1", {"full.onnx": b"x"}, model="digits v2")
+    bundle_in(tmp_path / "beside", {"full.onnx": b"x"}, model="faces")
+    text = f"[models]\nrepository = '{tmp_path / 'models'}'\nbundles = ['{tmp_path / 'beside'}']\n[updates]\n"
+    file.write_text(text + "offer = ['sorter', 'digits v2', 'faces', '*']\n")
+    assert "note" not in runner.invoke(app, ["check", str(file)]).stdout
+    file.write_text(text + "offer = ['sorter', 'digitz', 'other']\n")
+    done = runner.invoke(app, ["check", str(file)])
+    assert done.exit_code == 0, "whoever has not copied the bundle yet may do so later"
+    said = (
+        "updates.offer names 'digitz', 'other', of which no bundle lies where models are served from; "
+        "what there is: digits v2, faces, sorter"
+    )
+    assert done.stdout.splitlines()[1:] == [f"note: {said}"]
+    assert json.loads(runner.invoke(app, ["check", str(file), "--json"]).stdout)["remarks"] == [said]
+    file.write_text(f"[models]\nrepository = '{tmp_path / 'on-another-machine'}'\n[updates]\noffer = ['x']\n")
+    assert "note" not in runner.invoke(app, ["check", str(file)]).stdout
 
 
 def test_check_refuses_a_file_that_is_not_there_with_3(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from cloud_gateway.cli import app
 from cloud_gateway.remote import Remote, model_path
+from cloud_gateway.seeing.status import SCHEMA
 from protocol.errors import InputError, NetworkError
 
 
@@ -67,6 +68,25 @@ def key_file(tmp_path: Path) -> Path:
     file = tmp_path / "key"
     file.write_text("isthmus_secret\n")
     return file
+
+
+def test_the_status_says_what_a_lane_would_rather_run_on_and_why_it_does_not(server: Server) -> None:
+    def engine(kind: str, state: str, reason: str = "", *, serves: bool = False) -> dict[str, object]:
+        return {"kind": kind, "state": state, "serves": serves, "reason": reason, "failures": 0}
+
+    engines = [engine("tensorrt", "absent", "no driver; install one"), engine("a", "ready", serves=True),
+               engine("b", "ready")]  # fmt: skip
+    lane = {"key": "1f2e", "label": "digits/1 cut-1/tail", "engine": "A", "engines": engines, "batch_bound": 4,
+            "pending_requests": 0, "wait_s": 0.0}  # fmt: skip
+    total = {"counters": {"offered": 0, "answered": 0, "late": 0, "refused": {}}, "residence": None}
+    server.reply({"schema": SCHEMA, "software": "isthmus", "ready": True, "draining": False, "uptime_s": 1.0,
+                  "agents": 0, "models": [], "lanes": [lane], "total": total})  # fmt: skip
+    done = CliRunner().invoke(app, ["status", "--url", server.url])
+    assert done.exit_code == 0, done.output
+    assert done.output.splitlines()[1:3] == [
+        "  lane 1f2e (digits/1 cut-1/tail): A, batch up to 4, 0 waiting, 0.0 ms",
+        "    tensorrt: absent, no driver; install one",
+    ]
 
 
 # ---- the client -----------------------------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ def test_what_can_never_be_loaded_here_is_not_tried_again() -> None:
     room.handle(Begin(), now=0.0)
     room.handle(Loaded("b"), now=0.0)
     assert room.handle(NotLoaded("a", "its graph is not taken", for_good=True), now=1.0) == [Drop("a")]
-    assert (room.rungs["a"].state, room.next_wake()) == ("absent", None)
+    assert (room.rungs["a"].state, room.rungs["a"].failures, room.next_wake()) == ("absent", 1, None)
 
 
 def test_events_that_come_too_late_change_nothing() -> None:
@@ -97,3 +97,28 @@ def test_events_that_come_too_late_change_nothing() -> None:
 def test_an_order_names_each_once_and_one_at_least(order: tuple[str, ...]) -> None:
     with pytest.raises(InvariantViolation, match="each engine once"):
         Preference(order)
+
+
+def test_an_engine_that_rests_is_not_made_ready_by_what_comes_late() -> None:
+    room = ready("a", "b")
+    room.handle(Broke("a", "lost"), now=1.0)
+    wake = room.next_wake()
+    assert room.handle(Loaded("a"), now=1.5) == []
+    assert (room.rungs["a"].state, room.in_use, room.next_wake()) == ("resting", "b", wake)
+    room.validate()
+
+
+def test_a_build_that_takes_long_and_fails_each_time_is_forgiven_nothing() -> None:
+    """Forgiveness is for having served: minutes of building are no service."""
+    room, now, rests = Preference(("a", "b")), 0.0, []
+    room.handle(Begin(), now=now)
+    room.handle(Loaded("b"), now=now)
+    for _ in range(3):
+        now += 10 * FORGIVEN_S
+        assert room.handle(NotLoaded("a", "no plan"), now=now) == [Drop("a")]
+        wake = room.next_wake()
+        assert wake is not None
+        rests.append(wake - now)
+        now = wake
+        assert room.handle(Tick(), now=now) == [Load("a")]
+    assert rests == [FIRST_REST_S, 2 * FIRST_REST_S, 4 * FIRST_REST_S]

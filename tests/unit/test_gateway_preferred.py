@@ -14,11 +14,12 @@ from cloud_gateway.config import EnginesSettings
 from cloud_gateway.models.agreement import disagreement
 from cloud_gateway.models.asking import answered, room_of, what_ran
 from cloud_gateway.models.making import Making
-from cloud_gateway.models.preferred import PreferredEngine, TryAnotherError
+from cloud_gateway.models.preferred import PreferredEngine
 from cloud_gateway.models.rows import BatchRows
 from cloud_gateway.models.rungs import Offer
 from cloud_gateway.models.served import open_model
 from cloud_gateway.models.settings import Wanted
+from cloud_gateway.models.trial import TryAnotherError
 from cloud_gateway.models.workshop import GpuMemory, Workshop
 from protocol import codecs
 from protocol.engines.catalogue import KINDS
@@ -65,12 +66,20 @@ def test_the_best_engine_serves_and_those_behind_it_stand_by() -> None:
     assert room.told == []
 
 
+def test_what_is_not_here_is_told_once_however_many_lanes_ask_for_it() -> None:
+    told: list[tuple[str, str]] = []
+    workshop = Workshop(told=lambda event, text: told.append((event, text)))
+    for _ in range(3):
+        workshop.absent("gpu", "no driver; install one")
+    assert told == [("engine_absent", "gpu was asked for and is not here: no driver; install one")]
+
+
 def test_what_is_not_here_is_told_and_the_next_serves() -> None:
     room = Room(Scripted("gpu"), Scripted("cpu"), absent={"gpu": "no driver; install one"})
     with room.engine as engine:
         assert engine.kind == "cpu"
         assert room.states() == {"gpu": "absent", "cpu": "ready"}
-    assert room.told == ["cut-1/tail: gpu was asked for and is not here: no driver; install one"]
+    assert room.told == ["gpu was asked for and is not here: no driver; install one"]
 
 
 def test_what_does_not_load_rests_and_the_next_serves() -> None:
@@ -188,13 +197,20 @@ def test_a_failure_that_may_be_the_requests_moves_the_lane_only_when_another_eng
         assert engine.kind == "cpu"
 
 
-def test_tensors_that_do_not_fit_are_no_engines_fault() -> None:
+def test_tensors_that_do_not_fit_one_engine_are_run_by_the_next_and_are_no_engines_fault() -> None:
+    """A plan takes batches up to a bound, the processor any: what it answered before the plan came, it answers now."""
     gpu, cpu = Scripted("gpu"), Scripted("cpu")
-    with Room(gpu, cpu).engine as engine:
+    room = Room(gpu, cpu)
+    with room.engine as engine:
         gpu.fails.append(GpuError("a row too many", cause="bad-input"))
-        with pytest.raises(GpuError, match="a row too many"):
-            engine.infer(X)
-        assert (engine.kind, cpu.runs) == ("gpu", 1), "the processor ran once: for the comparison at the start"
+        assert answered(engine, X)["y"].tolist() == [[2.0]]
+        assert (engine.kind, what_ran(engine)) == ("gpu", "scripted cpu")
+        assert room.workshop.counts().failures == {}
+        for each in (gpu, cpu):
+            each.fails.append(GpuError("no such shape", cause="bad-input"))
+        with pytest.raises(GpuError, match="no such shape"):
+            answered(engine, X)
+        assert engine.ready() == ["gpu", "cpu"]
 
 
 def test_the_last_engine_that_works_is_never_given_up() -> None:
@@ -374,9 +390,16 @@ def test_a_batch_lies_where_the_engine_that_serves_wants_it() -> None:
 
     gpu.rows = rows  # type: ignore[attr-defined]
     with Room(gpu, cpu).engine as engine:
-        assert room_of(engine) == ("gpu", rows)
+        assert room_of(engine) == ("gpu 1", rows)
         with engine.using("cpu"):
             assert room_of(engine) is None
+        gpu.fails.append(GpuError("it refused", cause="run-failed"))
+        answered(engine, X)
+        assert engine._room is not None
+        engine.turn()
+        engine._room.rungs["gpu"].rests_until = 0.0
+        engine.turn()
+        assert room_of(engine) == ("gpu 2", rows), "what was pinned for the engine before is pinned no longer"
     assert room_of(cpu) is None
     kept = BatchRows()
     header, data = codecs.encode("x", ONE, "raw")

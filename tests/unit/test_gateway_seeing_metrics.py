@@ -27,7 +27,7 @@ NAME = re.compile(r"\b(?:nv|isthmus|process)_[a-z_]+\b")
 CUT = Scope("digits", "3", "cut-1")
 ENGINES = (
     EngineState("tensorrt", "resting", False, "device lost", 2),
-    EngineState("onnxruntime-cuda", "ready", True),
+    EngineState("onnxruntime-cuda", "ready", True, precision="float16"),
     EngineState("onnxruntime-cpu", "ready", False),
 )
 ACCOUNT = EngineAccount(

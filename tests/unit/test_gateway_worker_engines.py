@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 import pytest
 
-from cloud_gateway.desk import Desk
+from cloud_gateway.desk import GUEST, Desk
 from cloud_gateway.models.lanes import Lane, LaneRules, Segment
 from cloud_gateway.models.preferred import PreferredEngine
 from cloud_gateway.models.rungs import Offer
@@ -23,7 +23,7 @@ from protocol.bundle import BoundaryTensor
 from protocol.engines.trt_options import GpuError
 from protocol.errors import EngineError
 from protocol.messages import RejectCode
-from protocol.tensors import Tensors, TensorSpec
+from protocol.tensors import Array, Tensors, TensorSpec
 from tests.scripted_engines import Scripted
 
 X = BoundaryTensor(TensorSpec("x", "float32", ("N", 1)), "raw", 0)
@@ -33,11 +33,14 @@ LOST = GpuError("the GPU is gone", cause="device-lost")
 class Bench:
     """A lane over scripted engines, run by hand."""
 
-    def __init__(self, *engines: Scripted) -> None:
+    def __init__(self, *engines: Scripted, on_gpu: tuple[str, ...] = ()) -> None:
         workshop = Workshop()
         workshop.enter = lambda engine: None  # type: ignore[method-assign]
         self.workshop = workshop
-        offers = [Offer(engine.label, lambda engine=engine: engine) for engine in engines]  # type: ignore[misc]
+        offers = [
+            Offer(e.label, lambda e=e: e, on_gpu=e.label in on_gpu)  # type: ignore[misc]
+            for e in engines
+        ]
         self.engine = PreferredEngine(offers, label="tail", workshop=workshop)
         self.engine.activate()
         self.lane = Lane(
@@ -178,3 +181,99 @@ def test_one_that_stands_by_and_does_not_run_is_no_longer_counted_on() -> None:
     bench = Bench(gpu, cpu)
     assert bench.engine.kind == "cpu"
     assert bench.engine.look()[0].reason == "zeros are not for me"
+
+
+def test_no_door_runs_what_may_hang_and_it_does_again_once_the_processor_serves() -> None:
+    """A GPU's run cannot be ended. The thread that owns the socket would hang with it, and the gateway be deaf."""
+    gpu, cpu = Scripted("gpu"), Scripted("cpu")
+    bench = Bench(gpu, cpu, on_gpu=("gpu",))
+    bench.offer(1.0)
+    assert bench.desk.take_small() is None
+    gpu.fails.append(LOST)
+    assert engines_of(bench.run()) == {"scripted cpu"}
+    bench.offer(2.0)
+    small = bench.desk.take_small()
+    assert small is not None
+    assert answers(bench.runner.run(GUEST, small)) == {2.0: 4.0}
+
+
+def test_a_lane_takes_the_cost_of_what_serves_also_from_a_thread_that_tries_out_another_engine() -> None:
+    bench = Bench(Scripted("gpu"), Scripted("cpu"))
+    serving = bench.lane.curve
+    with bench.engine.using("cpu", on_trial=True):
+        bench.desk.refit(bench.lane)
+    assert bench.lane.curve is serving
+
+
+def test_what_serves_is_measured_also_where_nobody_has_said_yet_that_the_lane_moved() -> None:
+    """The thread that found out counts and logs first; the workshop may look at the lane before it has."""
+    gpu, cpu = Scripted("gpu"), Scripted("cpu")
+    bench = Bench(gpu, cpu)
+    bench.lane._fits.clear()
+    bench.lane.measure_if_new()
+    bench.desk.refit(bench.lane)
+    assert bench.lane.curve.is_known
+
+
+def test_all_that_failed_a_batch_are_convicted_by_the_one_that_ran_it() -> None:
+    one, two, three = Scripted("one"), Scripted("two"), Scripted("three")
+    bench = Bench(one, two, three)
+    for engine in (one, two):
+        engine.fails.append(EngineError("who knows", ""))
+    bench.offer(5.0)
+    assert engines_of(bench.run()) == {"scripted three"}
+    assert bench.engine.ready() == ["three"]
+
+
+def test_an_engine_that_returns_too_few_rows_hands_nobody_anothers_answer_and_the_next_one_serves() -> None:
+    class Short(Scripted):
+        def infer(self, tensors: Tensors) -> dict[str, Array]:
+            y = super().infer(tensors)["y"]
+            return {"y": y[: 1 if self.is_short else None]}
+
+        is_short = False
+
+    gpu, cpu = Short("gpu"), Scripted("cpu")
+    bench = Bench(gpu, cpu)
+    gpu.is_short = True
+    for value in (1.0, 2.0, 3.0):
+        bench.offer(value)
+    outcomes = bench.run()
+    assert answers(outcomes) == {1.0: 2.0, 2.0: 4.0, 3.0: 6.0}
+    assert engines_of(outcomes) == {"scripted cpu"}
+    assert bench.engine.kind == "cpu"
+
+
+def test_more_rows_than_the_best_engine_takes_are_run_by_the_next_and_the_lane_stays_with_its_cost() -> None:
+    gpu, cpu = Scripted("gpu"), Scripted("cpu")
+    bench = Bench(gpu, cpu)
+    before = bench.lane.curve
+    seen = before._samples[1].copy()
+    bench.offer(1.0)
+    gpu.fails.append(GpuError("no profile takes that", cause="bad-input"))
+    outcomes = bench.run()
+    assert answers(outcomes) == {1.0: 2.0}
+    assert engines_of(outcomes) == {"scripted cpu"}
+    assert (bench.engine.kind, bench.lane.curve, bench.workshop.counts().failures) == ("gpu", before, {})
+    assert before._samples[1] == seen, "what the processor took says nothing about the GPU"
+
+
+def test_one_by_one_after_a_failure_only_those_are_run_who_can_still_be_in_time() -> None:
+    cpu = Scripted("cpu")
+    bench = Bench(cpu)
+
+    def slow_for_many(tensors: Tensors) -> None:
+        if len(tensors["x"]) > 1:
+            bench.lane.curve.observe(1, 30.0)  # so long that one alone would be too late
+            for _ in range(64):
+                bench.lane.curve.observe(1, 30.0)
+            raise EngineError("values", "")
+
+    bench.offer(1.0, budget_s=10.0)
+    bench.offer(2.0, budget_s=600.0)
+    cpu.before_run = slow_for_many
+    outcomes = bench.run()
+    refused = [o for o in outcomes if isinstance(o, NotComputed)]
+    assert [(r.item.ticket, r.code) for r in refused] == [(1.0, RejectCode.DEADLINE)]
+    assert "its batch failed, and it can no longer finish" in refused[0].reason
+    assert answers([o for o in outcomes if isinstance(o, Computed)]) == {2.0: 4.0}

@@ -81,6 +81,17 @@ def test_without_a_driver_the_driver_is_what_is_missing() -> None:
     assert KINDS["tensorrt"].absent() == KINDS["tensorrt-rtx"].absent() == reason
 
 
+def test_onnx_runtimes_tensorrt_wants_tensorrt_10_where_the_loader_looks() -> None:
+    asked: list[str] = []
+    assert catalogue._no_tensorrt_10(asked.append) == ""
+    assert asked == ["libnvinfer.so.10"]
+
+    def load(name: str) -> object:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    assert "libnvinfer.so.10 is not found; install TensorRT 10" in catalogue._no_tensorrt_10(load)
+
+
 @pytest.mark.parametrize(
     ("words", "cause"),
     [

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from protocol.control.demand import NO_DEMAND, Demand
 from protocol.control.link import LinkEstimator
 from protocol.control.objectives import Objective
-from protocol.control.planner import DWELL_S, HYSTERESIS, LEAST_GAIN, SUSTAINED, Candidate, Planner
+from protocol.control.planner import DWELL_S, HYSTERESIS, LEAST_GAIN, Candidate, Planner
+from protocol.control.weighing import SUSTAINED
 from protocol.errors import InputError
 from protocol.latency import LinkState, PlacementCost, latency_s, leaving_scv, wait_s
 

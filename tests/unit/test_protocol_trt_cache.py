@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import threading
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.engines.trt_cache import KEY_FILE, MAGIC, PlanCache, file_name, seal, unseal
+from protocol.engines.trt_cache import KEY_FILE, LOCK_FILE, MAGIC, PlanCache, file_name, seal, unseal
 from protocol.errors import EngineError
 
 IDENTITY = {"graph": "00" * 32, "library": "tensorrt 11.4.0", "gpu": "GPU (9, 0)", "profiles": [[1, 8]]}
@@ -88,13 +90,22 @@ def test_a_damaged_plan_is_built_again_and_replaced(folder: Path) -> None:
     assert cache.read(IDENTITY) == PLAN
 
 
-@pytest.mark.parametrize(("name", "mode"), [("", 0o770), (KEY_FILE, 0o640), (file_name(IDENTITY), 0o620)])
+@pytest.mark.parametrize(("name", "mode"), [("", 0o770), (KEY_FILE, 0o640)])
 def test_what_others_could_have_written_or_read_is_not_believed(folder: Path, name: str, mode: int) -> None:
     cache = PlanCache(folder)
     cache.write(IDENTITY, PLAN)
     (folder / name).chmod(mode)
     with pytest.raises(EngineError, match=r"open to others.*chmod"):
         cache.read(IDENTITY)
+
+
+def test_a_plan_that_others_could_have_written_is_built_again_in_its_place(folder: Path) -> None:
+    cache = PlanCache(folder)
+    cache.write(IDENTITY, PLAN)
+    (folder / file_name(IDENTITY)).chmod(0o620)
+    assert "open to others" in str(cache.read(IDENTITY))
+    cache.write(IDENTITY, PLAN)
+    assert cache.read(IDENTITY) == PLAN
 
 
 def test_a_link_is_no_plan(folder: Path, tmp_path: Path) -> None:
@@ -148,3 +159,67 @@ def test_a_disk_that_is_full_leaves_no_half_plan_behind(folder: Path) -> None:
     with pytest.raises(EngineError, match="cannot be kept"):
         cache.write({"n": 0}, PLAN)
     assert sorted(path.name for path in folder.iterdir()) == sorted([KEY_FILE, file_name(IDENTITY), target.name])
+
+
+# ---- shared by several, and full ------------------------------------------------------------------------------------
+
+
+def test_one_process_builds_at_a_time_and_whoever_waited_is_told_so(folder: Path) -> None:
+    PlanCache(folder).write(IDENTITY, PLAN)
+    held, other_is_there, ended = threading.Event(), threading.Event(), []
+
+    def other() -> None:
+        with PlanCache(folder).turn(lambda: bool(other_is_there.set()), timeout_s=60) as waited:
+            ended.append((waited, held.is_set()))
+
+    with PlanCache(folder).turn(lambda: False, timeout_s=60) as waited:
+        assert not waited
+        thread = threading.Thread(target=other)
+        thread.start()
+        assert other_is_there.wait(20), "the other one found it taken"
+        assert ended == []
+        held.set()
+    thread.join(20)
+    assert ended == [(True, True)]
+
+
+def test_whoever_is_given_up_or_has_waited_long_enough_goes_on_without_its_turn(folder: Path) -> None:
+    PlanCache(folder).write(IDENTITY, PLAN)
+    with PlanCache(folder).turn(lambda: False, timeout_s=60):
+        with PlanCache(folder).turn(lambda: True, timeout_s=60):
+            pass
+        with PlanCache(folder).turn(lambda: False, timeout_s=0):
+            pass
+
+
+def test_a_folder_that_takes_no_lock_file_is_used_without(folder: Path) -> None:
+    PlanCache(folder).write(IDENTITY, PLAN)
+    (folder / LOCK_FILE).mkdir()
+    with PlanCache(folder).turn(lambda: False, timeout_s=60) as waited:
+        assert not waited
+
+
+def test_a_full_disk_is_said_and_leaves_nothing_behind(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = PlanCache(folder)
+    cache.write(IDENTITY, PLAN)
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr("os.fsync", full)
+        with pytest.raises(EngineError, match=r"No space left.*make room"):
+            cache.write({"graph": "another"}, PLAN)
+    assert sorted(path.name for path in folder.iterdir()) == sorted([KEY_FILE, file_name(IDENTITY)])
+
+
+def test_what_a_killed_writer_left_is_removed_once_it_is_old(folder: Path) -> None:
+    cache = PlanCache(folder)
+    cache.write(IDENTITY, PLAN)
+    old, young = folder / ".isthmus-old", folder / ".isthmus-young"
+    for path in (old, young):
+        path.write_bytes(PLAN)
+    os.utime(old, (0, 0))
+    cache.write(IDENTITY, PLAN)
+    assert not old.exists()
+    assert young.exists()

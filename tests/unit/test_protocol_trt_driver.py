@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
-from protocol.engines.driver import LIBRARY, Device, Driver, probe
+from protocol.engines.driver import LIBRARY, Device, Driver, ask
 
 UUID = bytes(range(16))
 
@@ -61,7 +61,7 @@ class ScriptedLibrary:
 
 
 def asked(*names: str, version: int = 13_000, **failing: int) -> Driver | str:
-    return probe(load=lambda _: ScriptedLibrary(*names, version=version, **failing))
+    return ask(load=lambda _: ScriptedLibrary(*names, version=version, **failing))
 
 
 def test_a_driver_that_answers_is_told_with_its_gpus() -> None:
@@ -75,7 +75,7 @@ def test_a_machine_without_a_driver_is_told_to_install_one() -> None:
     def load(name: str) -> Any:
         raise OSError(f"{name}: cannot open shared object file")
 
-    found = probe(load=load)
+    found = ask(load=load)
     assert isinstance(found, str)
     assert LIBRARY in found
     assert "install one" in found
@@ -104,6 +104,6 @@ def test_a_driver_that_fails_is_quoted_with_the_function_and_its_code() -> None:
 
 
 def test_a_library_that_lacks_a_function_is_no_driver() -> None:
-    found = probe(load=lambda _: object())
+    found = ask(load=lambda _: object())
     assert isinstance(found, str)
     assert "cuInit" in found

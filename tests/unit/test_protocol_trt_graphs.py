@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 from protocol.engines.trt_graphs import check_graph, is_batched, profile_shapes, specs
 from protocol.engines.trt_options import GpuError, Span, TrtOptions
-from protocol.errors import EngineError, ModelError
+from protocol.errors import ModelError
 from protocol.onnx_outline import read_outline
 from protocol.tensors import TensorSpec
 from tests import models
@@ -122,12 +122,6 @@ def test_a_fixed_graph_has_one_size_and_is_not_batched() -> None:
     outline = read_outline(graph([node("Relu", "x", "y")], fixed, [("y", TensorProto.FLOAT, [1, 4])]))
     assert profile_shapes(outline, TrtOptions(max_batch=8)) == [{"x": ((1, 4),) * 3}]
     assert not is_batched(outline, TrtOptions(max_batch=8))
-
-
-@pytest.mark.parametrize("span", [Span(0, 1, 1), Span(2, 1, 4), Span(1, 8, 4)])
-def test_sizes_that_are_none_are_refused(span: Span) -> None:
-    with pytest.raises(EngineError, match="least <= best <= most"):
-        TrtOptions(batches=(span,)).profiles()
 
 
 def test_inputs_and_outputs_are_told_as_the_engine_contract_wants_them() -> None:

@@ -97,7 +97,7 @@ function showLanes(seen) {
         ["wait of a new one", seconds(lane.wait_s)]]),
       el("p", { class: "soft small" }, lane.engine),
       ...lane.engines.filter((e) => !e.serves).map((e) => el("p", { class: "soft small" },
-        `${e.kind}: ${e.state === "ready" ? "stands by" : e.state}${e.failures ? `, failed ${plural(e.failures, "time")}` : ""}${e.reason ? ` (${e.reason})` : ""}`)));
+        `${e.kind}${e.precision ? ` in ${e.precision}` : ""}: ${e.state === "ready" ? "stands by" : e.state}${e.failures ? `, failed ${plural(e.failures, "time")}` : ""}${e.reason ? ` (${e.reason})` : ""}`)));
   }));
 }
 

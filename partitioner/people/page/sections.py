@@ -72,21 +72,22 @@ def _range(low: float | None, high: float | None) -> str:
 
 def certificates(manifest: Manifest) -> Markup | None:
     """What was proven about each placement's answers; None if nothing was."""
-    proven = [(p, p.certificate) for p in manifest.placements if p.certificate is not None]
+    proven = [(p, "", p.certificate) for p in manifest.placements if p.certificate is not None]
+    proven += [(p, ", tail in float16", p.half.certificate) for p in manifest.placements if p.half is not None]
     if not proven:
         return None
-    low = min(min(c.bound, c.achieved) for _, c in proven)
-    high = max(max(c.reference, c.achieved) for _, c in proven)
+    low = min(min(c.bound, c.achieved) for *_, c in proven)
+    high = max(max(c.reference, c.achieved) for *_, c in proven)
     scale = Linear(low, high, 6.0, SCALE_WIDTH - 6.0)
-    rows = [el("tr", *_certificate(p, c, scale)) for p, c in proven]
+    rows = [el("tr", *_certificate(p, how, c, scale)) for p, how, c in proven]
     headings = ["placement", "#achieved", "", "#at least", "#whole model", "metric", "#samples", "head", "codec"]
     return table([*headings, "#fp32 halves differ by"], rows)
 
 
-def _certificate(entry: PlacementEntry, proof: ParityCertificate, scale: Linear) -> list[Markup]:
+def _certificate(entry: PlacementEntry, how: str, proof: ParityCertificate, scale: Linear) -> list[Markup]:
     held = proof.achieved >= proof.bound
     return [
-        el("td", entry.id, class_="id"),
+        el("td", entry.id + how, class_="id"),
         el("td", f"{proof.achieved:.4f}", class_="n" if held else "n short"),
         el("td", _on_scale(proof, scale, held=held)),
         _n(f"{proof.bound:.4f}"),

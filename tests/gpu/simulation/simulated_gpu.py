@@ -3,7 +3,8 @@
 It keeps the laws that are easily broken, and remembers who broke them: a call needs a context that is current on its
 thread; a copy to or from unpinned memory is no asynchronous copy; nothing that was enqueued has happened before
 somebody waits for it (until then, outputs hold what they held before); what is recorded in a capture does not run; what
-belongs to a context is freed on the thread that made it; after a failed kernel every call fails.
+pycuda gives is freed on the thread that made it; what TensorRT gives is used by one thread at a time, and freed where a
+context is current; after a failed kernel every call fails.
 """
 
 from __future__ import annotations
@@ -48,17 +49,23 @@ class Gpu:
         self.pinned: dict[int, int] = {}
         self.stacks: dict[int, list[str]] = {}
         self.retained = 0
+        self.events = 0
         self.calls: Counter[str] = Counter()
         self.violations: list[str] = []
         self.sticky = ""
         self.faults: dict[str, tuple[int, str]] = {}  # call -> (in how many calls, code)
         self.hangs = False
+        self.uncapturable = False
+        self.plan_nbytes = 0  # of the last that was loaded
         self.launched_on: set[str] = set()
         self._addresses = itertools.count(1 << 40, 1 << 32)
         self._handles = itertools.count(1000)
         self.lock = threading.RLock()
         self.paused = threading.Event()  # cleared: nothing that was enqueued happens
-        self.paused.set()
+        self.loading = threading.Event()  # cleared: no plan is loaded to its end
+        self.making = threading.Event()  # cleared: no context of TensorRT is made to its end
+        for event in (self.paused, self.loading, self.making):
+            event.set()
 
     # ---- laws -------------------------------------------------------------------------------------------------------
 
@@ -85,11 +92,23 @@ class Gpu:
         if threading.get_ident() != made_on:
             self.violations.append(f"{what} freed on {threading.current_thread().name}, which did not make it")
 
+    def let_go(self, what: str) -> None:
+        """Something of TensorRT's is destroyed, which frees memory of the GPU."""
+        if not self.stacks.get(threading.get_ident()) and not self.sticky and not self.hangs:
+            self.violations.append(f"{what} destroyed on {threading.current_thread().name} without a current context")
+
+    def ended_attached(self) -> int:
+        """Threads that have ended with a context: pycuda would have ended the process with them."""
+        alive = {thread.ident for thread in threading.enumerate()}
+        return sum(1 for thread, stack in self.stacks.items() if stack and thread not in alive)
+
     def clean(self) -> list[str]:
         """What was broken or left behind."""
         left = [f"{len(stack)} contexts still pushed on thread {t}" for t, stack in self.stacks.items() if stack]
         left += [f"{len(self.blocks)} blocks of memory not freed"] if self.blocks else []
         left += [f"{len(self.pinned)} arrays still pinned"] if self.pinned else []
+        left += [f"{len(self.streams)} streams not destroyed"] if self.streams else []
+        left += [f"{self.events} events not destroyed"] if self.events else []
         return self.violations + left + ([f"{self.retained} contexts still retained"] if self.retained else [])
 
     # ---- what calls do ----------------------------------------------------------------------------------------------
@@ -124,10 +143,11 @@ class Gpu:
         self.streams[handle] = Stream()
         return handle
 
-    def enqueue(self, handle: int, operation: Operation) -> None:
+    def enqueue(self, handle: int, operation: Operation, *, is_work: bool = True) -> None:
         with self.lock:
             stream = self.streams[handle]
-            self.launched_on.add(threading.current_thread().name)
+            if is_work and stream.capturing is None:
+                self.launched_on.add(threading.current_thread().name)
             (stream.queue if stream.capturing is None else stream.capturing).append(operation)
 
     def copy(self, to: int, source: int, nbytes: int, *, host: int, inwards: bool, handle: int) -> None:
@@ -150,7 +170,7 @@ class Gpu:
             if event.marker is marker:
                 event.marker = None
 
-        self.enqueue(handle, operation)
+        self.enqueue(handle, operation, is_work=False)
 
     def wait(self, event: Event) -> None:
         """Do what its stream was given, up to the event."""

@@ -2,19 +2,21 @@
 
 Only what every recorded version of the real bindings has is here, with their names of parameters (`tests/gpu/api`, a
 test compares them): what our code calls on the simulation, the real ones have. Builds obey ISTHMUS_SIMULATED_BUILD:
-"crash", "hang", "nothing" (no plan), "memory" (no memory), "words" (prints on standard output as well).
+"crash", "hang", "nothing" (no plan), "memory" (no memory), "one profile" (no plan for several), "words" (prints on
+standard output as well).
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import enum
 import json
+import math
 import os
 import threading
+from collections.abc import Iterator
 from typing import Any
-
-import numpy as np
 
 from protocol.onnx_outline import read_outline
 
@@ -35,6 +37,8 @@ class DataType(enum.Enum):
 
 
 def nptype(trt_type: DataType) -> Any:
+    import numpy as np  # not needed by the child that builds, which starts the faster for it
+
     return np.dtype(trt_type.value).type
 
 
@@ -208,7 +212,7 @@ class Builder:
             threading.Event().wait()
         if order == "words":
             print("a library that talks", flush=True)
-        if order in ("nothing", "memory"):
+        if order in ("nothing", "memory") or (order == "one profile" and len(config.profiles) > 1):
             self._logger.log(ILogger.Severity.ERROR, "out of memory" if order == "memory" else "no tactic")
             return None
         monitor.step_complete("Building engine", 0)
@@ -224,12 +228,25 @@ class Runtime:
         GPU.call("runtime")
         self._logger = logger
 
+    def __del__(self) -> None:
+        from simulated_gpu import GPU
+
+        GPU.let_go("a runtime")
+
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> ICudaEngine | None:
         if not serialized_engine.startswith(_MAGIC):
             self._logger.log(ILogger.Severity.ERROR, "magic tag does not match")
             return None
+        from simulated_gpu import GPU
+
+        GPU.calls["deserialize"] += 1
+        GPU.plan_nbytes = len(serialized_engine)
+        GPU.loading.wait()
         shapes, _, model = serialized_engine[len(_MAGIC) :].partition(b"\n")
-        return ICudaEngine(json.loads(shapes), model)
+        return self._engine(json.loads(shapes), model)
+
+    def _engine(self, profiles: Any, model: bytes) -> ICudaEngine:
+        return ICudaEngine(profiles, model)
 
 
 class ICudaEngine:
@@ -246,6 +263,11 @@ class ICudaEngine:
         options.intra_op_num_threads = 1
         self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         self._profiles = profiles
+
+    def __del__(self) -> None:
+        from simulated_gpu import GPU
+
+        GPU.let_go("an engine")
 
     @property
     def num_optimization_profiles(self) -> int:
@@ -278,6 +300,7 @@ class ICudaEngine:
             GPU.call("context")
         except Failure:
             return None
+        GPU.making.wait()
         assert strategy == ExecutionContextAllocationStrategy.USER_MANAGED
         return IExecutionContext(self)
 
@@ -289,14 +312,34 @@ class IExecutionContext:
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
         self._memory = 0
-        self._made_on = threading.get_ident()
+        self._in_use = threading.Lock()
+
+    def __del__(self) -> None:
+        from simulated_gpu import GPU
+
+        GPU.let_go("a context")
+
+    @contextlib.contextmanager
+    def _used(self) -> Iterator[None]:
+        """By one thread at a time, with the device's context current."""
+        from simulated_gpu import GPU
+
+        if not self._in_use.acquire(blocking=False):
+            GPU.violations.append("a context of TensorRT used by two threads at once")
+        try:
+            if not GPU.stacks.get(threading.get_ident()):
+                GPU.violations.append("a context of TensorRT used without a current context")
+            yield
+        finally:
+            self._in_use.release()
 
     def set_device_memory(self, memory: int, size: int) -> None:
         from simulated_gpu import GPU
 
         assert size >= SCRATCH_NBYTES
-        GPU.at(memory, size)
-        self._memory = memory
+        with self._used():
+            GPU.at(memory, size)
+            self._memory = memory
 
     def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
         self._profile = profile_index
@@ -325,27 +368,27 @@ class IExecutionContext:
     def execute_async_v3(self, stream_handle: int) -> bool:
         from simulated_gpu import GPU, Failure
 
-        try:
-            GPU.call("enqueue")
-        except Failure:
-            return False
-        if threading.get_ident() != self._made_on:
-            GPU.violations.append("a context of TensorRT used on a thread that did not make it")
-        if not self._memory or self._addresses.keys() != self._engine._io.keys():
-            return False
-        GPU.enqueue(stream_handle, self._run)
-        return True
+        with self._used():
+            try:
+                GPU.call("enqueue")
+            except Failure:
+                return False
+            if not self._memory or self._addresses.keys() != self._engine._io.keys():
+                return False
+            GPU.enqueue(stream_handle, self._run)
+            return True
 
     def _outputs(self) -> list[str]:
         return [n for n, (mode, _) in self._engine._io.items() if mode == TensorIOMode.OUTPUT]
 
     def _run(self) -> None:
+        import numpy as np
         from simulated_gpu import GPU
 
         inputs = {}
         for name, shape in self._shapes.items():
             dtype = np.dtype(self._engine._io[name][1].value)
-            nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+            nbytes = math.prod(shape) * dtype.itemsize
             data = ctypes.string_at(GPU.at(self._addresses[name], nbytes), nbytes)
             inputs[name] = np.frombuffer(data, dtype).reshape(shape)
         for name, array in zip(self._outputs(), self._compute(inputs), strict=True):
@@ -353,6 +396,8 @@ class IExecutionContext:
             ctypes.memmove(GPU.at(self._addresses[name], len(data)), data, len(data))
 
     def _compute(self, inputs: Any) -> list[Any]:
+        import numpy as np
+
         if inputs is None:
             inputs = {n: np.zeros(s, np.dtype(self._engine._io[n][1].value)) for n, s in self._shapes.items()}
         return list(self._engine._session.run(self._outputs(), inputs))

@@ -90,12 +90,21 @@ class Stream(_Owned):
         with _call("stream"):
             self.handle = GPU.new_stream()
 
+    def __del__(self) -> None:
+        super().__del__()
+        GPU.streams.pop(getattr(self, "handle", 0), None)
+
 
 class Event(_Owned):
     def __init__(self, flags: int = 0) -> None:
         super().__init__()
         with _call("event"):
             self._event = _Event()
+            GPU.events += 1
+
+    def __del__(self) -> None:
+        super().__del__()
+        GPU.events -= hasattr(self, "_event")
 
     def record(self, stream: Any = None) -> Event:
         with _call("record"):
@@ -128,7 +137,8 @@ def mem_alloc(nbytes: int) -> DeviceAllocation:
 
 
 def mem_get_info() -> tuple[int, int]:
-    return GPU.memory_nbytes - sum(len(b) for b in GPU.blocks.values()), GPU.memory_nbytes
+    with _call("info"):
+        return GPU.memory_nbytes - sum(len(b) for b in GPU.blocks.values()), GPU.memory_nbytes
 
 
 def memcpy_htod_async(dest: int, src: Any, stream: Any = None) -> None:

@@ -16,6 +16,7 @@ class cudaError_t(enum.IntEnum):
     cudaSuccess = 0
     cudaErrorInvalidValue = 1
     cudaErrorMemoryAllocation = 2
+    cudaErrorInsufficientDriver = 35
     cudaErrorDeviceUninitialized = 201
     cudaErrorIllegalAddress = 700
     cudaErrorLaunchFailure = 719
@@ -25,6 +26,7 @@ class cudaError_t(enum.IntEnum):
 _CODES = {
     "OUT_OF_MEMORY": cudaError_t.cudaErrorMemoryAllocation, "ILLEGAL_ADDRESS": cudaError_t.cudaErrorIllegalAddress,
     "LAUNCH_FAILED": cudaError_t.cudaErrorLaunchFailure, "INVALID_CONTEXT": cudaError_t.cudaErrorDeviceUninitialized,
+    "OLD_DRIVER": cudaError_t.cudaErrorInsufficientDriver,
     "CAPTURE": cudaError_t.cudaErrorStreamCaptureUnsupported,
 }  # fmt: skip
 
@@ -78,7 +80,18 @@ def cudaStreamCreateWithFlags(flags: int) -> int:
 
 @_returning("event")
 def cudaEventCreateWithFlags(flags: int) -> Event:
+    GPU.events += 1
     return Event()
+
+
+@_returning("destroy_event")
+def cudaEventDestroy(event: Event) -> None:
+    GPU.events -= 1
+
+
+@_returning("destroy_stream")
+def cudaStreamDestroy(stream: int) -> None:
+    del GPU.streams[stream]
 
 
 @_returning("allocate")

@@ -185,7 +185,7 @@ class Uplink:
         also = (*self._hello.also, boot)[-m.MOST_BOOTS :]
         self._hello = m.Hello(self._hello.boot, self._hello.agent, self._hello.software, self._hello.model_digest, also)
         for link in self.gateways.links.values():
-            if link.state is State.READY:
+            if link.state in (State.GREETING, State.READY):  # a Hello that is under way does not name it
                 link.send(self._hello)
 
     def _timers(self, now: float) -> None:

@@ -18,6 +18,8 @@ from edge_agent.store.forwarder import Forwarder
 from edge_agent.store.journal import Journal
 from edge_agent.store.pacing import Pace
 from edge_agent.store.tickets import State, Wish
+from protocol import messages as m
+from protocol import sockets, wire
 from protocol.tensors import Tensors, check_inputs
 from tests.gateways import gateway_of
 from tests.waiting import PATIENCE_S, until
@@ -75,3 +77,32 @@ def test_what_was_answered_but_not_written_down_is_not_done_again(
         assert second.answer is not None
         assert np.array_equal(second.answer.outputs["logits"], first.outputs["logits"])
         assert toy_gateway.stats()["duplicates_answered"] == 1
+
+
+def test_a_request_of_an_earlier_life_is_named_to_a_gateway_that_has_not_welcomed_us_yet(
+    toy_bundle: Path, toy_samples: Array
+) -> None:
+    context = sockets.make_context()
+    socket, endpoint = sockets.router(context, sockets.Endpoint("127.0.0.1", 0))
+
+    def greeting() -> tuple[bytes, m.Hello]:
+        while True:
+            assert socket.poll(PATIENCE_S * 1e3), "no greeting comes"
+            route, head, *_ = socket.recv_multipart()
+            message = wire.unpack_header(head)
+            if isinstance(message, m.Hello):
+                return route, message
+
+    try:
+        config = AgentConfig(toy_bundle, f"tcp://127.0.0.1:{endpoint.port}", placements=("full-cloud",))
+        with Agent(config) as agent:
+            first, hello = greeting()
+            earlier = m.RequestId(b"an older", 1)
+            assert earlier.boot not in (hello.boot, *hello.also)
+            agent.submit({"x": toy_samples[:1]}, deadline_s=1.0, identity=earlier)
+            route, hello = greeting()
+            assert earlier.boot in hello.also
+            assert route == first, "only another connection was told"
+    finally:
+        socket.close(0)
+        context.term()

@@ -43,12 +43,13 @@ class Built(msgspec.Struct, frozen=True):
 
 
 class PlanBuild:
-    """One build. `graph` may have its large weights beside it (see `protocol.graphs`)."""
+    """One build for GPU `device`. `graph` may have its large weights beside it (see `protocol.graphs`)."""
 
-    def __init__(self, order: Order, graph: bytes, *, timing: bytes = b"") -> None:
+    def __init__(self, order: Order, graph: bytes, *, timing: bytes = b"", device: int = 0) -> None:
         self._order = order
         self._graph = graph
         self._timing = timing
+        self._device = device
         self._folder: Path | None = None
         self._child: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
@@ -123,7 +124,7 @@ class PlanBuild:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 cwd=folder,
-                env=_environment(os.environ),
+                env=environment(os.environ, self._device),
                 start_new_session=True,
             )
         timer = threading.Timer(timeout_s, self._stop)
@@ -168,10 +169,17 @@ class PlanBuild:
             child.wait()
 
 
-def _environment(mine: Mapping[str, str]) -> dict[str, str]:
-    """Ours, with the folder that our own packages lie in, so that the child finds them wherever it is started."""
+def environment(mine: Mapping[str, str], device: int) -> dict[str, str]:
+    """Ours, with the folder that our own packages lie in, so that the child finds them wherever it is started.
+
+    A builder builds for the first GPU that it sees: of several it is shown only the one that the plan is for.
+    """
     path = os.pathsep.join(p for p in (str(ROOT), mine.get("PYTHONPATH", "")) if p)
-    return {**mine, "PYTHONPATH": path}
+    theirs = {**mine, "PYTHONPATH": path}
+    if device:
+        seen = mine.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        theirs["CUDA_VISIBLE_DEVICES"] = seen[device].strip() if device < len(seen) else str(device)
+    return theirs
 
 
 def _line(raw: bytes) -> Line | None:

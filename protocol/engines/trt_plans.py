@@ -125,8 +125,8 @@ class Plans:
     def _built(self, order: Order, cache: PlanCache | None, timing_identity: Identity) -> Built:
         """A new plan; what the builder measured on the way is kept for the next one."""
         known = cache.read(timing_identity) if cache is not None else b""
-        is_known = isinstance(known, bytes) and len(known) <= MOST_TIMING_NBYTES
-        with PlanBuild(order, self._model, timing=known if is_known else b"") as build:  # type: ignore[arg-type]
+        timing = known if isinstance(known, bytes) and len(known) <= MOST_TIMING_NBYTES else b""
+        with PlanBuild(order, self._model, timing=timing, device=self._options.device) as build:
             self._build = build
             try:
                 if self._is_given_up:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
+from protocol.bundle import Bundle
 from tests.processes import BIN, ROOT
 
 
@@ -95,19 +96,26 @@ def by_hand() -> tuple[list[str], str]:
     return before, serve
 
 
-def finding_the_cut() -> list[str]:
-    inspect, auto, _, verify, *more = commands(blocks("Finding the cut", "sh")[0])
+def with_names(command: str, bundle: str) -> str:
+    """The command with a model, a cut and data that are there, instead of the words that stand for them."""
     names = {
         "MODEL": "examples/digits/digits.onnx",
+        "TENSOR": "stem3/relu",
         "DATA.npz": "digits-data/calibration.npz",
-        "BUNDLE": "auto-bundle",
+        "BUNDLE": bundle,
     }
-    chain = []
-    for command in (inspect, auto, verify, *more):
-        for word, name in names.items():
-            command = re.sub(rf"(?<=\s){re.escape(word)}(?=\s|$)", name, command)
-        chain.append(quick(command))
-    return chain
+    for word, name in names.items():
+        command = re.sub(rf"(?<=\s){re.escape(word)}(?=\s|$)", name, command)
+    return quick(command)
+
+
+def finding_the_cut() -> list[str]:
+    inspect, auto, _, verify, *more = commands(blocks("Finding the cut", "sh")[0])
+    return [with_names(command, "auto-bundle") for command in (inspect, auto, verify, *more)]
+
+
+def for_a_gpu() -> list[str]:
+    return [with_names(command, f"gpu-bundle-{n}") for n, command in enumerate(commands(blocks("On a GPU", "sh")[0]))]
 
 
 def planning_page() -> tuple[list[str], list[str]]:
@@ -142,6 +150,7 @@ def ran(checkout: Path) -> dict[str, Ran]:
         "planning, model": of_model,
         "finding": finding_the_cut(),
         "planning, bundle": of_bundle,
+        "gpu": for_a_gpu(),
         "by hand": [quick(split)],
     }
     with ThreadPoolExecutor(2) as two:
@@ -270,6 +279,13 @@ def test_the_same_gateway_answers_operators_and_the_standard_protocol(gateway: s
 def test_the_partitioners_commands_run(ran: dict[str, Ran]) -> None:
     assert not ran["finding"].failed, ran["finding"].failed
     assert ran["finding"].count >= 6
+
+
+def test_the_bundles_for_a_gpu_are_made(ran: dict[str, Ran], checkout: Path) -> None:
+    assert not ran["gpu"].failed, ran["gpu"].failed
+    halves, heads = (checkout / f"gpu-bundle-{n}" for n in range(2))
+    assert (halves / "full.fp16.onnx").is_file()
+    assert Bundle.open(heads).manifest.conditions.head_engine == "tensorrt"
 
 
 @pytest.mark.parametrize("part", ["planning, model", "planning, bundle"])

@@ -22,7 +22,7 @@ from pathlib import Path
 import msgspec
 
 from protocol.engines.base import Engine
-from protocol.engines.trt_options import Library
+from protocol.engines.trt_options import Edition
 
 CPU = "onnxruntime-cpu"
 TENSORRT_10 = "libnvinfer.so.10"  # what ONNX Runtime's TensorRT provider is linked with
@@ -136,13 +136,14 @@ def _no_tensorrt_10(load: Callable[[str], object] | None = None) -> str:
 
 
 @functools.cache
-def _no_tensorrt(library: Library) -> str:
+def _no_tensorrt(edition: Edition) -> str:
     if reason := no_gpu():
         return reason
-    missing = [name for name in (library.replace("-", "_"),) if importlib.util.find_spec(name) is None]
+    module = edition.replace("-", "_")
+    missing = [module] if importlib.util.find_spec(module) is None else []
     if importlib.util.find_spec("pycuda") is None and importlib.util.find_spec("cuda") is None:
         missing.append("pycuda (or cuda-python)")
-    return f"{' and '.join(missing)} cannot be imported; install isthmus[{library}]" if missing else ""
+    return f"{' and '.join(missing)} cannot be imported; install isthmus[{edition}]" if missing else ""
 
 
 def _is_installed(distribution: str) -> bool:
@@ -176,13 +177,13 @@ def _ort_tensorrt(graph: bytes, options: EngineOptions) -> Engine:
     )
 
 
-def _tensorrt(library: Library, graph: bytes, options: EngineOptions) -> Engine:
+def _tensorrt(edition: Edition, graph: bytes, options: EngineOptions) -> Engine:
     from protocol.engines.tensorrt import TensorRtEngine
     from protocol.engines.trt_options import TrtOptions
 
     wanted = TrtOptions(
-        library=library, device=options.device, max_batch=options.max_rows, knee=options.knee,
-        several=options.several and library == "tensorrt",  # RTX compiles for each shape as it comes, anyhow
+        edition=edition, device=options.device, max_batch=options.max_rows, knee=options.knee,
+        several=options.several and edition == "tensorrt",  # RTX compiles for each shape as it comes, anyhow
         batch_axes=options.batch_axes or {}, cache=options.cache_dir,
     )  # fmt: skip
     if (most := options.gpu_memory_nbytes) is not None:

@@ -71,7 +71,7 @@ class TensorRtEngine(ActivationScope):
         self._threads = threads
         self._inputs: tuple[TensorSpec, ...] = ()
         self._outputs: tuple[TensorSpec, ...] = ()
-        self._description = f"{options.library}/inactive"
+        self._description = f"{options.edition}/inactive"
         self._gpu: GpuThread | None = None
         self._session: Session | None = None
         self._watcher: Watcher | None = None
@@ -178,7 +178,7 @@ class TensorRtEngine(ActivationScope):
             for slot in taken:  # for those who wait for one: they see that it is of no use any more
                 self._idle.put(slot)
             self._release(gpu, session, watcher)
-            self._description = f"{self._options.library}/inactive"
+            self._description = f"{self._options.edition}/inactive"
 
     # ---- inside -----------------------------------------------------------------------------------------------------
 
@@ -212,7 +212,7 @@ class TensorRtEngine(ActivationScope):
         driver, device = self._device()
         outline = check_graph(self._model)
         check_external(self._model, external_of(self._model))
-        trt = trt_library.load(options.library)
+        trt = trt_library.load(options.edition)
         gpu: GpuThread | None = None
         session = watcher = None
         try:
@@ -245,7 +245,7 @@ class TensorRtEngine(ActivationScope):
                 self._threads.release(options.device)
             raise
         self._inputs, self._outputs = specs(outline.inputs), specs(outline.outputs)
-        self._description = f"{options.library}-{trt.__version__}/{device.name}"
+        self._description = f"{options.edition}-{trt.__version__}/{device.name}"
         self._idle = queue.SimpleQueue()
         for slot in session.slots:
             self._idle.put(slot)
@@ -275,7 +275,7 @@ class TensorRtEngine(ActivationScope):
     def _order(self, outline: Outline, spans: tuple[Span, ...]) -> Order:
         options = self._options
         return Order(
-            library=options.library,
+            edition=options.edition,
             profiles=tuple(profile_shapes(outline, options, spans)),
             workspace_nbytes=options.workspace_nbytes,
             tf32=options.tf32,
@@ -288,7 +288,7 @@ class TensorRtEngine(ActivationScope):
     @property
     def _compiles(self) -> bool:
         """Whether the library compiles for the GPU when a plan is at work."""
-        return self._options.library == "tensorrt-rtx"
+        return self._options.edition == "tensorrt-rtx"
 
     def _session_of(
         self,

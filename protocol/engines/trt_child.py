@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from protocol.engines import trt_library
-from protocol.engines.trt_options import Cause, GpuError, Library
+from protocol.engines.trt_options import Cause, Edition, GpuError
 
 LEAST_PAUSE_S = 0.5  # between two lines about how far it has come
 
@@ -27,7 +27,7 @@ ProfileShapes = dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...
 class Order(msgspec.Struct, frozen=True):
     """What to build. `profiles` gives the least, best and most shape of every input."""
 
-    library: Library
+    edition: Edition
     profiles: tuple[ProfileShapes, ...]
     workspace_nbytes: int
     tf32: bool = False
@@ -58,7 +58,7 @@ def say(line: Line) -> None:
 
 def build(order: Order, folder: Path) -> Line:
     """Build the plan of `folder`. Raises GpuError."""
-    trt = trt_library.load(order.library)
+    trt = trt_library.load(order.edition)
     log = trt_library.log_of(trt)
     try:
         builder = trt.Builder(log)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from protocol.engines.trt_options import GpuError, Library
+from protocol.engines.trt_options import Edition, GpuError
 
 INSTALL = {
     "tensorrt": "install NVIDIA's TensorRT 10.3 or newer: pip install tensorrt, with pypi.nvidia.com as extra index",
@@ -20,16 +20,16 @@ _LOCK = threading.Lock()
 _LOGS: dict[str, tuple[Any, Any]] = {}  # by the library's name: the module, its log
 
 
-def load(library: Library) -> Any:
+def load(edition: Edition) -> Any:
     """The module `tensorrt` or `tensorrt_rtx`. Raises GpuError ("no-library") where it cannot be had."""
     try:
-        if library == "tensorrt-rtx":
+        if edition == "tensorrt-rtx":
             import tensorrt_rtx as trt
         else:
             import tensorrt as trt
     except Exception as error:  # its loader raises whatever a missing shared object makes it raise
-        raise GpuError(f"{library} cannot be loaded ({_line(error)})", INSTALL[library], cause="no-library") from error
-    if library == "tensorrt" and version(trt) < LEAST:
+        raise GpuError(f"{edition} cannot be loaded ({_line(error)})", INSTALL[edition], cause="no-library") from error
+    if edition == "tensorrt" and version(trt) < LEAST:
         raise GpuError(f"TensorRT is {trt.__version__}", "10.3 or newer is needed", cause="no-library")
     return trt
 

@@ -14,7 +14,7 @@ import msgspec
 
 from protocol.errors import EngineError
 
-Library = Literal["tensorrt", "tensorrt-rtx"]
+Edition = Literal["tensorrt", "tensorrt-rtx"]  # of the library, by the names of their packages
 
 Cause = Literal[
     "no-driver",  # nothing that an engine could run on
@@ -65,7 +65,7 @@ class TrtOptions(msgspec.Struct, frozen=True, kw_only=True):
     of other free dimensions by their ONNX names.
     """
 
-    library: Library = "tensorrt"
+    edition: Edition = "tensorrt"
     device: int = 0
     max_batch: int = 1
     knee: int | None = None  # the batch beyond which more rows gain nothing, where somebody knows; else `max_batch`

@@ -57,7 +57,7 @@ class Plans:
             digest.update(name.encode() + b"\0" + hashlib.sha256(data).digest())
         return {
             "graph": digest.hexdigest(),
-            "library": f"{self._options.library} {trt.__version__}",
+            "library": f"{self._options.edition} {trt.__version__}",
             "gpu": device.name,
             "capability": device.capability,
             "memory": device.memory_nbytes,

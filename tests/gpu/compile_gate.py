@@ -51,7 +51,7 @@ from protocol.errors import IsthmusError, ModelError
 from protocol.tensors import Array, TensorSpec
 from tests.gpu.graphs import TAKEN
 
-OPTIONS = TrtOptions(library="tensorrt-rtx", max_batch=8)
+OPTIONS = TrtOptions(edition="tensorrt-rtx", max_batch=8)
 BUILD_TIMEOUT_S = 300.0
 CUTS = 2
 KNOWN = ("control_flow",)  # an If beside a Loop: an assertion of the compiler's own fails

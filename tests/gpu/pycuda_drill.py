@@ -14,7 +14,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-import time
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,10 @@ def lose() -> None:
         watcher.run(lambda: _event(gpu.memory), timeout_s=10)
         gpu.begin_aside(lambda: gpu.lose("the drill says so")).wait(10)
         watcher.stop()
-        time.sleep(0.5)  # in which pycuda would end the process
+        for thread in threading.enumerate():  # one that ended would take the process with it
+            if thread.name.startswith("isthmus-gpu"):
+                thread.join(0.2)
+                assert thread.is_alive(), f"{thread.name} ended with the context of a lost device"
         print("a lost device: the process goes on")
 
 

@@ -57,7 +57,7 @@ def test_the_parsers_own_words_come_back() -> None:
 @pytest.mark.parametrize("captured", [False, True], ids=["as it is", "to be captured"])
 def test_several_profiles_are_built_also_for_runs_that_are_captured(spans: tuple[Span, ...], captured: bool) -> None:
     graph = DIGITS.read_bytes()
-    shapes = profile_shapes(check_graph(graph), TrtOptions(library="tensorrt-rtx", max_batch=32), spans)
-    order = Order(library="tensorrt-rtx", profiles=tuple(shapes), workspace_nbytes=1 << 30, captured=captured)
+    shapes = profile_shapes(check_graph(graph), TrtOptions(edition="tensorrt-rtx", max_batch=32), spans)
+    order = Order(edition="tensorrt-rtx", profiles=tuple(shapes), workspace_nbytes=1 << 30, captured=captured)
     with PlanBuild(order, graph) as build_of_it:
         assert build_of_it.run(timeout_s=300).plan

@@ -13,7 +13,7 @@ from protocol.engines import trt_loaded
 from protocol.engines.tensorrt import TensorRtEngine
 from tests.gpu.tiny import Make, x_of, y_of
 
-RTX = {"library": "tensorrt-rtx"}
+RTX = {"edition": "tensorrt-rtx"}
 Kept = Callable[..., Path]
 
 

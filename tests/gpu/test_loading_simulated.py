@@ -297,8 +297,8 @@ def test_a_graph_of_one_size_is_built_once(simulated_gpu: Any, make: Make) -> No
 def test_an_engine_that_comes_and_goes_leaves_nothing_behind(
     simulated_gpu: Any, make: Make, kept: Callable[..., Path], library: str
 ) -> None:
-    cache = kept(library=library)
-    engine = make(library=library, cache=cache)
+    cache = kept(edition=library)
+    engine = make(edition=library, cache=cache)
 
     def left() -> tuple[int, int, list[str], int]:
         gc.collect()

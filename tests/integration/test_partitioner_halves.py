@@ -149,7 +149,7 @@ def test_tensorrt_takes_those_of_real_models_as_well(
     assert halves == {"full.fp16.onnx", "cut-1/tail.fp16.onnx"}, [p.notes for p in made.manifest.placements]
     for file in halves:
         outline = check_graph(made.graph(file))
-        assert profile_shapes(outline, TrtOptions(library="tensorrt-rtx", max_batch=8))
+        assert profile_shapes(outline, TrtOptions(edition="tensorrt-rtx", max_batch=8))
 
 
 def test_it_answers_nearly_as_the_tail_does(bundle: Bundle) -> None:

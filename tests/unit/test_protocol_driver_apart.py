@@ -38,7 +38,7 @@ def test_a_driver_that_ends_the_process_is_quoted() -> None:
 
 def test_a_driver_that_never_answers_is_given_up_on() -> None:
     found: list[Driver | str] = []
-    asking = threading.Thread(target=lambda: found.append(asked("import time; time.sleep(3600)", within_s=0.2)))
+    asking = threading.Thread(target=lambda: found.append(asked("import signal; signal.pause()", within_s=0.2)))
     asking.start()
     asking.join(timeout=60)
     assert found, "still asking"
@@ -54,9 +54,9 @@ def test_the_process_that_asks_has_a_limit_of_its_own(hangs: bool) -> None:
     """If whoever asked is killed meanwhile, nothing may hang on for ever."""
     import subprocess
 
-    program = "from protocol.engines import driver; import time\n"
+    program = "from protocol.engines import driver; import signal\n"
     if hangs:
-        program += "driver.ask = lambda: time.sleep(3600)\n"
+        program += "driver.ask = signal.pause\n"
     program += "driver.main()"
     root = str(Path(__file__).parents[2])
     child = subprocess.run(

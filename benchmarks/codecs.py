@@ -95,7 +95,7 @@ def run(options: Options) -> list[Result]:
 
 def _subject(subject: Subject, options: Options, ladder: tuple[float, ...]) -> Iterator[Result]:
     if subject.absent:
-        yield Result(f"{subject.name}: not measured", "", 0.0, 0.0, 0.0, 0, note=subject.absent)
+        yield Result.missing(f"{subject.name}: not measured", subject.absent)
         return
     model, samples = subject.load()
     if subject.name == "resnet8":

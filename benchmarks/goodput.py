@@ -95,7 +95,7 @@ class _Bench:
         try:
             running = start(self.name, self.stage)
         except UnavailableError as reason:
-            return [Result(f"{label}: not run", "", 0.0, 0.0, 0.0, 0, note=str(reason))]
+            return [Result.missing(f"{label}: not run", str(reason))]
         found: dict[float, list[Stretch]] = {load: [] for load in loads}
         with running.server:
             for number in range(repeats):

@@ -90,7 +90,7 @@ def run(options: Options) -> list[Result]:
 
 def not_run(name: str, reason: str) -> Result:
     """A row without a figure."""
-    return Result(name, "", 0.0, 0.0, 0.0, 0, note=f"not run: {reason}")
+    return Result.missing(name, f"not run: {reason}")
 
 
 def measured(stage: Stage, repeats: int) -> list[Result]:

@@ -50,7 +50,7 @@ def run(options: Options) -> list[Result]:
                 try:
                     found.setdefault(name, []).append(_rest(name, stage, seconds))
                 except UnavailableError as reason:
-                    results.append(Result(f"{name}: not run", "", 0.0, 0.0, 0.0, 0, note=str(reason)))
+                    results.append(Result.missing(f"{name}: not run", str(reason)))
     for name, rests in found.items():
         if rests:
             results += _results(name, rests, found["bare"])

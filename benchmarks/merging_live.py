@@ -195,7 +195,7 @@ def run(options: Options) -> list[Result]:
                 stack.callback(serving[way].close)
             lane = serving["joined"].segments(asked)[0].lane
             if not isinstance(lane, JoinedLane):
-                results.append(Result(f"{cuts} cuts: the gateway found joining not worth it", "", 0.0, 0.0, 0.0, 0))
+                results.append(Result.missing(f"{cuts} cuts: the gateway found joining not worth it"))
                 continue
             for load in loads:
                 results += _compare(options, serving, asked, load, window_s, f"{cuts} cuts, {load:.0%} load")

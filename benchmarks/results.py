@@ -66,6 +66,11 @@ class Result:
         return cls(name, unit, statistics.median(samples), min(samples), max(samples), len(samples), note=note)
 
     @classmethod
+    def missing(cls, name: str, reason: str = "", *, ok: bool | None = None) -> Result:
+        """A row without a figure (`n` is 0), and why there is none."""
+        return cls(name, "", 0.0, 0.0, 0.0, 0, ok=ok, note=reason)
+
+    @classmethod
     def bounded(cls, name: str, unit: str, samples: Sequence[float], *, at_most: float, note: str = "") -> Result:
         """Summarise samples whose median must not exceed `at_most` in absolute value (errors have a sign).
 
@@ -148,7 +153,7 @@ def write_json(path: Path, document: Report) -> None:
 
 
 def print_table(suite: str, results: Sequence[Result], console: Console | None = None) -> None:
-    """Print the results as a table on `console`, by default standard output."""
+    """Print the results as a table on `console`, by default standard output; below it why some have no figures."""
     console = console or Console()
     if not console.is_terminal:
         console.width = PIPED_COLUMNS  # rich would cut at 80, and a log has no edge
@@ -158,11 +163,14 @@ def print_table(suite: str, results: Sequence[Result], console: Console | None =
     for heading in ("unit", "n", "target", "", "note"):
         table.add_column(heading, no_wrap=heading != "note")
     for result in results:
-        numbers = (f"{value:.3g}" for value in (result.median, result.low, result.high))
+        numbers = (f"{value:.3g}" if result.n else "-" for value in (result.median, result.low, result.high))
         verdict = {True: "ok", False: "MISS", None: ""}[result.ok]
-        note = escape(result.note)
+        note = escape(result.note) if result.n else ""
         table.add_row(result.name, *numbers, result.unit, str(result.n), result.target or "", verdict, note)
     console.print(table)
+    for result in results:
+        if not result.n and result.note:
+            console.print(f"  {escape(result.name)}: {escape(result.note)}", soft_wrap=True, highlight=False)
 
 
 def _cpu_model() -> str:

@@ -51,7 +51,7 @@ def run(options: Options) -> list[Result]:
     """Measure MobileNetV2's boundaries and its input; where the photographs are absent, say so."""
     subject = next(s for s in SUBJECTS if s.name == MODEL)
     if subject.absent:
-        return [Result(f"{MODEL}: not measured", "", 0.0, 0.0, 0.0, 0, note=subject.absent)]
+        return [Result.missing(f"{MODEL}: not measured", subject.absent)]
     model, samples = subject.load()
     asked = options.settings
     names = asked.get("cuts", CUTS).split(",")[: 1 if options.quick else None]

@@ -163,8 +163,7 @@ def rows(
             results.append(_share(f"{label}: throughput over direct ORT", share, tail, name))
     results += [Result.of(f"{tail}, {name}: resident memory", "MB", [mb]) for name, mb in memory.items()]
     return results + [
-        Result(f"{tail}, {name}: not run", "", 0.0, 0.0, 0.0, 0, ok=_ours(name, reason), note=reason)
-        for name, reason in absent.items()
+        Result.missing(f"{tail}, {name}: not run", reason, ok=_ours(name, reason)) for name, reason in absent.items()
     ]
 
 

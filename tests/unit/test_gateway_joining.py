@@ -1,8 +1,8 @@
 """Cuts that share a suffix: one batch holds them all, everybody gets their own answer, and trouble stays at its bridge.
 
 Cut `a` sends a [N,3] and its bridge adds 1; cut `b` sends b [2,N], whose bridge gives each row's sum three times. The
-suffix returns 10 times what it takes. Whether joining pays is told from curves that the tests draw, or from engines
-that spin for a while.
+suffix returns 10 times what it takes. Whether joining pays is told from curves that the tests draw, or by a clock that
+only engines move: a busy machine must not have a say.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from cloud_gateway.desk import Desk
+from cloud_gateway.models import joining, lanes
 from cloud_gateway.models.catalogue import Catalogue, Defaults
 from cloud_gateway.models.joining import Alike, JoinedLane, alike, is_worth, joined_lane
 from cloud_gateway.models.lanes import Bridge, Lane, LaneRules, Segment
@@ -43,7 +44,27 @@ A = BoundaryTensor(TensorSpec("a", "float32", ("N", 3)), "raw", 0)
 B = BoundaryTensor(TensorSpec("b", "float32", (2, "N")), "raw", 1)
 S = TensorSpec("s", "float32", ("N", 3))
 Y = TensorSpec("y", "float32", ("N", 3))
-SPIN_S = 0.0005
+HEAVY_S = 0.0005
+
+
+class Clock:
+    """Stands in for the module `time` where batches are measured: their runs take what the tests say."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now_s
+
+    monotonic = perf_counter
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    scripted = Clock()
+    monkeypatch.setattr(lanes, "time", scripted)
+    monkeypatch.setattr(joining, "time", scripted)
+    return scripted
 
 
 def through_a(tensors: Tensors) -> dict[str, Array]:
@@ -249,17 +270,15 @@ def test_parts_of_a_lane_whose_engines_fail_move_to_the_next_and_every_request_i
 # ---- deciding -------------------------------------------------------------------------------------------------------
 
 
-def spinning(function: Function, seconds: Callable[[int], float]) -> Function:
+def taking(function: Function, clock: Clock, seconds: Callable[[int], float]) -> Function:
     """The same, but a batch of n rows takes that many seconds."""
 
-    def spins(tensors: Tensors) -> dict[str, Array]:
+    def takes(tensors: Tensors) -> dict[str, Array]:
         made = function(tensors)
-        until = time.perf_counter() + seconds(next(iter(made.values())).shape[0])
-        while time.perf_counter() < until:
-            pass
+        clock.now_s += seconds(next(iter(made.values())).shape[0])
         return made
 
-    return spins
+    return takes
 
 
 @pytest.mark.parametrize(
@@ -268,9 +287,9 @@ def spinning(function: Function, seconds: Callable[[int], float]) -> Function:
     ids=["batching pays", "pays nothing"],
 )
 def test_a_lane_is_worth_it_where_a_batch_of_all_takes_clearly_less_than_a_batch_of_each(
-    seconds: Callable[[int], float], worth: bool
+    seconds: Callable[[int], float], worth: bool, clock: Clock
 ) -> None:
-    lane = Bench(common=spinning(suffix, seconds)).lane
+    lane = Bench(common=taking(suffix, clock, seconds)).lane
     lane.max_rows = 4
     apart = []
     for one, through in zip(TAILS, (through_a, through_b), strict=True):
@@ -279,7 +298,7 @@ def test_a_lane_is_worth_it_where_a_batch_of_all_takes_clearly_less_than_a_batch
         def whole(tensors: Tensors, through: Function = through) -> dict[str, Array]:
             return suffix(through(tensors))
 
-        engine = fake(spinning(whole, seconds), one.boundary[0].spec, Y)
+        engine = fake(taking(whole, clock, seconds), one.boundary[0].spec, Y)
         axes = one.output_axes
         apart.append(Lane(one.key, engine, boundary=one.boundary, output_axes=axes, batchable=True, rules=LaneRules()))
     assert is_worth(lane, apart) is worth
@@ -315,10 +334,10 @@ def test_a_bridge_that_gives_something_else_is_refused_and_its_engines_are_given
 
 
 class Shelf:
-    """A catalogue whose engines spin; `heavy` names what costs something, whatever the rows."""
+    """A catalogue whose engines move the clock; `heavy` names what costs something, whatever the rows."""
 
-    def __init__(self, heavy: str, *, merge: bool = True, broken: str = "") -> None:
-        self.heavy, self.broken = heavy, broken
+    def __init__(self, heavy: str, clock: Clock, *, merge: bool = True, broken: str = "") -> None:
+        self.heavy, self.clock, self.broken = heavy, clock, broken
         self.told: list[str] = []
         self.active: dict[str, FakeEngine] = {}
         self.desk = Desk(Limits(), threads=1)
@@ -343,15 +362,13 @@ class Shelf:
         }
         function, inputs, outputs = functions[kind]
 
-        def spins(tensors: Tensors) -> dict[str, Array]:
+        def takes(tensors: Tensors) -> dict[str, Array]:
             if kind in self.broken:
                 raise MemoryError("no room")
-            until = time.perf_counter() + SPIN_S
-            while kind in self.heavy and time.perf_counter() < until:
-                pass
+            self.clock.now_s += HEAVY_S if kind in self.heavy else 0.0
             return function(tensors)
 
-        self.active[kind] = FakeEngine(spins, inputs=(inputs,), outputs=(outputs,))
+        self.active[kind] = FakeEngine(takes, inputs=(inputs,), outputs=(outputs,))
         return self.active[kind]
 
     def serve(self, number: int) -> ServedVersion:
@@ -368,8 +385,8 @@ class Shelf:
         return {kind for kind, engine in self.active.items() if engine._active}
 
 
-def test_where_the_suffix_is_what_costs_all_cuts_get_one_lane_and_their_own_are_given_back() -> None:
-    shelf = Shelf("abS")
+def test_where_the_suffix_is_what_costs_all_cuts_get_one_lane_and_their_own_are_given_back(clock: Clock) -> None:
+    shelf = Shelf("abS", clock)
     version = shelf.serve(1)
     (lane,) = shelf.catalogue.lanes.values()
     assert shelf.warmed == [lane]
@@ -382,8 +399,8 @@ def test_where_the_suffix_is_what_costs_all_cuts_get_one_lane_and_their_own_are_
     assert shelf.catalogue.lanes == {}
 
 
-def test_a_second_version_of_the_same_graphs_takes_the_lane_that_is_there() -> None:
-    shelf = Shelf("abS")
+def test_a_second_version_of_the_same_graphs_takes_the_lane_that_is_there(clock: Clock) -> None:
+    shelf = Shelf("abS", clock)
     first = shelf.serve(1)
     (lane,) = shelf.catalogue.lanes.values()
     shelf.serve(2)
@@ -395,8 +412,10 @@ def test_a_second_version_of_the_same_graphs_takes_the_lane_that_is_there() -> N
 
 
 @pytest.mark.parametrize(("heavy", "merge"), [("abAB", True), ("abS", False)], ids=["bridges cost", "never"])
-def test_cuts_keep_their_own_lanes_where_joining_does_not_pay_or_is_not_wanted(heavy: str, merge: bool) -> None:
-    shelf = Shelf(heavy, merge=merge)
+def test_cuts_keep_their_own_lanes_where_joining_does_not_pay_or_is_not_wanted(
+    heavy: str, merge: bool, clock: Clock
+) -> None:
+    shelf = Shelf(heavy, clock, merge=merge)
     shelf.serve(1)
     assert len(shelf.catalogue.lanes) == 2
     assert shelf.running() == {"a", "b"}
@@ -404,8 +423,8 @@ def test_cuts_keep_their_own_lanes_where_joining_does_not_pay_or_is_not_wanted(h
 
 
 @pytest.mark.parametrize("broken", ["S", "B"], ids=["the suffix", "a bridge"])
-def test_what_cannot_be_joined_is_served_apart_and_the_operator_is_told(broken: str) -> None:
-    shelf = Shelf("abS", broken=broken)
+def test_what_cannot_be_joined_is_served_apart_and_the_operator_is_told(broken: str, clock: Clock) -> None:
+    shelf = Shelf("abS", clock, broken=broken)
     shelf.serve(1)
     assert shelf.running() == {"a", "b"}
     (sentence,) = shelf.told

@@ -64,10 +64,7 @@ class CachedDesk:
         """As the desk's own: None means that the outcome will be posted to the item's door."""
         if item.reference is not None or not self._wants(item.segment):
             return self._submit(item)
-        segment = item.segment
-        item.cache_key = key = key_of(
-            (segment.lane.key, segment.bundle, segment.precision, segment.placement), item.headers, item.parts
-        )
+        item.cache_key = key = key_of(_work(item.segment), item.headers, item.parts)
         with self._lock:
             kept = self._shelf.find(key, now=item.arrived)
         if kept is not None:
@@ -98,6 +95,13 @@ class CachedDesk:
         verdict = self._submit(item)
         if verdict is not None:
             item.door.post_all([NotComputed(item, verdict.code, verdict.reason)])
+
+
+def _work(segment: Segment) -> Iterable[str]:
+    """What is done with a payload. A gateway that computes in float32 only must find no answer of one that may not."""
+    yield from (segment.lane.key, segment.bundle, segment.precision, segment.placement)
+    if segment.lane.may_be_half:
+        yield "float16"
 
 
 def _answer(item: Item, kept: Kept) -> Computed:

@@ -42,6 +42,11 @@ def may_hang(engine: Engine) -> bool:
     return isinstance(engine, PreferredEngine) and engine.may_hang
 
 
+def may_be_half(engine: Engine) -> bool:
+    """Whether its answers may be those of the float16 form."""
+    return isinstance(engine, PreferredEngine) and engine.may_be_half
+
+
 def serving_of(engine: Engine) -> str:
     """What serves, whatever this thread runs on, where there is a choice."""
     return engine.serving if isinstance(engine, PreferredEngine) else ""

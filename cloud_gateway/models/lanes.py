@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cloud_gateway.models.asking import kind_of, may_hang, serving_of
+from cloud_gateway.models.asking import kind_of, may_be_half, may_hang, serving_of
 from cloud_gateway.models.preferred import PreferredEngine
 from cloud_gateway.models.references import References
 from cloud_gateway.models.trial import TryAnotherError
@@ -200,6 +200,11 @@ class Lane:
     def may_hang(self) -> bool:
         """Whether something that serves it is on a GPU, where a run may hang."""
         return any(may_hang(engine) for engine in self.engines)
+
+    @property
+    def may_be_half(self) -> bool:
+        """Whether its answers may be those of the float16 form."""
+        return any(may_be_half(engine) for engine in self.engines)
 
     def _sizes(self, most: int) -> list[int]:
         """Batches to measure: an engine's profiles where it has some, else powers of two, up to the bound."""

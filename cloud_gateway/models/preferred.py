@@ -63,6 +63,7 @@ class PreferredEngine(ActivationScope):
         self.fit: Callable[[], object] = lambda: None
         self.moved: Callable[[], object] = lambda: None
         self.settled: Callable[[], object] = lambda: None
+        self.may_be_half = any(offer.precision for offer in offers)  # its answers may be those of the float16 form
         self._offers = {offer.kind: offer for offer in offers}
         self._workshop = workshop
         self._rests_s = first_rest_s, longest_rest_s

@@ -13,6 +13,9 @@ from cloud_gateway.cache_redis import RedisShelf
 from cloud_gateway.cached_desk import CachedDesk
 from cloud_gateway.desk import Desk
 from cloud_gateway.models.lanes import Lane, LaneRules, Segment
+from cloud_gateway.models.preferred import PreferredEngine
+from cloud_gateway.models.rungs import Offer
+from cloud_gateway.models.workshop import Workshop
 from cloud_gateway.scheduling.admission import Limits
 from cloud_gateway.seeing.figures import Scope
 from cloud_gateway.work import Computed, Item, NotComputed, Outcome, Reference
@@ -22,6 +25,7 @@ from protocol.engines.fake import FakeEngine
 from protocol.messages import RejectCode
 from protocol.tensors import TensorSpec
 from tests.redis_server import TinyRedis, shelf_at
+from tests.waiting import until
 
 X = BoundaryTensor(TensorSpec("x", "float32", ("N", 3)), "raw", 0)
 
@@ -178,6 +182,23 @@ def test_what_one_gateway_computed_another_finds_in_redis_and_then_on_its_own_sh
         assert gateways[1].answer().engine == "fake (cached)"
     assert gateways[1].computed == 0
     assert other.counts == {"misses": 1, "hits": 1, "redis_misses": 1, "redis_kept": 1, "redis_hits": 1}
+
+
+def test_a_gateway_that_never_runs_float16_finds_no_answer_of_one_that_may(far: RedisShelf) -> None:
+    def in_order(precision: str) -> Bench:
+        bench = Bench()
+        offers = [Offer("gpu", FakeEngine, precision=precision), Offer("cpu", FakeEngine)]
+        bench.lane.engine = PreferredEngine(offers, label="t", workshop=Workshop())
+        return bench
+
+    gateways = [in_order("float16"), in_order(""), in_order("float16")]
+    for gateway in gateways:
+        desk = CachedDesk(gateway.desk.submit, size_nbytes=100_000, ttl_s=60.0, far=far)
+        assert desk.submit(gateway.item()) is None
+        until(lambda gateway=gateway: gateway.desk.pending()[0] or not gateway.posted.empty())
+        if gateway.posted.empty():
+            gateway.compute(desk.keep)
+    assert [gateway.computed for gateway in gateways] == [1, 1, 0]
 
 
 def test_a_refusal_after_redis_was_asked_reaches_the_door(bench: Bench, far: RedisShelf) -> None:

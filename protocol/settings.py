@@ -129,10 +129,13 @@ def from_toml(file: Path) -> list[Given]:
 
 
 def from_environment(kind: type[Section], prefix: str, env: Mapping[str, str]) -> list[Given]:
-    """Every variable that begins with `prefix__` and names no file."""
+    """Every variable that begins with `prefix__` and names no file; and what was meant to, so that it is refused.
+
+    Others that begin with `prefix_` are not ours to judge: Kubernetes makes some of a service's name.
+    """
     return [
         Given(path, value, Origin("environment", name), is_text=True)
-        for name, path, value in _variables(prefix, env)
+        for name, path, value in (*_variables(prefix, env), *_misspelt(kind, prefix, env))
         if _behind(kind, path) is None
     ]
 
@@ -185,6 +188,16 @@ def _variables(prefix: str, env: Mapping[str, str]) -> Iterator[tuple[str, tuple
     for name, value in sorted(env.items()):
         if name.startswith(f"{prefix}__"):
             yield name, tuple(name.removeprefix(f"{prefix}__").lower().split("__")), value
+
+
+def _misspelt(kind: type[Section], prefix: str, env: Mapping[str, str]) -> Iterator[tuple[str, tuple[str, ...], str]]:
+    """The variables that would be settings, or files of some, were their underscores doubled; under no key there is."""
+    keys = {key.replace(".", "_") for key, _ in leaves(tree_of(kind))}
+    for name, value in sorted(env.items()):
+        rest = name.removeprefix(f"{prefix}_").lower()
+        meant = next((each for each in (rest, rest.removesuffix("_file")) if each in keys), None)
+        if name.startswith(f"{prefix}_") and meant is not None:
+            yield name, (meant,), value
 
 
 def _behind(kind: type[Section], path: tuple[str, ...]) -> tuple[str, ...] | None:

@@ -169,7 +169,8 @@ def _unknown(root: Branch, given: Given) -> Problem:
         same = [each for each in everywhere if each.rpartition(".")[2] == given.path[-1]]
         known = [*same, *_close(key, everywhere, 0.85)]
     if known:
-        remedy = f"did you mean {known[0]}?"
+        parts = " (two underscores between its parts)" if given.origin.layer == "environment" else ""
+        remedy = f"did you mean {known[0]}{parts}?"
     else:
         remedy = f"known {f'in {key_of(inside)}' if inside else 'sections'}: {', '.join(at.children)}"
     return Problem(key, f"{key} is unknown ({given.origin})", remedy)

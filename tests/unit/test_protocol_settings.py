@@ -169,6 +169,14 @@ def test_variables_of_other_programs_are_not_read() -> None:
     assert toy(env={"TOY_CONFIG": "x", "OTHER__LIMITS__REQUESTS": "x", "toy__x": "1"}).settings == Toy()
 
 
+@pytest.mark.parametrize("name", ["TOY_LIMITS_REQUESTS", "TOY_DOOR_PASSWORD_FILE", "TOY_DOOR_IS_OPEN"])
+def test_a_variable_that_means_a_setting_and_is_spelt_with_single_underscores_is_refused(name: str) -> None:
+    (sentence,) = refused(env={name: "/nowhere", "TOY_PORT": "tcp://10.0.0.1:1", "TOY_LIMITS": "1"})
+    key = name.removeprefix("TOY_").removesuffix("_FILE").lower().replace("_", ".", 1)
+    assert name in sentence
+    assert sentence.endswith(f"did you mean {key} (two underscores between its parts)?")
+
+
 def test_a_field_that_ends_like_a_secrets_variable_is_still_a_field() -> None:
     assert toy(env={"TOY__DOOR__LOG_FILE": "/nowhere/x"}).settings.door.log_file == Path("/nowhere/x")
 

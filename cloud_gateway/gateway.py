@@ -79,7 +79,9 @@ class Gateway:
         workers = engine_threads(scheduling.threads) if scheduling.workers == "auto" else scheduling.workers
         self.desk = Desk(limits_of(settings), threads=workers)
         self.workshop = Workshop(
-            told=self.told, crashed=self.crash, gpu_memory=lambda: gpu_memory_for_lanes(settings.engines)
+            told=self.told,
+            crashed=self.crash,
+            gpu_memory=lambda: gpu_memory_for_lanes(settings.engines, self.told),
         )
         self.catalogue = Catalogue(
             self.desk,
@@ -278,6 +280,12 @@ class Gateway:
         """Load what is to be served at the start; a bundle that was named and cannot be served is an error."""
         self.keeper.start()
         self.keeper.wait_settled(FIRST_LOAD_S)
+        known = {status.name for status in self.keeper.index()}
+        if strangers := sorted(self.settings.models.override.keys() - known):
+            here = f"here are {', '.join(sorted(known))}" if known else "there is none yet"
+            self.told(
+                "model_override", f"models.override names {', '.join(strangers)}, and no model is called so; {here}"
+            )
         if self.settings.models.repository is None:
             for status in self.keeper.index():
                 if status.state is State.ERROR and status.cause is not None:

@@ -108,12 +108,24 @@ class Making:
             return self._found
 
 
-def gpu_memory_for_lanes(settings: EnginesSettings) -> int | None:
-    """Bytes of the GPU that all lanes share; None where nobody knows how many there are. Asks the driver."""
-    if settings.gpu_memory_mib != "auto":
-        return settings.gpu_memory_mib * MIB
+def gpu_memory_for_lanes(settings: EnginesSettings, told: Callable[[str, str], None]) -> int | None:
+    """Bytes of the GPU that all lanes share; None where nobody knows how many there are. Asks the driver.
+
+    `told` hears where the settings name more than the GPU has: then it is as if they named nothing.
+    """
     total = gpu_memory_nbytes(settings.device)
-    return None if total is None else int(total * SHARE)
+    share = None if total is None else int(total * SHARE)
+    if settings.gpu_memory_mib == "auto":
+        return share
+    asked = settings.gpu_memory_mib * MIB
+    if total is None or share is None or asked <= total:
+        return asked
+    told(
+        "gpu_memory",
+        f"engines.gpu_memory_mib is {settings.gpu_memory_mib}, and GPU {settings.device} has {total // MIB} MiB: "
+        f"lanes share {share // MIB}",
+    )
+    return share
 
 
 def _needed_nbytes(graph: Callable[[], bytes], wanted: Wanted) -> int:

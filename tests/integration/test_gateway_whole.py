@@ -482,3 +482,12 @@ class _Entry:
 
     def __init__(self, segment: str) -> None:
         self.segment = segment
+
+
+def test_settings_for_a_model_that_is_not_here_are_told(toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, str]] = []
+    monkeypatch.setattr(Gateway, "told", lambda self, event, text: told.append((event, text)))
+    settings = {f"models.override.{name}.max_batch_size": 4 for name in ("model", "modle")}
+    with gateway_of(toy_bundle, settings=settings):
+        pass
+    assert told == [("model_override", "models.override names modle, and no model is called so; here are model")]

@@ -6,11 +6,13 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 
 from cloud_gateway.config import EnginesSettings
+from cloud_gateway.models import making
 from cloud_gateway.models.agreement import disagreement
 from cloud_gateway.models.asking import answered, room_of, what_ran
 from cloud_gateway.models.making import Making
@@ -20,7 +22,7 @@ from cloud_gateway.models.rungs import Offer
 from cloud_gateway.models.served import open_model
 from cloud_gateway.models.settings import Wanted
 from cloud_gateway.models.trial import TryAnotherError
-from cloud_gateway.models.workshop import GpuMemory, Workshop
+from cloud_gateway.models.workshop import MIB, GpuMemory, Workshop
 from protocol import codecs
 from protocol.engines.catalogue import KINDS
 from protocol.engines.ort import OrtEngine
@@ -406,3 +408,24 @@ def test_a_batch_lies_where_the_engine_that_serves_wants_it() -> None:
     for owner in ("lane", "lane", "other"):
         assert kept.join(owner, header, [[data]], 0, rows).tolist() == [[1.0]]
     assert made == [4, 4], "kept for the next batch of the same lane"
+
+
+@pytest.mark.parametrize(
+    ("asked", "has", "share", "words"),
+    [
+        ("auto", 1000, 900, ""),
+        ("auto", None, None, ""),
+        (800, 1000, 800, ""),
+        (1000, 1000, 1000, ""),
+        (800, None, 800, ""),
+        (2000, 1000, 900, "engines.gpu_memory_mib is 2000, and GPU 0 has 1000 MiB: lanes share 900"),
+    ],
+)
+def test_lanes_share_what_was_asked_for_and_never_more_than_the_gpu_has(
+    asked: int | Literal["auto"], has: int | None, share: int | None, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(making, "gpu_memory_nbytes", lambda device: None if has is None else has * MIB)
+    found = making.gpu_memory_for_lanes(EnginesSettings(gpu_memory_mib=asked), lambda _, text: told.append(text))
+    assert found == (None if share is None else share * MIB)
+    assert told == ([words] if words else [])

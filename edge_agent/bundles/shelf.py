@@ -5,6 +5,7 @@
       lock                  held by whoever may change anything below
       bringing              held by a command that brings a bundle beside a daemon, until its wish is there
       wish.json             what it wishes (see `wishes`)
+      wishing               held while one command leaves a wish: it waits until the one before was taken
       parts/SHA256          a file that is arriving; its size says how far it has come
       incoming/DIGEST/      a bundle that is being put together, its manifest first
       held/DIGEST/          bundles that were verified whole: plain folders as `partitioner split` writes them
@@ -72,6 +73,12 @@ class Shelf:
         """Nobody prunes `incoming` until the end of the block; then only what no wish names."""
         self.make()
         with _locked(self.root / "bringing", wait=True):
+            yield
+
+    @contextlib.contextmanager
+    def wishing(self) -> Iterator[None]:
+        """Nobody else leaves a wish until the end of the block."""
+        with _locked(self.root / "wishing", wait=True):
             yield
 
     # ---- the record -------------------------------------------------------------------------------------------------

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from typing import Literal, NamedTuple, get_args
 
 from edge_agent.bundles.shelf import WISH, Shelf
+from protocol.errors import BundleError
 
 MOST_NBYTES = 4096
+WAIT_S = 5.0  # several looks of a daemon that is not busy
 Act = Literal["install", "fetch", "roll back", "check", "prune"]
 
 
@@ -20,9 +23,18 @@ class Wish(NamedTuple):
     reason: str = ""
 
 
-def make_wish(shelf: Shelf, wish: Wish) -> None:
-    """Leave it for the daemon. Raises OSError."""
-    shelf.disk.write(shelf.root / WISH, json.dumps(wish._asdict()).encode())
+def make_wish(shelf: Shelf, wish: Wish, *, wait_s: float = WAIT_S) -> None:
+    """Leave it for the daemon, after the one before was taken.
+
+    Raises OSError, and BundleError where the daemon has not taken that within `wait_s`.
+    """
+    deadline = time.monotonic() + wait_s
+    with shelf.wishing():
+        while wish_waits(shelf):
+            if time.monotonic() >= deadline:
+                raise BundleError("the daemon has not taken yet what it was told before", "say it again in a while")
+            time.sleep(0.05)
+        shelf.disk.write(shelf.root / WISH, json.dumps(wish._asdict()).encode())
 
 
 def wish_waits(shelf: Shelf) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -19,15 +20,15 @@ from edge_agent.bundles.shelf import Shelf
 from edge_agent.bundles.smoke import Smoke, _verdict
 from edge_agent.bundles.switch import Stage
 from edge_agent.bundles.trusting import Trusting
-from edge_agent.bundles.wishes import Wish, make_wish, take_wish
+from edge_agent.bundles.wishes import Wish, make_wish, take_wish, wish_waits
 from protocol import messages as m
 from protocol import signers
 from protocol.bundle import MANIFEST, Bundle
-from protocol.errors import EngineError, InputError, NetworkError, WireError
+from protocol.errors import BundleError, EngineError, InputError, NetworkError, WireError
 from protocol.signing import Revocations, Trust
 from tests.bundles import bundle_in
 from tests.updating import Device, FolderGateway, Unsigned, folder_in_memory
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 OLD = {"full.onnx": b"full model", "edge.onnx": b"old edge"}
 NEW = {"full.onnx": b"full model", "edge.onnx": b"a new edge", "cut-1/head.onnx": b"a new cut"}
@@ -464,6 +465,26 @@ def test_the_operators_wishes_are_taken_once_and_nonsense_is_thrown_away(state: 
         assert take_wish(device.shelf) is None
         assert not (device.shelf.root / "wish.json").exists()
     device.close()
+
+
+def test_a_wish_waits_until_the_one_before_was_taken_and_is_refused_where_the_daemon_is_busy(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path)
+    shelf.make()
+    first, second, third = (Wish("fetch", digit * 64) for digit in "abc")
+    make_wish(shelf, first)
+    with pytest.raises(BundleError, match="has not taken yet what it was told before; say it again"):
+        make_wish(shelf, second, wait_s=0.0)
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(make_wish, shelf, wish, wait_s=PATIENCE_S) for wish in (second, third)]
+        taken = [take_wish(shelf)]
+        while len(taken) < 3:
+            until(lambda: wish_waits(shelf), "the next wish was not left")
+            taken.append(take_wish(shelf))
+        for one in asked:
+            one.result()
+    assert taken[0] == first
+    assert {wish.bundle[0] for wish in taken if wish} == {"a", "b", "c"}
+    assert take_wish(shelf) is None
 
 
 def test_an_operator_goes_back_to_the_bundle_before(state: Path, new: Bundle) -> None:

@@ -40,7 +40,10 @@ check: setup-dev ## lint, format, types
 # Tests start many processes: what one has compiled the next one reads, whatever the environment says.
 test: export PYTHONDONTWRITEBYTECODE :=
 test: export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycode
-test: check ## everything: check, then every test
+test: setup-dev ## everything: check, then every test
+	@# Every worker would compile every test for itself: one does so beforehand, beside the checks, which take one core.
+	@$(RUN)pytest --collect-only -qq >/dev/null 2>&1 & compiling=$$!; \
+	  $(MAKE) --no-print-directory check; checked=$$?; wait $$compiling; exit $$checked
 	$(RUN)pytest -n auto --dist loadfile --no-loadscope-reorder -m 'not alone' $(ARGS)
 	$(RUN)pytest -m alone tests/integration/test_link_emulator.py $(ARGS)
 

@@ -89,7 +89,7 @@ class DeepCheck:
             if self._running is None:
                 if self._found is not None and now - self._found[1] < self._keep_s:
                     return replace(self._found[0], age_s=now - self._found[1])
-                self._running, self._began = threading.Event(), now
+                self._running, self._began, self._asking = threading.Event(), now, ""
                 thread = threading.Thread(target=self._ask_all, args=(self._running,), name="isthmus-deep", daemon=True)
                 thread.start()
             running, left_s = self._running, self._began + self._timeout_s - now
@@ -97,7 +97,8 @@ class DeepCheck:
         with self._lock:
             if done and self._found is not None:
                 return self._found[0]
-            reason = f"lane {self._asking} has not answered for {self._clock() - self._began:.1f} s"
+            who = f"lane {self._asking} has not answered" if self._asking else "no lane could be asked"
+            reason = f"{who} for {self._clock() - self._began:.1f} s"
             return DeepHealth(False, reason, (), 0.0)
 
     def _ask_all(self, running: threading.Event) -> None:

@@ -12,6 +12,7 @@ from cloud_gateway.seeing.standing import Standing
 from protocol.errors import EngineError
 from protocol.seeing.health import known_input
 from protocol.tensors import Tensors, TensorSpec
+from tests.waiting import until
 
 SPECS = (TensorSpec("x", "float32", ("N", 3)), TensorSpec("mask", "int64", (2, None)), TensorSpec("q", "uint8", (4,)))
 
@@ -106,6 +107,8 @@ def test_an_engine_that_hangs_is_told_and_never_asked_twice() -> None:
         return double(key, tensors)
 
     check = checked(hang, timeout_s=0.02)
+    assert not check.check().ok
+    until(lambda: asked, "nobody asked it")
     for _ in range(3):
         found = check.check()
         assert not found.ok

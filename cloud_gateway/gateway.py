@@ -71,7 +71,7 @@ class Gateway:
         self.drain_s = settings.drain.grace_s
         self.fatal: BaseException | None = None
         self.stopped = threading.Event()
-        self.logs = logs or Logs(level="error")
+        self.logs, self._owns_logs = logs or Logs(level="error"), logs is None
         self.log = self.logs.get()
         self.ledger = Ledger(now=time.monotonic(), most_scopes=settings.metrics.max_scopes)
         self.beats = Beats()
@@ -189,6 +189,7 @@ class Gateway:
             self._context.term()
             if self.front is not None:
                 self.front.stop()
+            self._close_logs()
             raise
         if self._far is not None:
             self._far.start()
@@ -249,7 +250,13 @@ class Gateway:
         self._context.term()
         if self.front is not None:
             self.front.stop()  # not before the last answers are on their way to it
+        self._close_logs()
         self.stopped.set()
+
+    def _close_logs(self) -> None:
+        """Others write to those that were handed in, and close them."""
+        if self._owns_logs:
+            self.logs.close()
 
     def told(self, event: str, text: str) -> None:
         """For rooms that do not know the log: something happened that an operator should see."""

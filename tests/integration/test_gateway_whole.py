@@ -33,6 +33,7 @@ from cloud_gateway.seeing.metrics import metrics_text
 from protocol import messages as m
 from protocol.bundle import Bundle
 from protocol.engines.ort import OrtEngine
+from protocol.errors import IsthmusError
 from tests import models
 from tests.gateways import gateway_of
 from tests.waiting import until
@@ -491,3 +492,19 @@ def test_settings_for_a_model_that_is_not_here_are_told(toy_bundle: Path, monkey
     with gateway_of(toy_bundle, settings=settings):
         pass
     assert told == [("model_override", "models.override names modle, and no model is called so; here are model")]
+
+
+def test_a_gateway_that_has_ended_leaves_no_thread_of_its_own(toy_bundle: Path, tmp_path: Path) -> None:
+    def ours() -> set[threading.Thread]:
+        return {thread for thread in threading.enumerate() if thread not in before}
+
+    before = set(threading.enumerate())
+    with gateway_of(toy_bundle, http="127.0.0.1:0") as gateway:
+        gateway.log.error("drill")
+        assert ours()
+    until(lambda: not ours(), f"{ours()} are left")
+    broken = gateway_of(tmp_path)
+    broken.log.error("drill")
+    with pytest.raises(IsthmusError):
+        broken.start()
+    until(lambda: not ours(), f"{ours()} are left")

@@ -79,13 +79,14 @@ def present(kinds: Kinds, order: Sequence[str]) -> tuple[tuple[str, ...], dict[s
 # ---- what is there --------------------------------------------------------------------------------------------------
 
 
-def both_onnxruntimes(installed: Callable[[str], bool] | None = None) -> str:
+def both_onnxruntimes(folder_of: Callable[[str], Path | None] | None = None) -> str:
     """Why ONNX Runtime cannot reach a GPU although its GPU build is installed, or "".
 
-    `onnxruntime` and `onnxruntime-gpu` share one import name: whichever was installed last is there, in parts.
+    `onnxruntime` and `onnxruntime-gpu` share one import name: in one folder, whichever was installed last is there, in
+    parts. In folders of their own they do each other no harm, and the first in Python's path is imported.
     """
-    is_there = installed or _is_installed
-    if is_there("onnxruntime") and is_there("onnxruntime-gpu"):
+    where = folder_of or _folder_of
+    if (folder := where("onnxruntime")) is not None and folder == where("onnxruntime-gpu"):
         return (
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other; "
             "uninstall both, then install onnxruntime-gpu alone (isthmus[cuda])"
@@ -146,12 +147,12 @@ def _no_tensorrt(edition: Edition) -> str:
     return f"{' and '.join(missing)} cannot be imported; install isthmus[{edition}]" if missing else ""
 
 
-def _is_installed(distribution: str) -> bool:
+def _folder_of(distribution: str) -> Path | None:
+    """The folder that it is installed in."""
     try:
-        importlib.metadata.version(distribution)
+        return Path(str(importlib.metadata.distribution(distribution).locate_file("")))
     except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+        return None
 
 
 # ---- how it is made -------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 import threading
@@ -40,9 +41,24 @@ def test_what_is_lacking_is_said_in_one_sentence_with_a_remedy() -> None:
 
 
 def test_both_builds_of_onnx_runtime_together_are_found_out() -> None:
-    assert both_onnxruntimes(lambda name: name == "onnxruntime") == ""
-    assert both_onnxruntimes(lambda name: name == "onnxruntime-gpu") == ""
-    assert "uninstall both, then install onnxruntime-gpu alone" in both_onnxruntimes(lambda name: True)
+    here, there = Path("site-packages"), Path("carried")
+    assert both_onnxruntimes({"onnxruntime": here}.get) == ""
+    assert both_onnxruntimes({"onnxruntime-gpu": here}.get) == ""
+    assert "uninstall both, then install onnxruntime-gpu alone" in both_onnxruntimes(lambda name: here)
+    assert both_onnxruntimes({"onnxruntime": here, "onnxruntime-gpu": there}.get) == ""
+
+
+def test_a_build_of_onnx_runtime_that_was_carried_here_does_not_clash_with_the_one_that_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "onnxruntime_gpu-9.9.dist-info").mkdir()
+    (tmp_path / "onnxruntime_gpu-9.9.dist-info" / "METADATA").write_text("Name: onnxruntime-gpu\nVersion: 9.9\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert both_onnxruntimes() == ""
+    (tmp_path / "onnxruntime-9.9.dist-info").mkdir()
+    (tmp_path / "onnxruntime-9.9.dist-info" / "METADATA").write_text("Name: onnxruntime\nVersion: 9.9\n")
+    importlib.invalidate_caches()
+    assert "overwrite each other" in both_onnxruntimes()
 
 
 def test_only_what_is_ordered_is_asked_for() -> None:

@@ -17,6 +17,7 @@ import functools
 import io
 import os
 import platform
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -234,7 +235,21 @@ def _load_gpu_libraries() -> None:
     """CUDA and cuDNN as the Python index has them: no loader finds them by itself. Those of the system do as well."""
     ort.set_default_logger_severity(4)  # what fails is raised; the runtime prints it in colours besides
     with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+        for folder in nvidia_folders(Path(ort.__file__).parents[1], sys.path):
+            ort.preload_dlls(directory=str(folder))
         ort.preload_dlls()
+
+
+def nvidia_folders(own: Path, path: Sequence[str]) -> list[Path]:
+    """Where packages keep CUDA and cuDNN, of the first folder in Python's path that has any.
+
+    Empty if it is `own`, where ONNX Runtime itself lies and looks. Elsewhere it does not look: it may have been put
+    beside an environment that has those packages already.
+    """
+    for site in dict.fromkeys((own, *map(Path, path))):
+        if found := sorted({library.parent for library in site.glob("nvidia/*/lib/lib*.so.*")}):
+            return [] if site == own else found
+    return []
 
 
 def _spec(value: ort.NodeArg, label: str) -> TensorSpec:

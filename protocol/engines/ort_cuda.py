@@ -20,6 +20,7 @@ prefers a GPU is told what does not run there. TF32 is off: bundles are judged w
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import OrderedDict
 from typing import Any, Literal
@@ -29,6 +30,7 @@ import onnxruntime as ort
 
 from protocol.engines.causes import cause_of, failed
 from protocol.engines.deputies import Deputies
+from protocol.engines.gpu_quiet import QUIET
 from protocol.engines.ort import CPU, OrtEngine, first_line
 from protocol.engines.trt_options import GpuError
 from protocol.errors import EngineError
@@ -129,8 +131,14 @@ class BoundOrtEngine(OrtEngine):
             return
         self._has_run = False
         self._deputies.start()
+        load = super().activate
+
+        def load_loud() -> None:
+            with self._loud():
+                load()
+
         try:
-            self._deputies.run(super().activate, timeout_s=SETUP_TIMEOUT_S)
+            self._deputies.run(load_loud, timeout_s=SETUP_TIMEOUT_S)
         except TimeoutError as error:
             raise self._lose(error) from error
 
@@ -176,9 +184,14 @@ class BoundOrtEngine(OrtEngine):
         self, session: ort.InferenceSession, binding: _Binding | None, tensors: Tensors
     ) -> tuple[list[Array], _Binding]:
         """Run once, in places that are kept or in new ones."""
-        if binding is None:
-            binding = _Binding(session, tensors, self._output_names, self._on, self._device)
-        return binding.run(tensors), binding
+        with self._loud():
+            if binding is None:
+                binding = _Binding(session, tensors, self._output_names, self._on, self._device)
+            return binding.run(tensors), binding
+
+    def _loud(self) -> contextlib.AbstractContextManager[None]:
+        """While the runtime may wait for the whole device, as it does around every bound run."""
+        return QUIET.loud() if self._on == "cuda" else contextlib.nullcontext()
 
     def _lost(self) -> GpuError | None:
         return _LOST.get((self._on, self._device))

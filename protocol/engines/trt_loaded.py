@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from protocol.engines.gpu_memory import GpuMemory
+from protocol.engines.gpu_quiet import QUIET
 from protocol.engines.trt_options import GpuError
 from protocol.tensors import DTYPES, TensorSpec
 
@@ -49,18 +50,11 @@ class LoadedPlan:
         self._lock = threading.Lock()  # contexts are made one at a time
         self._config: Any = None
         self._compiled: Any = None
-        self._runtime = trt.Runtime(log)
-        self._engine = self._runtime.deserialize_cuda_engine(plan)
-        if self._engine is None:
-            self._runtime = None
-            raise GpuError(f"the plan is refused: {log.last()}", "remove it from the cache", cause="build-failed")
+        self._runtime: Any = None
+        self._engine: Any = None
         try:
-            if compiles:
-                self._configure(compiled)
-            self._profiles = list(self._limits())
-            self._check_tensors()
-            self.scratch_nbytes = int(self._engine.device_memory_size_v2)
-            self.most_nbytes = self._most_nbytes(memory)
+            with QUIET.loud():
+                self._load(plan, memory, compiles=compiles, compiled=compiled)
         except BaseException:
             self.close()
             raise
@@ -80,8 +74,9 @@ class LoadedPlan:
     def context(self, shapes: Shapes, addresses: Mapping[str, int], scratch: int, stream: int) -> Any:
         """A context for these shapes, which takes and gives at `addresses`. It may first run on `stream` alone."""
         profile = self.profile_of(shapes)
-        context = self._shaped(profile, shapes, stream, scratch)
-        unknown = context.infer_shapes()
+        with QUIET.loud():
+            context = self._shaped(profile, shapes, stream, scratch)
+            unknown = context.infer_shapes()
         if unknown:
             raise self.refused(f"what is known of {', '.join(unknown)}")
         for spec in (*self.inputs, *self.outputs):
@@ -108,11 +103,24 @@ class LoadedPlan:
 
     def close(self) -> None:
         """Children before parents; contexts are gone by then."""
-        self._config = self._compiled = None
-        self._engine = None
-        self._runtime = None
+        with QUIET.loud():
+            self._config = self._compiled = None
+            self._engine = None
+            self._runtime = None
 
     # ---- inside -----------------------------------------------------------------------------------------------------
+
+    def _load(self, plan: bytes, memory: GpuMemory, *, compiles: bool, compiled: bytes) -> None:
+        self._runtime = self._trt.Runtime(self._log)
+        self._engine = self._runtime.deserialize_cuda_engine(plan)
+        if self._engine is None:
+            raise GpuError(f"the plan is refused: {self._log.last()}", "remove it from the cache", cause="build-failed")
+        if compiles:
+            self._configure(compiled)
+        self._profiles = list(self._limits())
+        self._check_tensors()
+        self.scratch_nbytes = int(self._engine.device_memory_size_v2)
+        self.most_nbytes = self._most_nbytes(memory)
 
     def _configure(self, compiled: bytes) -> None:
         trt = self._trt

@@ -3,8 +3,9 @@
 It keeps the laws that are easily broken, and remembers who broke them: a call needs a context that is current on its
 thread; a copy to or from unpinned memory is no asynchronous copy; nothing that was enqueued has happened before
 somebody waits for it (until then, outputs hold what they held before); what is recorded in a capture does not run; what
-pycuda gives is freed on the thread that made it; what TensorRT gives is used by one thread at a time, and freed where a
-context is current; after a failed kernel every call fails.
+pycuda gives is freed on the thread that made it; whoever waits for the device while a stream is captured fails, and
+spoils the capture; what TensorRT gives is used by one thread at a time, and freed where a context is current; after a
+failed kernel every call fails.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class Stream:
     def __init__(self) -> None:
         self.queue: deque[Operation] = deque()
         self.capturing: list[Operation] | None = None
+        self.is_spoilt = False  # the capture, by somebody who waited for the whole device
 
 
 class Event:
@@ -64,7 +66,8 @@ class Gpu:
         self.paused = threading.Event()  # cleared: nothing that was enqueued happens
         self.loading = threading.Event()  # cleared: no plan is loaded to its end
         self.making = threading.Event()  # cleared: no context of TensorRT is made to its end
-        for event in (self.paused, self.loading, self.making):
+        self.recording = threading.Event()  # cleared: no capture ends
+        for event in (self.paused, self.loading, self.making, self.recording):
             event.set()
 
     # ---- laws -------------------------------------------------------------------------------------------------------
@@ -146,6 +149,8 @@ class Gpu:
     def enqueue(self, handle: int, operation: Operation, *, is_work: bool = True) -> None:
         with self.lock:
             stream = self.streams[handle]
+            if stream.is_spoilt:
+                raise Failure("enqueue", "CAPTURE_INVALIDATED")
             if is_work and stream.capturing is None:
                 self.launched_on.add(threading.current_thread().name)
             (stream.queue if stream.capturing is None else stream.capturing).append(operation)
@@ -183,8 +188,26 @@ class Gpu:
         if self.sticky:
             raise Failure("wait", self.sticky)
 
+    def begin_capture(self, handle: int) -> None:
+        self.streams[handle].capturing = []
+
+    def end_capture(self, handle: int) -> list[Operation]:
+        self.recording.wait()
+        with self.lock:
+            stream = self.streams[handle]
+            recorded, was_spoilt = stream.capturing, stream.is_spoilt
+            stream.capturing, stream.is_spoilt = None, False
+        if was_spoilt or recorded is None:
+            raise Failure("end_capture", "CAPTURE_INVALIDATED")
+        return recorded
+
     def synchronize(self) -> None:
         with self.lock:
+            captured = [stream for stream in self.streams.values() if stream.capturing is not None]
+            for stream in captured:
+                stream.is_spoilt = True
+            if captured:
+                raise Failure("synchronize", "CAPTURE")
             for stream in self.streams.values():
                 while stream.queue:
                     stream.queue.popleft()()

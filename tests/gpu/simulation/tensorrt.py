@@ -375,7 +375,10 @@ class IExecutionContext:
                 return False
             if not self._memory or self._addresses.keys() != self._engine._io.keys():
                 return False
-            GPU.enqueue(stream_handle, self._run)
+            try:
+                GPU.enqueue(stream_handle, self._run)
+            except Failure:
+                return False
             return True
 
     def _outputs(self) -> list[str]:

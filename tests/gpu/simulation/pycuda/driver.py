@@ -27,6 +27,13 @@ class LaunchError(Error):
     pass
 
 
+# The driver's own sentences, where code is told by them.
+_WORDS = {
+    "CAPTURE": "cuCtxSynchronize failed: operation not permitted when stream is capturing",
+    "CAPTURE_INVALIDATED": "failed: operation failed due to a previous error during capture",
+}
+
+
 @contextlib.contextmanager
 def _call(name: str, *, needs_context: bool = True) -> Iterator[None]:
     try:
@@ -34,7 +41,7 @@ def _call(name: str, *, needs_context: bool = True) -> Iterator[None]:
         yield
     except Failure as failure:
         kinds = {"OUT_OF_MEMORY": MemoryError, "ILLEGAL_ADDRESS": LaunchError, "LAUNCH_FAILED": LaunchError}
-        raise kinds.get(failure.code, LogicError)(str(failure)) from None
+        raise kinds.get(failure.code, LogicError)(_WORDS.get(failure.code, str(failure))) from None
 
 
 class event_flags:  # noqa: N801 - pycuda's own name

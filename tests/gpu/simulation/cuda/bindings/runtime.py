@@ -21,6 +21,7 @@ class cudaError_t(enum.IntEnum):
     cudaErrorIllegalAddress = 700
     cudaErrorLaunchFailure = 719
     cudaErrorStreamCaptureUnsupported = 900
+    cudaErrorStreamCaptureInvalidated = 901
 
 
 _CODES = {
@@ -28,6 +29,7 @@ _CODES = {
     "LAUNCH_FAILED": cudaError_t.cudaErrorLaunchFailure, "INVALID_CONTEXT": cudaError_t.cudaErrorDeviceUninitialized,
     "OLD_DRIVER": cudaError_t.cudaErrorInsufficientDriver,
     "CAPTURE": cudaError_t.cudaErrorStreamCaptureUnsupported,
+    "CAPTURE_INVALIDATED": cudaError_t.cudaErrorStreamCaptureInvalidated,
 }  # fmt: skip
 
 
@@ -144,13 +146,12 @@ def cudaMemGetInfo() -> Any:
 @_returning("capture")
 def cudaStreamBeginCapture(stream: int, mode: cudaStreamCaptureMode) -> None:
     assert mode == cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-    GPU.streams[stream].capturing = []
+    GPU.begin_capture(stream)
 
 
 @_returning("end_capture")
 def cudaStreamEndCapture(stream: int) -> Any:
-    recorded, GPU.streams[stream].capturing = GPU.streams[stream].capturing, None
-    return recorded
+    return GPU.end_capture(stream)
 
 
 @_returning("instantiate")

@@ -93,9 +93,9 @@ def run(options: Options) -> list[Result]:
                 results += told(attempted(label, functools.partial(measured, stage, repeats)))
                 if kind in BY_PROFILE:
                     results += told(attempted(label, functools.partial(profiles, stage, make, repeats)))
-            where = "onnxruntime-cuda" if "onnxruntime-cuda" in here else CPU
-            bind = functools.partial(_binding, tail, model, window_s, repeats, on_gpu=where != CPU)
-            results += told(attempted(f"{tail}, {where}: binding", bind))
+            for where in [kind for kind in ("onnxruntime-cuda", CPU) if kind in here][:1]:
+                bind = functools.partial(_binding, tail, model, window_s, repeats, on_gpu=where != CPU)
+                results += told(attempted(f"{tail}, {where}: binding", bind))
     return results
 
 

@@ -37,7 +37,7 @@ T = TypeVar("T")
 STOP_WITHIN_S = 5.0
 ASIDE_AT_MOST_S = 600.0
 ATTACH_WITHIN_S = 120.0  # a driver that is well makes a context in seconds
-_OF_THE_DEVICE = ("out-of-memory", "run-failed")  # what a lost device may have said instead
+_OF_THE_DEVICE = ("out-of-memory", "run-failed", "build-failed")  # what a lost device may have said instead
 
 
 class _Task(Generic[T]):

@@ -313,6 +313,7 @@ class TensorRtEngine(ActivationScope):
                 outputs=specs(outline.outputs),
                 compiles=self._compiles,
                 compiled=compiled,
+                has_host_code=self._options.version_compatible,
             )
 
         try:

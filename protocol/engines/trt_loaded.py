@@ -19,6 +19,7 @@ import numpy as np
 
 from protocol.engines.gpu_memory import GpuMemory
 from protocol.engines.gpu_quiet import QUIET
+from protocol.engines.trt_library import cause_of, telling
 from protocol.engines.trt_options import GpuError
 from protocol.tensors import DTYPES, TensorSpec
 
@@ -40,8 +41,12 @@ class LoadedPlan:
         outputs: Sequence[TensorSpec],
         compiles: bool = False,
         compiled: bytes = b"",
+        has_host_code: bool = False,
     ) -> None:
-        """`compiles`: the library does so at run time, as TensorRT-RTX does; `compiled` is what it once gave."""
+        """`compiles`: the library does so at run time, as TensorRT-RTX does; `compiled` is what it once gave.
+
+        `has_host_code`: a plan that outlives updates brings code for the processor, which is run only if it may be.
+        """
         self._trt = trt
         self._log = log
         self.inputs, self.outputs = inputs, outputs
@@ -53,8 +58,8 @@ class LoadedPlan:
         self._runtime: Any = None
         self._engine: Any = None
         try:
-            with QUIET.loud():
-                self._load(plan, memory, compiles=compiles, compiled=compiled)
+            with QUIET.loud(), telling(log, "the plan", "build-failed"):
+                self._load(plan, memory, compiles=compiles, compiled=compiled, has_host_code=has_host_code)
         except BaseException:
             self.close()
             raise
@@ -74,7 +79,7 @@ class LoadedPlan:
     def context(self, shapes: Shapes, addresses: Mapping[str, int], scratch: int, stream: int) -> Any:
         """A context for these shapes, which takes and gives at `addresses`. It may first run on `stream` alone."""
         profile = self.profile_of(shapes)
-        with QUIET.loud():
+        with QUIET.loud(), telling(self._log, "a context", "run-failed"):
             context = self._shaped(profile, shapes, stream, scratch)
             unknown = context.infer_shapes()
         if unknown:
@@ -89,7 +94,8 @@ class LoadedPlan:
         return tuple(tuple(context.get_tensor_shape(spec.name)) for spec in self.outputs)
 
     def refused(self, what: str) -> GpuError:
-        return GpuError(f"{what} is refused: {self._log.last()}", "", cause="run-failed")
+        words = self._log.last()
+        return GpuError(f"{what} is refused: {words}", "", cause=cause_of(words, "run-failed"))
 
     def compiled(self) -> bytes:
         """What was compiled for this GPU so far; empty where the library compiles nothing, or too much to be kept."""
@@ -110,11 +116,18 @@ class LoadedPlan:
 
     # ---- inside -----------------------------------------------------------------------------------------------------
 
-    def _load(self, plan: bytes, memory: GpuMemory, *, compiles: bool, compiled: bytes) -> None:
+    def _load(
+        self, plan: bytes, memory: GpuMemory, *, compiles: bool, compiled: bytes, has_host_code: bool
+    ) -> None:  # fmt: skip
         self._runtime = self._trt.Runtime(self._log)
+        if has_host_code:
+            self._runtime.engine_host_code_allowed = True
         self._engine = self._runtime.deserialize_cuda_engine(plan)
-        if self._engine is None:
-            raise GpuError(f"the plan is refused: {self._log.last()}", "remove it from the cache", cause="build-failed")
+        if self._engine is None:  # damaged, of another version, or no room for it
+            words = self._log.last()
+            cause = cause_of(words, "build-failed")
+            remedy = "remove it from the cache" if cause == "build-failed" else "lower the memory that engines may take"
+            raise GpuError(f"the plan is refused: {words}", remedy, cause=cause)
         if compiles:
             self._configure(compiled)
         self._profiles = list(self._limits())
@@ -157,7 +170,7 @@ class LoadedPlan:
             yield tuple(tuple(s[0]) for s in shapes), tuple(tuple(s[2]) for s in shapes)
 
     def _check_tensors(self) -> None:
-        """That the plan takes and gives what the graph says: names and element types."""
+        """That the plan takes and gives what the graph says, names and element types, in the GPU's memory."""
         engine, mode = self._engine, self._trt.TensorIOMode
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         for kind, specs in ((mode.INPUT, self.inputs), (mode.OUTPUT, self.outputs)):
@@ -166,6 +179,9 @@ class LoadedPlan:
                 raise GpuError(f"the plan has {sorted(theirs)}, the graph {sorted(s.name for s in specs)}",
                                "build it again", cause="build-failed")  # fmt: skip
             for spec in specs:
+                if engine.get_tensor_location(spec.name).name == "HOST":  # such as the shape of another tensor
+                    raise GpuError(f"{spec.name!r} is a tensor of the processor's for the library",
+                                   "cut where no shape crosses", cause="unsupported-graph")  # fmt: skip
                 dtype = np.dtype(self._trt.nptype(engine.get_tensor_dtype(spec.name)))
                 if dtype != DTYPES[spec.dtype]:
                     raise GpuError(f"the plan has {spec.name!r} as {dtype}, the graph as {spec.dtype}",

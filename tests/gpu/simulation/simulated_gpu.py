@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 Operation = Callable[[], None]
+STICKY = ("ILLEGAL_ADDRESS", "LAUNCH_FAILED")  # every call fails from then on, as with the real ones
 
 
 class Failure(Exception):  # noqa: N818
@@ -82,6 +83,7 @@ class Gpu:
             self.faults[name] = (left - 1, code)
             if left <= 0:
                 del self.faults[name]
+                self.sticky = code if code in STICKY else ""
                 raise Failure(name, code)
         if needs_context and not self.stacks.get(threading.get_ident()):
             self.violations.append(f"{name} without a current context on {threading.current_thread().name}")

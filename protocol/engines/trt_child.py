@@ -65,8 +65,8 @@ def build(order: Order, folder: Path) -> Line:
     except TypeError as error:  # the binding's way to say that the library gave it nothing
         raise GpuError(
             f"the builder does not start ({log.last()})",
-            "see nvidia-smi (35: the driver is older than this library wants; 46: another process has the GPU to itself, "
-            "but plans are built in a process of their own: nvidia-smi -c DEFAULT)",
+            "see nvidia-smi (35: the driver is too old for the library; 46: another process has the GPU to itself, "
+            "and plans are built in a process of their own: nvidia-smi -c DEFAULT)",
             cause=trt_library.cause_of(log.last(), "no-driver"),
         ) from error
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))

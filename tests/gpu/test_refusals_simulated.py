@@ -6,6 +6,7 @@ again, asked for later or never again depends on what they mean.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from protocol.engines.tensorrt import TensorRtEngine
 from protocol.engines.trt_options import GpuError
 from tests.gpu.graphs import graph, node
 from tests.gpu.tiny import ROWS, Make, x_of, y_of
+from tests.waiting import until
 
 
 def told_of(engine: TensorRtEngine) -> list[str]:
@@ -121,3 +123,38 @@ def test_what_was_timed_on_another_device_does_not_cost_the_plan(
     monkeypatch.setenv("ISTHMUS_SIMULATED_BUILD", "other device")
     with make(cache=cache, max_batch=4) as engine:
         assert engine.build_s is not None
+
+
+@pytest.mark.parametrize(
+    ("version", "is_taken"), [("12.8.0", False), ("12.9.0", False), ("12.9.1", True), ("13.0.0", True)]
+)
+def test_a_cuda_python_that_stops_every_thread_while_it_waits_is_refused(
+    simulated_gpu: Any, make: Make, monkeypatch: pytest.MonkeyPatch, version: str, is_taken: bool
+) -> None:
+    monkeypatch.setitem(sys.modules, "pycuda", None)
+    import cuda.bindings
+
+    monkeypatch.setattr(cuda.bindings, "__version__", version)
+    if is_taken:
+        with make() as engine:
+            np.testing.assert_array_equal(engine.infer({"x": x_of(2)})["y"], y_of(x_of(2)))
+        return
+    with pytest.raises(GpuError, match=f"cuda-bindings is {version}.*>=12.9.1") as refused:
+        make().activate()
+    assert refused.value.cause == "no-library"
+
+
+def test_an_error_that_was_told_is_not_found_again_by_a_library_on_the_same_thread(
+    simulated_gpu: Any, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CUDA keeps the last error of each thread, and TensorRT asks for it after its own calls."""
+    monkeypatch.setitem(sys.modules, "pycuda", None)
+    with make(slots=1) as engine:
+        engine.infer({"x": x_of(1)})
+        simulated_gpu.fail("unpin", "INVALID_VALUE")
+        rows = engine.rows(64)
+        address = rows.ctypes.data
+        del rows
+        until(lambda: address not in engine._session._pinned, "the rows were let go", within_s=20)
+        np.testing.assert_array_equal(engine.infer({"x": x_of(3)})["y"], y_of(x_of(3)))
+        simulated_gpu.pinned.pop(address)

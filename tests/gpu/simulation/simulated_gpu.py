@@ -58,6 +58,7 @@ class Gpu:
         self.sticky = ""
         self.faults: dict[str, tuple[int, str]] = {}  # call -> (in how many calls, code)
         self.hangs = False
+        self.last_errors: set[int] = set()  # threads of the runtime's that were told of one and did not ask for it
         self.uncapturable = False
         self.plan_nbytes = 0  # of the last that was loaded
         self.launched_on: set[str] = set()

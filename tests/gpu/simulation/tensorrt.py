@@ -413,6 +413,9 @@ class IExecutionContext:
                 GPU.call("enqueue")
             except Failure:
                 return False
+            if threading.get_ident() in GPU.last_errors:  # it takes another's error for its own
+                GPU.last_errors.clear()
+                return False
             if not self._memory or self._addresses.keys() != self._engine._io.keys():
                 return False
             try:

@@ -53,6 +53,7 @@ def _returning(name: str, *, needs_context: bool = True) -> Callable[[Callable[.
                 GPU.call(name, needs_context=needs_context)
                 value = function(*arguments)
             except Failure as failure:
+                GPU.last_errors.add(threading.get_ident())
                 return (_CODES.get(failure.code, cudaError_t.cudaErrorInvalidValue), None)
             return (cudaError_t.cudaSuccess,) if value is None else (cudaError_t.cudaSuccess, value)
 
@@ -135,6 +136,7 @@ def cudaDeviceSynchronize() -> None:
 
 
 def cudaGetLastError() -> tuple[Any, ...]:
+    GPU.last_errors.discard(threading.get_ident())
     return (cudaError_t.cudaSuccess,)
 
 

@@ -141,6 +141,7 @@ def measured(stage: Stage, repeats: int) -> list[Result]:
     bare_per_s: list[float] = []
     ours_per_s: list[float] = []
     pair_per_s: list[float] = []
+    changing: list[float] = []
     bare_s: list[float] = []
     ours_s: list[float] = []
     with _bare(stage) as engine, _gateway(stage) as (one, many):
@@ -150,6 +151,7 @@ def measured(stage: Stage, repeats: int) -> list[Result]:
             with pinned(None if on_gpu else stage.cores.server):
                 bare_per_s.append(per_s(engine, batch, stage.window_s))
                 pair_per_s.append(per_s(engine, batch, stage.window_s, threads=2))
+                changing.append(_changing_over_same(engine, stage.window_s / 2))
                 bare_s.append(_median_s(lambda: engine.infer(inputs(1)), stage.window_s / 4))
             with pinned(None if on_gpu else stage.cores.client):
                 ours_per_s.append(_through(many, IN_FLIGHT // stage.rows, stage.window_s) * stage.rows)
@@ -164,6 +166,9 @@ def measured(stage: Stage, repeats: int) -> list[Result]:
         at_least(f"{label}: throughput over a bare loop", share, LEAST_THROUGHPUT if on_gpu else None, note),
         at_most(f"{label}: p50 of one over a bare loop", slower, MOST_LATENCY if on_gpu else None),
         Result.of(f"{label}: two threads over one, bare", "x", second),
+        Result.of(
+            f"{label}: batches of 4 and 8 in turn over each by itself, bare", "x", changing, note="costs above 1"
+        ),
         Result.of(f"{label}: rows through the gateway", "1/s", ours_per_s),
         Result.of(f"{label}: rows of a bare loop", "1/s", bare_per_s),
         Result.of(f"{label}: p50 of one through the gateway", "us", [s * 1e6 for s in ours_s]),
@@ -243,6 +248,18 @@ def per_s(engine: Engine, rows: int, window_s: float, *, threads: int = 1) -> fl
     for other in others:
         other.join()
     return sum(counts) / (time.perf_counter() - began)
+
+
+def _changing_over_same(engine: Engine, window_s: float) -> float:
+    """How much longer a batch takes that is of another size than the one before: some engines then prepare anew."""
+    small, large = inputs(4), inputs(8)
+    same_s = [_median_s(functools.partial(engine.infer, asked), window_s / 3) for asked in (small, large)]
+
+    def both() -> None:
+        engine.infer(small)
+        engine.infer(large)
+
+    return _median_s(both, window_s / 3) / sum(same_s)
 
 
 def _median_s(work: Callable[[], object], window_s: float) -> float:
@@ -355,8 +372,9 @@ def _binding(tail: str, model: Path, window_s: float, repeats: int, *, on_gpu: b
     """What a binding gains over handing arrays over, on the GPU if there is one, else on the processor."""
     graph = model.read_bytes()
     plain = OrtEngine(graph, label="run")
-    if on_gpu:  # in whole float32 products, as the other
-        plain = OrtEngine(graph, label="run", providers=(CUDA,), provider_options=({"use_tf32": "0"},))
+    if on_gpu:  # with the options of the other
+        chosen = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+        plain = OrtEngine(graph, label="run", providers=(CUDA,), provider_options=(chosen,))
     gains = []
     with plain, BoundOrtEngine(graph, label="bound", on="cuda" if on_gpu else "cpu") as bound:
         for _ in range(repeats):

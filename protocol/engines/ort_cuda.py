@@ -13,7 +13,12 @@ A run on a GPU may hang, and no library can be told to stop: it is given to a de
 freed.
 
 The runtime puts nodes that it has no kernel for on the processor, silently. That is refused (`OrtEngine`): whoever
-prefers a GPU is told what does not run there. TF32 is off: bundles are judged with whole float32 products.
+prefers a GPU is told what does not run there. TF32 is off: bundles are judged with whole float32 products. It is on for
+a graph in float16, whose convolutions the runtime would keep from the tensor cores too: TF32 is no coarser than that.
+
+Nothing here waits for the whole device, or one lane's run would wait for another's: what is written to an OrtValue is
+there when that returns, and a run returns when its own stream is done. Convolutions are chosen by cuDNN's heuristics:
+the runtime chooses again whenever a batch is of another size than the one before, and must not try them all each time.
 
 `on="cpu"` runs the same path on the processor: it gains nothing there, and proves the path where no GPU is.
 """
@@ -33,7 +38,8 @@ from protocol.engines.deputies import Deputies
 from protocol.engines.gpu_quiet import QUIET
 from protocol.engines.ort import CPU, OrtEngine, first_line
 from protocol.engines.trt_options import GpuError
-from protocol.errors import EngineError
+from protocol.errors import EngineError, ModelError
+from protocol.onnx_outline import FLOAT16, read_outline
 from protocol.tensors import Array, Tensors
 
 CUDA = "CUDAExecutionProvider"
@@ -54,12 +60,14 @@ class _Binding:
     """One run's places, for one set of shapes: kept, and used by one thread at a time."""
 
     def __init__(
-        self, session: ort.InferenceSession, tensors: Tensors, outputs: list[str], on: str, device: int
+        self, session: ort.InferenceSession, tensors: Tensors, outputs: list[str], on: str, device: int, *, waits: bool
     ) -> None:
         self._io = session.io_binding()
         self._session = session
         self._outputs = outputs
         self._on, self._device = on, device
+        self._waits = waits  # for the whole device, before and after
+        self._is_filled = True
         self._inputs: dict[str, Any] = {}
         self.nbytes = sum(array.nbytes for array in tensors.values())  # of the device, kept between runs
         for name, array in tensors.items() if on != "cpu" else ():
@@ -70,16 +78,19 @@ class _Binding:
         for name, array in tensors.items():
             if self._on == "cpu":
                 self._io.bind_cpu_input(name, np.ascontiguousarray(array))
-            else:
+            elif not self._is_filled:  # it was made of the first ones
                 self._inputs[name].update_inplace(np.ascontiguousarray(array))
+        self._is_filled = False
         # Bound anew each time: the room of the run before would be taken again, which fails where an output's shape
         # depends on the values.
         self._io.clear_binding_outputs()
         for name in self._outputs:
             self._io.bind_output(name, self._on, self._device)
-        self._io.synchronize_inputs()
+        if self._waits:
+            self._io.synchronize_inputs()
         self._session.run_with_iobinding(self._io)
-        self._io.synchronize_outputs()
+        if self._waits:
+            self._io.synchronize_outputs()
         values: list[Array] = self._io.copy_outputs_to_cpu()
         return values
 
@@ -103,7 +114,12 @@ class BoundOrtEngine(OrtEngine):
         threads: int = 1,
         run_timeout_s: float | None = None,
     ) -> None:
-        cuda: dict[str, str] = {"device_id": str(device), "arena_extend_strategy": "kSameAsRequested", "use_tf32": "0"}
+        cuda = {
+            "device_id": str(device),
+            "arena_extend_strategy": "kSameAsRequested",
+            "cudnn_conv_algo_search": "HEURISTIC",
+            "use_tf32": "1" if _is_in_half(model) else "0",
+        }
         if memory_nbytes is not None:
             cuda["gpu_mem_limit"] = str(memory_nbytes)
         providers: list[tuple[str, dict[str, str]]] = [(CUDA, cuda)] if on == "cuda" else [(CPU, {})]
@@ -186,7 +202,9 @@ class BoundOrtEngine(OrtEngine):
         """Run once, in places that are kept or in new ones."""
         with self._loud():
             if binding is None:
-                binding = _Binding(session, tensors, self._output_names, self._on, self._device)
+                binding = _Binding(
+                    session, tensors, self._output_names, self._on, self._device, waits=self._compiles
+                )  # TensorRT's provider says nothing of what it leaves running
             return binding.run(tensors), binding
 
     def _loud(self) -> contextlib.AbstractContextManager[None]:
@@ -241,6 +259,14 @@ class BoundOrtEngine(OrtEngine):
             while len(self._free) > MOST_SHAPES or self._kept_nbytes > KEPT_NBYTES:
                 _, forgotten = self._free.popitem(last=False)
                 self._kept_nbytes -= sum(each.nbytes for each in forgotten)
+
+
+def _is_in_half(model: bytes) -> bool:
+    """Whether it has weights in float16. Bytes that are no graph have none: loading says what they are."""
+    try:
+        return any(constant.element == FLOAT16 for constant in read_outline(model).constants.values())
+    except ModelError:
+        return False
 
 
 def _tensorrt_options(device: int, memory_nbytes: int | None) -> dict[str, str]:

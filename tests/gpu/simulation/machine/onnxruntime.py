@@ -3,7 +3,8 @@
 Importing this imports the real one, changes it and steps aside. What is asked of CUDA runs on the processor. It is as
 strict as the real build where that can be told without a GPU: options of a provider that it does not know are refused,
 nodes that it would leave to the processor are refused where that was forbidden, a session's memory is named by its
-device, and a value that is written anew keeps its shape.
+device, convolutions in half precision are kept from no tensor core, and nobody waits for the whole device while others
+run on it.
 """
 
 from __future__ import annotations
@@ -57,6 +58,10 @@ class InferenceSession(real.InferenceSession):  # type: ignore[misc, name-define
         for name, of_it in zip(asked, given, strict=True):
             if unknown := set(of_it) - OPTIONS[name]:
                 raise RuntimeError(f"[ONNXRuntimeError] : 3 : INVALID_ARGUMENT : Unknown provider option: {unknown}")
+            if name == CUDA and of_it.get("cudnn_conv_algo_search", "EXHAUSTIVE") == "EXHAUSTIVE":
+                raise RuntimeError("it would try every convolution anew for every size of a batch")
+            if name == CUDA and of_it.get("use_tf32", "1") == "0" and _is_in_half(model):
+                raise RuntimeError("without TF32, convolutions in half precision are kept from the tensor cores too")
             if not all(isinstance(value, str) for value in of_it.values()):
                 raise RuntimeError("values of a provider's options are strings")
         self.asked = [name for name in asked if name != CPU]
@@ -79,10 +84,22 @@ class InferenceSession(real.InferenceSession):  # type: ignore[misc, name-define
 
 
 class IOBinding(real.IOBinding):  # type: ignore[misc, name-defined]
+    def __init__(self, session: InferenceSession) -> None:
+        super().__init__(session)
+        self._session_of = session
+
     def bind_output(self, name: str, device_type: str = "cpu", device_id: int = 0, *more: Any, **named: Any) -> None:
         assert device_type in ("cpu", "cuda"), device_type
         assert device_id == 0, "this machine has one GPU"
         super().bind_output(name, "cpu", 0, *more, **named)
+
+    def synchronize_inputs(self) -> None:
+        assert TENSORRT in self._session_of.asked, "this waits for every stream of the device"
+        super().synchronize_inputs()
+
+    def synchronize_outputs(self) -> None:
+        assert TENSORRT in self._session_of.asked, "this waits for every stream of the device"
+        super().synchronize_outputs()
 
 
 class OrtValue(real.OrtValue):  # type: ignore[misc, name-defined]
@@ -91,6 +108,13 @@ class OrtValue(real.OrtValue):  # type: ignore[misc, name-defined]
         assert device_type in ("cpu", "cuda"), device_type
         assert device_id == 0, "this machine has one GPU"
         return super().ortvalue_from_numpy(array.copy() if device_type == "cuda" else array, "cpu")
+
+
+def _is_in_half(model: bytes) -> bool:
+    import onnx
+
+    weights = onnx.load_from_string(model).graph.initializer
+    return any(weight.data_type == onnx.TensorProto.FLOAT16 for weight in weights)
 
 
 def _entry(options: Any, key: str) -> str:

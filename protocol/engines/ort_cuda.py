@@ -45,7 +45,8 @@ from protocol.tensors import Array, Tensors
 CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
 MOST_SHAPES = 64  # whose bindings are kept; a lane runs a few dozen batch sizes
-KEPT_NBYTES = 256 * 1024 * 1024  # of the GPU, for the inputs of those: the arena's bound does not count them
+KEPT_NBYTES = 256 * 1024 * 1024  # of the GPU, for the inputs of those, and no more than the next of its share:
+KEPT_SHARE = 1 / 8  # they lie in an arena of the process, which the bound of a session's own does not count
 RUN_TIMEOUT_S = 30.0  # a GPU that has not answered by then is lost
 SETUP_TIMEOUT_S = 1800.0  # loading, the first run, with TensorRT that of each shape: some compile then
 
@@ -96,7 +97,7 @@ class _Binding:
 
 
 class BoundOrtEngine(OrtEngine):
-    """`memory_nbytes` bounds the runtime's arena on the GPU; a run that needs more raises EngineError.
+    """`memory_nbytes` bounds what it takes of the GPU, inputs included; a run that needs more raises EngineError.
 
     With `tensorrt` the TensorRT provider comes first and CUDA runs what it leaves. A run that takes longer than
     `run_timeout_s` is given up; on the processor, which does not hang, only if that is given.
@@ -120,8 +121,10 @@ class BoundOrtEngine(OrtEngine):
             "cudnn_conv_algo_search": "HEURISTIC",
             "use_tf32": "1" if _is_in_half(model) else "0",
         }
+        self._most_kept_nbytes = KEPT_NBYTES
         if memory_nbytes is not None:
-            cuda["gpu_mem_limit"] = str(memory_nbytes)
+            self._most_kept_nbytes = min(KEPT_NBYTES, int(memory_nbytes * KEPT_SHARE))
+            cuda["gpu_mem_limit"] = str(memory_nbytes - self._most_kept_nbytes)
         providers: list[tuple[str, dict[str, str]]] = [(CUDA, cuda)] if on == "cuda" else [(CPU, {})]
         if tensorrt:
             providers.insert(0, (TENSORRT, _tensorrt_options(device, memory_nbytes)))
@@ -256,7 +259,7 @@ class BoundOrtEngine(OrtEngine):
                 return
             self._free.setdefault(shapes, []).append(binding)
             self._kept_nbytes += binding.nbytes
-            while len(self._free) > MOST_SHAPES or self._kept_nbytes > KEPT_NBYTES:
+            while len(self._free) > MOST_SHAPES or self._kept_nbytes > self._most_kept_nbytes:
                 _, forgotten = self._free.popitem(last=False)
                 self._kept_nbytes -= sum(each.nbytes for each in forgotten)
 

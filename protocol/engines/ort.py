@@ -17,6 +17,7 @@ import functools
 import io
 import os
 import platform
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,6 +38,10 @@ CPU = "CPUExecutionProvider"
 _ONLY_HERE = "session.disable_cpu_ep_fallback"
 _NO_TENSORRT = "Please install TensorRT libraries"
 _LEFT_TO_THE_CPU = "assigned to the default CPU EP"
+
+_TELLING = re.compile(
+    r"(CUDA|CUDNN|CUBLAS|CURAND|CUFFT)\w* failure -?\d+:[^;]*|Available memory of .*|Failed to allocate .*"
+)
 
 _ORT_TYPES = {
     "tensor(bool)": "bool",
@@ -260,5 +265,8 @@ def _spec(value: ort.NodeArg, label: str) -> TensorSpec:
 
 
 def first_line(error: Exception) -> str:
-    """What an error of the runtime says, without its trace."""
-    return str(error).strip().split("\n")[0][:300] or type(error).__name__
+    """What an error of the runtime says, without its trace and, before what tells, the names of its own functions."""
+    said = str(error).strip().split("\n")[0]
+    if found := _TELLING.search(said):
+        said = said.partition("/onnxruntime_src/")[0] + found[0]
+    return said[:300].strip() or type(error).__name__

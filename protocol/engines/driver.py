@@ -154,7 +154,7 @@ def _ask(library: Any, least_cuda: int) -> Driver | str:
     if code in _STARTS_NOT:
         return _STARTS_NOT[code]
     if code:
-        return f"the NVIDIA driver does not start (cuInit: {_name(library, code)}); see nvidia-smi"
+        return f"the NVIDIA driver does not start (cuInit: {error_name(library, code)}); see nvidia-smi"
     version, count = ctypes.c_int(), ctypes.c_int()
     _check(library, "cuDriverGetVersion", ctypes.byref(version))
     if version.value < least_cuda:
@@ -183,10 +183,11 @@ def _device(library: Any, index: int) -> Device:
 def _check(library: Any, function: str, *arguments: Any) -> None:
     code = getattr(library, function)(*arguments)
     if code:
-        raise _Refused(f"{function}: {_name(library, code)}")
+        raise _Refused(f"{function}: {error_name(library, code)}")
 
 
-def _name(library: Any, code: int) -> str:
+def error_name(library: Any, code: int) -> str:
+    """What the driver calls one of its codes, with the code."""
     text = ctypes.c_char_p()
     try:
         if library.cuGetErrorName(code, ctypes.byref(text)) == 0 and text.value:

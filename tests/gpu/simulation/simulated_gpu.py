@@ -21,6 +21,12 @@ Operation = Callable[[], None]
 STICKY = ("ILLEGAL_ADDRESS", "LAUNCH_FAILED")  # every call fails from then on, as with the real ones
 
 
+_NAMES = {
+    1: "INVALID_VALUE", 2: "OUT_OF_MEMORY", 101: "INVALID_DEVICE", 201: "INVALID_CONTEXT", 700: "ILLEGAL_ADDRESS",
+    719: "LAUNCH_FAILED", 900: "STREAM_CAPTURE_UNSUPPORTED",
+}  # fmt: skip
+
+
 class Failure(Exception):  # noqa: N818
     """`code` is the name of CUDA's error."""
 
@@ -53,6 +59,7 @@ class Gpu:
         self.stacks: dict[int, list[str]] = {}
         self.retained = 0
         self.events = 0
+        self.of_driver: dict[int, Event] = {}  # events by the driver's handles
         self.calls: Counter[str] = Counter()
         self.violations: list[str] = []
         self.sticky = ""
@@ -217,29 +224,83 @@ class Gpu:
 
 
 class Driver:
-    """What of libcuda is called directly; functions return their codes."""
+    """What of libcuda is called directly; functions return their codes. Pointers come as ctypes has them."""
 
     def __init__(self, gpu: Gpu) -> None:
         self._gpu = gpu
 
+    def cuGetErrorName(self, code: int, text: Any) -> int:
+        text._obj.value = f"CUDA_ERROR_{_NAMES[code]}".encode()
+        return 0
+
+    def cuDeviceGet(self, handle: Any, index: int) -> int:
+        handle._obj.value = index
+        return 0
+
+    def cuDevicePrimaryCtxRetain(self, context: Any, device: Any) -> int:
+        def retain() -> None:
+            self._gpu.retained += 1
+
+        return self._code("retain", retain, needs_context=False)
+
+    def cuDevicePrimaryCtxRelease_v2(self, device: Any) -> int:
+        self._gpu.retained -= 1
+        return 0
+
+    def cuMemAlloc_v2(self, address: Any, nbytes: Any) -> int:
+        def allocate() -> None:
+            address._obj.value = self._gpu.allocate(nbytes.value)
+
+        return self._code("allocate", allocate)
+
+    def cuMemFree_v2(self, address: Any) -> int:
+        return self._code("free", lambda: self._gpu.free(address.value))
+
+    def cuMemGetInfo_v2(self, free: Any, total: Any) -> int:
+        def tell() -> None:
+            total._obj.value = self._gpu.memory_nbytes
+            free._obj.value = total._obj.value - sum(len(b) for b in self._gpu.blocks.values())
+
+        return self._code("info", tell)
+
+    def cuEventCreate(self, event: Any, flags: Any) -> int:
+        def create() -> None:
+            self._gpu.events += 1
+            event._obj.value = next(self._gpu._handles)
+            self._gpu.of_driver[event._obj.value] = Event()
+
+        return self._code("event", create)
+
+    def cuEventDestroy_v2(self, event: Any) -> int:
+        def destroy() -> None:
+            self._gpu.events -= 1
+            del self._gpu.of_driver[event.value]
+
+        return self._code("destroy_event", destroy)
+
+    def cuEventRecord(self, event: Any, stream: Any) -> int:
+        return self._code("record", lambda: self._gpu.record(self._gpu.of_driver[event.value], stream.value))
+
+    def cuEventSynchronize(self, event: Any) -> int:
+        return self._code("wait", lambda: self._gpu.wait(self._gpu.of_driver[event.value]))
+
     def cuMemHostRegister_v2(self, address: Any, nbytes: Any, flags: Any) -> int:
         assert address.value % 4096 == nbytes.value % 4096 == 0, "memory is pinned by whole pages"
-        code = self._code("pin")
-        if not code:
+
+        def pin() -> None:
             self._gpu.pinned[address.value] = nbytes.value
-        return code
+
+        return self._code("pin", pin)
 
     def cuMemHostUnregister(self, address: Any) -> int:
-        code = self._code("unpin")
-        if not code:
-            del self._gpu.pinned[address.value]
-        return code
+        return self._code("unpin", lambda: self._gpu.pinned.pop(address.value))
 
-    def _code(self, call: str) -> int:
+    def _code(self, call: str, work: Callable[[], object], *, needs_context: bool = True) -> int:
         try:
-            self._gpu.call(call)
+            self._gpu.call(call, needs_context=needs_context)
+            work()
         except Failure as failure:
-            return {"OUT_OF_MEMORY": 2, "INVALID_CONTEXT": 201, "ILLEGAL_ADDRESS": 700}.get(failure.code, 1)
+            return next((code for code, name in _NAMES.items() if name == failure.code), 1)
         return 0
 
 

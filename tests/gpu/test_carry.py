@@ -16,6 +16,8 @@ CARRY = Path(__file__).parent / "carry.sh"
         (["--parts", "many"], "wants a number of MiB, not many"),
         (["--parts", "0"], "wants a number of MiB, not 0"),
         (["--to"], "--to wants a value"),
+        (["--loads", "some"], "--loads wants a number of MiB, not some"),
+        (["--there", "/nowhere/at/all"], "/nowhere/at/all cannot be read"),
         (["3.12"], "unknown option 3.12"),
     ],
 )

@@ -103,13 +103,13 @@ def no_gpu() -> str:
 
 
 def gpu_memory_nbytes(device: int = 0) -> int | None:
-    """The memory of that GPU; None where there is none."""
+    """The memory of that GPU, half of it where the processor lives in the same; None where there is no GPU."""
     from protocol.engines import driver
 
     found = driver.probe()
     if isinstance(found, str):
         return None
-    return next((each.memory_nbytes for each in found.devices if each.index == device), None)
+    return next((d.memory_nbytes // (1 + d.is_integrated) for d in found.devices if d.index == device), None)
 
 
 @functools.cache

@@ -32,6 +32,7 @@ from protocol.engines.trt_options import GpuError, TrtOptions
 from protocol.tensors import Array
 
 Capture = Callable[[int, Callable[[], bool]], Any]
+_PINS_NONE = (800, 801)  # not permitted, not supported: as the driver and the runtime both count
 MOST_TRIES = 3  # of one set of shapes to be captured
 QUIET_WITHIN_S = 0.05  # an engine thread waits for it
 
@@ -90,6 +91,7 @@ class Session:
         self.made = 0  # buckets so far
         self.captured = 0
         self.uncaptured = ""  # why plain enqueues are used
+        self.unpinned = ""  # why the slots' rows are not pinned: what is copied then waits
         self._preparing = threading.Lock()  # one bucket at a time
         self._pinned: dict[int, Pinned] = {}  # by address
         try:
@@ -260,5 +262,14 @@ class Session:
             for name, nbytes in sizes.items():
                 slot.blocks[name] = self._memory.allocate(nbytes)
                 slot.rows[name] = aligned(nbytes)
-                slot.unpin.append(self._memory.pin(slot.rows[name]))
+                self._pin_rows(slot, slot.rows[name])
         return need
+
+    def _pin_rows(self, slot: Slot, rows: Array) -> None:
+        """Not every device lets memory that is there be pinned (HOST_REGISTER_SUPPORTED); it can be copied all the same."""
+        try:
+            slot.unpin.append(self._memory.pin(rows))
+        except Exception as error:
+            if getattr(error, "code", None) not in _PINS_NONE:
+                raise
+            self.unpinned = str(error)

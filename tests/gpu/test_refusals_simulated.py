@@ -158,3 +158,22 @@ def test_an_error_that_was_told_is_not_found_again_by_a_library_on_the_same_thre
         until(lambda: address not in engine._session._pinned, "the rows were let go", within_s=20)
         np.testing.assert_array_equal(engine.infer({"x": x_of(3)})["y"], y_of(x_of(3)))
         simulated_gpu.pinned.pop(address)
+
+
+@pytest.mark.parametrize("library", ["pycuda", "cuda-python"])
+def test_where_no_memory_can_be_pinned_it_computes_all_the_same_and_says_so(
+    simulated_gpu: Any, make: Make, monkeypatch: pytest.MonkeyPatch, library: str
+) -> None:
+    if library == "cuda-python":
+        monkeypatch.setitem(sys.modules, "pycuda", None)
+    simulated_gpu.pins_nothing = True
+    engine = make()
+    told = told_of(engine)
+    with engine:
+        rows = engine.rows(64)[:32].view(np.float32).reshape(2, 4)
+        rows[:] = x_of(2)
+        for _ in range(3):
+            np.testing.assert_array_equal(engine.infer({"x": rows})["y"], y_of(x_of(2)))
+    assert any("it pins no memory" in line and "upported" in line.lower() for line in told)
+    assert simulated_gpu.violations == []
+    assert simulated_gpu.blocks == {}

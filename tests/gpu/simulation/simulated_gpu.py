@@ -23,7 +23,7 @@ STICKY = ("ILLEGAL_ADDRESS", "LAUNCH_FAILED")  # every call fails from then on, 
 
 _NAMES = {
     1: "INVALID_VALUE", 2: "OUT_OF_MEMORY", 101: "INVALID_DEVICE", 201: "INVALID_CONTEXT", 700: "ILLEGAL_ADDRESS",
-    719: "LAUNCH_FAILED", 900: "STREAM_CAPTURE_UNSUPPORTED",
+    719: "LAUNCH_FAILED", 801: "NOT_SUPPORTED", 900: "STREAM_CAPTURE_UNSUPPORTED",
 }  # fmt: skip
 
 
@@ -67,6 +67,7 @@ class Gpu:
         self.hangs = False
         self.last_errors: set[int] = set()  # threads of the runtime's that were told of one and did not ask for it
         self.uncapturable = False
+        self.pins_nothing = False
         self.plan_nbytes = 0  # of the last that was loaded
         self.launched_on: set[str] = set()
         self._addresses = itertools.count(1 << 40, 1 << 32)
@@ -166,7 +167,9 @@ class Gpu:
             (stream.queue if stream.capturing is None else stream.capturing).append(operation)
 
     def copy(self, to: int, source: int, nbytes: int, *, host: int, inwards: bool, handle: int) -> None:
-        if not any(start <= host and host + nbytes <= start + size for start, size in self.pinned.items()):
+        if not self.pins_nothing and not any(
+            start <= host and host + nbytes <= start + size for start, size in self.pinned.items()
+        ):
             self.violations.append("an asynchronous copy from or to memory that is not pinned")
 
         def operation() -> None:
@@ -288,6 +291,8 @@ class Driver:
         assert address.value % 4096 == nbytes.value % 4096 == 0, "memory is pinned by whole pages"
 
         def pin() -> None:
+            if self._gpu.pins_nothing:
+                raise Failure("pin", "NOT_SUPPORTED")
             self._gpu.pinned[address.value] = nbytes.value
 
         return self._code("pin", pin)

@@ -20,6 +20,7 @@ class cudaError_t(enum.IntEnum):
     cudaErrorDeviceUninitialized = 201
     cudaErrorIllegalAddress = 700
     cudaErrorLaunchFailure = 719
+    cudaErrorNotSupported = 801
     cudaErrorStreamCaptureUnsupported = 900
     cudaErrorStreamCaptureInvalidated = 901
 
@@ -28,6 +29,7 @@ _CODES = {
     "OUT_OF_MEMORY": cudaError_t.cudaErrorMemoryAllocation, "ILLEGAL_ADDRESS": cudaError_t.cudaErrorIllegalAddress,
     "LAUNCH_FAILED": cudaError_t.cudaErrorLaunchFailure, "INVALID_CONTEXT": cudaError_t.cudaErrorDeviceUninitialized,
     "OLD_DRIVER": cudaError_t.cudaErrorInsufficientDriver,
+    "NOT_SUPPORTED": cudaError_t.cudaErrorNotSupported,
     "CAPTURE": cudaError_t.cudaErrorStreamCaptureUnsupported,
     "CAPTURE_INVALIDATED": cudaError_t.cudaErrorStreamCaptureInvalidated,
 }  # fmt: skip
@@ -105,6 +107,8 @@ def cudaMalloc(size: int) -> int:
 @_returning("pin")
 def cudaHostRegister(ptr: int, size: int, flags: int) -> None:
     assert ptr % 4096 == size % 4096 == 0, "memory is pinned by whole pages"
+    if GPU.pins_nothing:
+        raise Failure("pin", "NOT_SUPPORTED")
     GPU.pinned[ptr] = size
 
 

@@ -127,7 +127,7 @@ class BoundOrtEngine(OrtEngine):
             cuda["gpu_mem_limit"] = str(memory_nbytes - self._most_kept_nbytes)
         providers: list[tuple[str, dict[str, str]]] = [(CUDA, cuda)] if on == "cuda" else [(CPU, {})]
         if tensorrt:
-            providers.insert(0, (TENSORRT, _tensorrt_options(device, memory_nbytes)))
+            providers.insert(0, (TENSORRT, _tensorrt_options(device, memory_nbytes, half=_is_in_half(model))))
         super().__init__(
             model, label=label, providers=[name for name, _ in providers],
             provider_options=[options for _, options in providers], threads=threads,
@@ -272,9 +272,12 @@ def _is_in_half(model: bytes) -> bool:
         return False
 
 
-def _tensorrt_options(device: int, memory_nbytes: int | None) -> dict[str, str]:
-    """Its own cache of plans stays off: a plan is code, and nothing would say whose (docs/engines.md)."""
-    options = {"device_id": str(device), "trt_engine_cache_enable": "0"}
+def _tensorrt_options(device: int, memory_nbytes: int | None, *, half: bool) -> dict[str, str]:
+    """Its own cache of plans stays off: a plan is code, and nothing would say whose (docs/engines.md).
+
+    A graph in float16 is refused by the library unless its builder is told that such layers will come.
+    """
+    options = {"device_id": str(device), "trt_engine_cache_enable": "0", "trt_fp16_enable": "1" if half else "0"}
     if memory_nbytes is not None:
         options["trt_max_workspace_size"] = str(memory_nbytes // 2)
     return options

@@ -26,7 +26,7 @@ OPTIONS = {
         "use_ep_level_unified_stream", "fuse_conv_bias", "sdpa_kernel", "gpu_external_alloc", "gpu_external_free",
         "gpu_external_empty_cache",
     },
-    TENSORRT: {"device_id", "trt_engine_cache_enable", "trt_max_workspace_size"},
+    TENSORRT: {"device_id", "trt_engine_cache_enable", "trt_fp16_enable", "trt_max_workspace_size"},  # and more
     CPU: set(),
 }  # fmt: skip
 LEFT_TO_THE_CPU = {"Shape", "NonZero", "Unique"}  # among others
@@ -60,6 +60,8 @@ class InferenceSession(real.InferenceSession):  # type: ignore[misc, name-define
                 raise RuntimeError(f"[ONNXRuntimeError] : 3 : INVALID_ARGUMENT : Unknown provider option: {unknown}")
             if name == CUDA and of_it.get("cudnn_conv_algo_search", "EXHAUSTIVE") == "EXHAUSTIVE":
                 raise RuntimeError("it would try every convolution anew for every size of a batch")
+            if name == TENSORRT and of_it.get("trt_fp16_enable", "0") == "0" and _is_in_half(model):
+                raise RuntimeError("fp16 precision has been set for a layer, but fp16 is not configured in the builder")
             if name == CUDA and of_it.get("use_tf32", "1") == "0" and _is_in_half(model):
                 raise RuntimeError("without TF32, convolutions in half precision are kept from the tensor cores too")
             if not all(isinstance(value, str) for value in of_it.values()):

@@ -266,7 +266,7 @@ class Session:
         return need
 
     def _pin_rows(self, slot: Slot, rows: Array) -> None:
-        """Not every device lets memory that is there be pinned (HOST_REGISTER_SUPPORTED); it can be copied all the same."""
+        """Not every device pins memory that is there already (HOST_REGISTER_SUPPORTED); it is copied all the same."""
         try:
             slot.unpin.append(self._memory.pin(rows))
         except Exception as error:

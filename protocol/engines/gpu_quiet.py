@@ -2,8 +2,8 @@
 
 CUDA's law, whatever the mode of the capture: while any stream of a device is captured, waiting for that device
 (cudaDeviceSynchronize, a plain cudaMemcpy) fails with error 900 on whatever thread asks, and spoils the capture too.
-ONNX Runtime waits so around every bound run, and TensorRT may where it loads; so both count as loud here. A capture
-takes milliseconds: what is loud waits for it. What is loud may take minutes: a capture does without and is tried later.
+ONNX Runtime waits so where a binding is synchronised, and like TensorRT may where it loads; both count as loud here. A
+capture takes milliseconds: what is loud waits for it. What is loud may take minutes: a capture is then tried later.
 """
 
 from __future__ import annotations

@@ -211,7 +211,7 @@ class BoundOrtEngine(OrtEngine):
             return binding.run(tensors), binding
 
     def _loud(self) -> contextlib.AbstractContextManager[None]:
-        """While the runtime may wait for the whole device, as it does around every bound run."""
+        """While the runtime may wait for the whole device, as it does to synchronise a binding."""
         return QUIET.loud() if self._on == "cuda" else contextlib.nullcontext()
 
     def _lost(self) -> GpuError | None:

@@ -142,9 +142,17 @@ def _no_tensorrt(edition: Edition) -> str:
         return reason
     module = edition.replace("-", "_")
     missing = [module] if importlib.util.find_spec(module) is None else []
-    if importlib.util.find_spec("pycuda") is None and importlib.util.find_spec("cuda") is None:
+    if not _can_import("pycuda") and not _can_import("cuda.bindings"):
         missing.append("pycuda (or cuda-python)")
     return f"{' and '.join(missing)} cannot be imported; install isthmus[{edition}]" if missing else ""
+
+
+def _can_import(module: str) -> bool:
+    """Whether it is there, without importing it. Several packages share the name `cuda`."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # what it would be in is not there
+        return False
 
 
 def _folder_of(distribution: str) -> Path | None:

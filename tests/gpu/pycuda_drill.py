@@ -15,7 +15,6 @@ import sys
 import sysconfig
 import tempfile
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,6 @@ from protocol.engines.gpu_thread import GpuThreads, Watcher
 from protocol.engines.trt_options import GpuError
 
 HERE = Path(__file__).parent
-SLOW_US, LEAST_TICKS = 100_000, 5  # of some fifty that a thread of its own gets in that time
 COUNTS = ("contexts retained", "contexts pushed", "blocks", "pinned arrays", "streams", "events")
 
 
@@ -128,16 +126,15 @@ def lose() -> None:
 
 def holds_up_nobody(driver: Any) -> None:
     """Whatever the driver waits for, other Python threads run: else a kernel that hangs stops the whole process."""
-    memory = open_memory(0)
-    ticks, ended = [0], threading.Event()
+    memory, ended = open_memory(0), threading.Event()
 
     def tick() -> None:
-        while not ended.wait(0.001):
-            ticks[0] += 1
+        while not ended.wait(0.0005):
+            driver.isthmus_tick()
 
     ticking = threading.Thread(target=tick)
     ticking.start()
-    driver.isthmus_slow(SLOW_US)
+    driver.isthmus_watch(1)
     rows = aligned(10_000)
     steps: dict[str, Callable[[], Any]] = {
         "attach": memory.attach, "stream": memory.stream, "event": memory.event,
@@ -150,15 +147,14 @@ def holds_up_nobody(driver: Any) -> None:
         "detach": memory.detach,
     }  # fmt: skip
     made: dict[str, Any] = {}
-    stopped = []
+    stopped: list[str] = []
     try:
         for name, step in steps.items():
-            before, began = ticks[0], time.monotonic()
+            before = driver.isthmus_stopped()
             made[name] = step()
-            if time.monotonic() - began > SLOW_US / 1e6 and ticks[0] - before < LEAST_TICKS:
-                stopped.append(name)
+            stopped += [name] * (driver.isthmus_stopped() > before)
     finally:
-        driver.isthmus_slow(0)
+        driver.isthmus_watch(0)
         ended.set()
         ticking.join()
     assert not stopped, f"{', '.join(stopped)} stopped every other thread"

@@ -97,6 +97,14 @@ def test_without_a_driver_the_driver_is_what_is_missing() -> None:
     assert KINDS["tensorrt"].absent() == KINDS["tensorrt-rtx"].absent() == reason
 
 
+def test_another_package_of_the_name_cuda_is_no_cuda_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "isthmus_cuda" / "core").mkdir(parents=True)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert catalogue._can_import("isthmus_cuda.core")
+    assert not catalogue._can_import("isthmus_cuda.bindings")
+    assert not catalogue._can_import("isthmus_cuda_of_nobody.bindings")
+
+
 def test_onnx_runtimes_tensorrt_wants_tensorrt_10_where_the_loader_looks() -> None:
     asked: list[str] = []
     assert catalogue._no_tensorrt_10(asked.append) == ""

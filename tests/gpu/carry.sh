@@ -36,13 +36,22 @@ missing=0
 known() { # whether that machine has it
   [ -n "$there" ] && sed 's/[ =<>@;].*//; s/_/-/g' "$there" | tr '[:upper:]' '[:lower:]' | grep -qx -- "${1%%[=<>~]*}"
 }
-fetch() {
+locked() { # the version that this project is tested with: a newer one may want what is not carried
+  awk -v name="name = \"$1\"" '$0 == name { getline; gsub(/version = |"/, ""); print "==" $0; exit }' uv.lock
+}
+fetch() { # PACKAGE, or options and PACKAGE
   known "${!#}" && return
+  local version_of
+  [ $# -gt 1 ] || version_of=$(locked "$1")
+  if [ -n "${version_of:-}" ]; then download "$1$version_of" && return; fi
+  download "$@" || { echo "not carried: $*"; missing=$((missing + 1)); }
+}
+download() {
   local platforms=()
   for n in 2_39 2_35 2_34 2_31 2_28 2_27 2_24 2_17; do platforms+=(--platform "manylinux_${n}_x86_64"); done
   "$python" -m pip download -q --disable-pip-version-check --no-deps --only-binary=:all: \
     --python-version "$version" --implementation cp "${platforms[@]}" --platform manylinux2014_x86_64 \
-    --platform manylinux1_x86_64 -d "$target" "$@" || { echo "not carried: $*"; missing=$((missing + 1)); }
+    --platform manylinux1_x86_64 -d "$target" "$@"
 }
 # what the tests and the gateway stand on, each without its dependencies
 for package in numpy msgspec pyzmq isal backports.zstd rich typer structlog uvicorn httptools uvloop click h11 \

@@ -54,7 +54,7 @@ download() {
     --platform manylinux1_x86_64 -d "$target" "$@"
 }
 # what the tests and the gateway stand on, each without its dependencies
-for package in numpy msgspec pyzmq isal backports.zstd rich typer structlog uvicorn httptools uvloop click h11 \
+for package in numpy msgspec pyzmq isal backports-zstd rich typer pydantic pydantic-core annotated-types typing-inspection structlog uvicorn httptools uvloop click h11 \
   markdown-it-py mdurl pygments shellingham typing-extensions annotated-doc cryptography cffi pycparser dnspython \
   watchfiles anyio idna starlette hypothesis sortedcontainers pytools platformdirs siphash24 setuptools wheel pytest pytest-timeout iniconfig pluggy packaging onnx \
   onnx-ir onnxruntime-gpu cuda-bindings cuda-pathfinder flatbuffers protobuf ml-dtypes sympy mpmath scipy pillow; do fetch "$package"; done

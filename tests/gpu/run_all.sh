@@ -169,7 +169,7 @@ tests pycuda 60 'pycuda and (bytes or more_than)'
 for kind in tensorrt tensorrt-rtx; do
   for tail in tail_fc tail_r18; do benchmark "$kind-$tail" 240 --set "kinds=$kind" --set "tails=$tail"; done
 done
-step simulated 300 "$python" -m pytest -q -rs -p no:cacheprovider tests/gpu --deselect tests/gpu/test_on_a_gpu.py
+[ -n "${ISTHMUS_GPU_SIMULATION:-}" ] || step simulated 300 "$python" -m pytest -q -rs -p no:cacheprovider tests/gpu --deselect tests/gpu/test_on_a_gpu.py
 for name in $chosen; do
   grep -q "^$name"$'\t' "$work/steps.tsv" || verdict "$name" "not run: there is no such step"
 done

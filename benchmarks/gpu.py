@@ -1,8 +1,10 @@
 """Suite `gpu`: what the gateway leaves of an engine's speed, for every engine that this machine has.
 
 Law: the same engine, made by the same catalogue, is driven by a bare loop in this process and through the gateway in
-its own, in turn, in the same minute. What a machine lacks is a row that says so and why; nothing is implied. Absolute
-times count on a GPU alone, and so do the targets; the processor's rows prove that the suite itself works.
+its own, in turn, in the same minute. What a machine lacks is a row that says so and why; nothing is implied. What fails
+is a row too, and takes no other with it; each is told as soon as it is known, so that a run that is cut off has shown
+what it measured. Absolute times count on a GPU alone, and so do the targets; the processor's rows prove that the suite
+itself works.
 
     python -m benchmarks gpu [--set kinds=onnxruntime-cuda,tensorrt] [--set tails=tail_fc] [--set rows=8]
 
@@ -16,10 +18,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +32,7 @@ import numpy as np
 
 from benchmarks import tails
 from benchmarks.peers.catalogue import Client
-from benchmarks.peers.processes import Cores, ServerProcess, pinned, python
+from benchmarks.peers.processes import READY_LIMIT_S, Cores, ServerProcess, pinned, python
 from benchmarks.peers.questions import Array
 from benchmarks.peers.suite import listed, prepare
 from benchmarks.peers.zmq_client import AgentClient
@@ -37,17 +40,22 @@ from benchmarks.results import Options, Result
 from protocol.bundle import Bundle
 from protocol.engines.base import Engine
 from protocol.engines.catalogue import CPU, KINDS, EngineOptions
+from protocol.engines.driver import probe
 from protocol.engines.ort import OrtEngine
 from protocol.engines.ort_cuda import CUDA, BoundOrtEngine
+from protocol.engines.trt_options import GpuError
 
 LEAST_THROUGHPUT = 0.95  # of the bare loop
 MOST_LATENCY = 1.1  # of the bare loop
 MOST_APART = 0.01  # of the largest value
 MOST_ROWS = 32
+# What there is to learn of each: where time is short, the first are the ones that were measured.
+ORDER = ("onnxruntime-cuda", "tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt", CPU)
 BY_PROFILE = ("tensorrt",)  # whose kernels are chosen for one size of each profile
 IN_FLIGHT = 64  # rows, twice the largest batch
 SEED = 11
 WAIT_S = 30.0
+BUILD_S = 1200.0  # until a gateway is ready that builds plans first, others than the bare loop's
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +74,13 @@ class Stage:
 
 def run(options: Options) -> list[Result]:
     """Measure every engine on every tail, `options.repeats` times in turn."""
-    known = tuple(KINDS)
-    kinds = listed(options.settings, "kinds", known, known=known)
+    kinds = listed(options.settings, "kinds", ORDER, known=tuple(KINDS))
     wanted = listed(options.settings, "tails", ("tail_fc",) if options.quick else tails.NAMES, known=tails.NAMES)
     absent = {kind: reason for kind in kinds if (reason := KINDS[kind].absent())}
     window_s = float(options.settings.get("window_s", "0.3" if options.quick else "2.0"))
-    results = [not_run(kind, reason) for kind, reason in absent.items()]
+    repeats = 2 if options.quick else options.repeats
     here = [kind for kind in kinds if kind not in absent]
+    results = told([_machine(), *(not_run(kind, reason) for kind, reason in absent.items())])
     with tempfile.TemporaryDirectory(prefix="isthmus-gpu-") as name:
         for tail in wanted if here else ():
             folder = Path(name) / tail
@@ -81,11 +89,45 @@ def run(options: Options) -> list[Result]:
             for kind in here:
                 rows = int(options.settings.get("rows", "8" if KINDS[kind].on_gpu else "1"))
                 stage = Stage(kind, tail, model, bundle, folder, rows, window_s, Cores.of_this_machine())
-                results += measured(stage, 2 if options.quick else options.repeats)
+                label, make = f"{tail}, {kind}", functools.partial(_made, stage)
+                results += told(attempted(label, functools.partial(measured, stage, repeats)))
                 if kind in BY_PROFILE:
-                    results += profiles(stage, functools.partial(_made, stage), 2 if options.quick else options.repeats)
-            results += _binding(tail, model, absent, window_s, 2 if options.quick else options.repeats)
+                    results += told(attempted(label, functools.partial(profiles, stage, make, repeats)))
+            for where in [kind for kind in ("onnxruntime-cuda", CPU) if kind in here][:1]:
+                bind = functools.partial(_binding, tail, model, window_s, repeats, on_gpu=where != CPU)
+                results += told(attempted(f"{tail}, {where}: binding", bind))
     return results
+
+
+def attempted(label: str, work: Callable[[], list[Result]]) -> list[Result]:
+    """What `work` measures; a failed row with the reason where it cannot. What a library refuses did not run."""
+    try:
+        return work()
+    except GpuError as error:
+        refused = error.cause in ("build-failed", "unsupported-graph")
+        return [not_run(label, str(error)) if refused else Result.missing(label, f"failed: {error}", ok=False)]
+    except Exception as error:
+        return [Result.missing(label, f"failed: {type(error).__name__}: {error}", ok=False)]
+
+
+def told(results: Iterable[Result]) -> list[Result]:
+    """The same, said on standard error: whoever cuts a long run off has at least the log."""
+    known = list(results)
+    for row in known:
+        figures = f"{row.median:.4g} {row.unit} ({row.low:.4g} to {row.high:.4g})" if row.n else ""
+        print(f"{row.name}: {figures} {row.note}".rstrip(), file=sys.stderr, flush=True)
+    return known
+
+
+def _machine() -> Result:
+    found = probe()
+    if isinstance(found, str):
+        return Result.missing("GPU", found)
+    each = ", ".join(
+        f"{d.name} (compute capability {d.capability[0]}.{d.capability[1]}, {d.memory_nbytes / 2**30:.1f} GiB)"
+        for d in found.devices
+    )
+    return Result.missing("GPU", f"{each}, driver for CUDA {found.cuda // 1000}.{found.cuda % 1000 // 10}")
 
 
 def not_run(name: str, reason: str) -> Result:
@@ -99,6 +141,7 @@ def measured(stage: Stage, repeats: int) -> list[Result]:
     bare_per_s: list[float] = []
     ours_per_s: list[float] = []
     pair_per_s: list[float] = []
+    changing: list[float] = []
     bare_s: list[float] = []
     ours_s: list[float] = []
     with _bare(stage) as engine, _gateway(stage) as (one, many):
@@ -108,6 +151,7 @@ def measured(stage: Stage, repeats: int) -> list[Result]:
             with pinned(None if on_gpu else stage.cores.server):
                 bare_per_s.append(per_s(engine, batch, stage.window_s))
                 pair_per_s.append(per_s(engine, batch, stage.window_s, threads=2))
+                changing.append(_changing_over_same(engine, stage.window_s / 2))
                 bare_s.append(_median_s(lambda: engine.infer(inputs(1)), stage.window_s / 4))
             with pinned(None if on_gpu else stage.cores.client):
                 ours_per_s.append(_through(many, IN_FLIGHT // stage.rows, stage.window_s) * stage.rows)
@@ -122,6 +166,9 @@ def measured(stage: Stage, repeats: int) -> list[Result]:
         at_least(f"{label}: throughput over a bare loop", share, LEAST_THROUGHPUT if on_gpu else None, note),
         at_most(f"{label}: p50 of one over a bare loop", slower, MOST_LATENCY if on_gpu else None),
         Result.of(f"{label}: two threads over one, bare", "x", second),
+        Result.of(
+            f"{label}: batches of 4 and 8 in turn over each by itself, bare", "x", changing, note="costs above 1"
+        ),
         Result.of(f"{label}: rows through the gateway", "1/s", ours_per_s),
         Result.of(f"{label}: rows of a bare loop", "1/s", bare_per_s),
         Result.of(f"{label}: p50 of one through the gateway", "us", [s * 1e6 for s in ours_s]),
@@ -203,6 +250,18 @@ def per_s(engine: Engine, rows: int, window_s: float, *, threads: int = 1) -> fl
     return sum(counts) / (time.perf_counter() - began)
 
 
+def _changing_over_same(engine: Engine, window_s: float) -> float:
+    """How much longer a batch takes that is of another size than the one before: some engines then prepare anew."""
+    small, large = inputs(4), inputs(8)
+    same_s = [_median_s(functools.partial(engine.infer, asked), window_s / 3) for asked in (small, large)]
+
+    def both() -> None:
+        engine.infer(small)
+        engine.infer(large)
+
+    return _median_s(both, window_s / 3) / sum(same_s)
+
+
 def _median_s(work: Callable[[], object], window_s: float) -> float:
     work()
     seconds: list[float] = []
@@ -233,7 +292,8 @@ def _gateway(stage: Stage) -> Iterator[tuple[AgentClient, AgentClient]]:
     log = stage.folder / f"gateway-{stage.kind}.log"
     core = None if on_gpu else stage.cores.server
     with ServerProcess(command, core=core, log=log, env=env, says_ready=True) as server:
-        endpoint, bundle = server.ready_line(), Bundle.open(stage.bundle)
+        endpoint = server.ready_line(BUILD_S if KINDS[stage.kind].is_built else READY_LIMIT_S)
+        bundle = Bundle.open(stage.bundle)
         with (
             contextlib.closing(AgentClient(endpoint, bundle, [inputs(1)["x"]], 1)) as one,
             contextlib.closing(
@@ -308,10 +368,13 @@ def _active(stack: contextlib.ExitStack, engine: Engine) -> Engine:
 # ---- binding --------------------------------------------------------------------------------------------------------
 
 
-def _binding(tail: str, model: Path, absent: dict[str, str], window_s: float, repeats: int) -> list[Result]:
+def _binding(tail: str, model: Path, window_s: float, repeats: int, *, on_gpu: bool) -> list[Result]:
     """What a binding gains over handing arrays over, on the GPU if there is one, else on the processor."""
-    graph, on_gpu = model.read_bytes(), not absent.get("onnxruntime-cuda", "not asked for")
-    plain = OrtEngine(graph, label="run", providers=(CUDA,)) if on_gpu else OrtEngine(graph, label="run")
+    graph = model.read_bytes()
+    plain = OrtEngine(graph, label="run")
+    if on_gpu:  # with the options of the other
+        chosen = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+        plain = OrtEngine(graph, label="run", providers=(CUDA,), provider_options=(chosen,))
     gains = []
     with plain, BoundOrtEngine(graph, label="bound", on="cuda" if on_gpu else "cpu") as bound:
         for _ in range(repeats):

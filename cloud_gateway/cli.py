@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,7 +20,7 @@ from cloud_gateway.operate_cli import dry_run, models_app, status
 from cloud_gateway.tuning.cli import tune
 from protocol.settings import Loaded, parse_set
 from protocol.terminal import print_json
-from protocol.until_told import run_until_told, tell_stopped
+from protocol.until_told import end_with, run_until_told, tell_stopped
 
 if TYPE_CHECKING:
     from cloud_gateway.gateway import Gateway
@@ -90,13 +89,7 @@ def serve(
     def stopped(gateway: Gateway) -> None:
         tell_stopped(gateway.stats(), name="stats", json=json)
 
-    run_until_told(make, logs=logs, ready=ready, stopped=stopped)
-    if any(thread.name == "model-keeper" for thread in threading.enumerate()):
-        # A load that could not be waited for. All is closed and said; Python's own end would unwind that thread through
-        # the engine's C++, which ends the process with SIGABRT for it.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)
+    end_with(lambda: run_until_told(make, logs=logs, ready=ready, stopped=stopped))
 
 
 def _tell_ready(gateway: Gateway, *, json: bool) -> None:

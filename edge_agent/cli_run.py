@@ -15,7 +15,7 @@ import typer
 from edge_agent.config import AgentSettings, from_flags, load_settings, sources
 from protocol.settings import Loaded, parse_set
 from protocol.terminal import print_json
-from protocol.until_told import run_until_told, tell_stopped
+from protocol.until_told import end_with, run_until_told, tell_stopped
 
 if TYPE_CHECKING:
     from edge_agent.daemon import Daemon
@@ -86,7 +86,7 @@ def run(
         return daemon, Steering(daemon, read, watched=watched)
 
     told = _Told(json=json)
-    run_until_told(make, logs=logs, ready=told.ready, stopped=told.stopped)
+    end_with(lambda: run_until_told(make, logs=logs, ready=told.ready, stopped=told.stopped))
 
 
 class _Told:

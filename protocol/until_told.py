@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import signal
 import sys
 import threading
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 # Who logs by Python's own way.
 LIBRARIES = ("isthmus", "uvicorn", "watchfiles", "asyncio", "grpc", "opentelemetry")
 _LOOK_S = 0.2
+# What threads are called that may be in an engine's C++ when all is over: a load that could not be waited for, a GPU
+# that hangs or is lost, a run on it.
+_HELD = ("model-keeper", "isthmus-gpu", "isthmus-deputy")
 
 
 class Daemon(Protocol):
@@ -98,6 +102,27 @@ def run_until_told(
         logs.close()
     if daemon.fatal is not None:
         raise SystemExit(1)
+
+
+def end_with(run: Callable[[], None]) -> None:
+    """Run, as the last thing of a process; where a thread is left that nobody can wait for, the process ends here.
+
+    Python's own end would unwind such a thread through C++, which ends the process with SIGABRT, and let libraries free
+    what is on a lost GPU, which hangs or crashes. All is closed and said by then.
+    """
+    try:
+        run()
+    except SystemExit as ended:
+        _end_if_held(ended.code if isinstance(ended.code, int) else 1)
+        raise
+    _end_if_held(0)
+
+
+def _end_if_held(code: int) -> None:
+    if any(thread.name.startswith(_HELD) for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 class _EndedEarly(BaseException):

@@ -79,13 +79,14 @@ def present(kinds: Kinds, order: Sequence[str]) -> tuple[tuple[str, ...], dict[s
 # ---- what is there --------------------------------------------------------------------------------------------------
 
 
-def both_onnxruntimes(installed: Callable[[str], bool] | None = None) -> str:
+def both_onnxruntimes(folder_of: Callable[[str], Path | None] | None = None) -> str:
     """Why ONNX Runtime cannot reach a GPU although its GPU build is installed, or "".
 
-    `onnxruntime` and `onnxruntime-gpu` share one import name: whichever was installed last is there, in parts.
+    `onnxruntime` and `onnxruntime-gpu` share one import name: in one folder, whichever was installed last is there, in
+    parts. In folders of their own they do each other no harm, and the first in Python's path is imported.
     """
-    is_there = installed or _is_installed
-    if is_there("onnxruntime") and is_there("onnxruntime-gpu"):
+    where = folder_of or _folder_of
+    if (folder := where("onnxruntime")) is not None and folder == where("onnxruntime-gpu"):
         return (
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other; "
             "uninstall both, then install onnxruntime-gpu alone (isthmus[cuda])"
@@ -102,13 +103,13 @@ def no_gpu() -> str:
 
 
 def gpu_memory_nbytes(device: int = 0) -> int | None:
-    """The memory of that GPU; None where there is none."""
+    """The memory of that GPU, half of it where the processor lives in the same; None where there is no GPU."""
     from protocol.engines import driver
 
     found = driver.probe()
     if isinstance(found, str):
         return None
-    return next((each.memory_nbytes for each in found.devices if each.index == device), None)
+    return next((d.memory_nbytes // (1 + d.is_integrated) for d in found.devices if d.index == device), None)
 
 
 @functools.cache
@@ -141,17 +142,25 @@ def _no_tensorrt(edition: Edition) -> str:
         return reason
     module = edition.replace("-", "_")
     missing = [module] if importlib.util.find_spec(module) is None else []
-    if importlib.util.find_spec("pycuda") is None and importlib.util.find_spec("cuda") is None:
+    if not _can_import("pycuda") and not _can_import("cuda.bindings"):
         missing.append("pycuda (or cuda-python)")
     return f"{' and '.join(missing)} cannot be imported; install isthmus[{edition}]" if missing else ""
 
 
-def _is_installed(distribution: str) -> bool:
+def _can_import(module: str) -> bool:
+    """Whether it is there, without importing it. Several packages share the name `cuda`."""
     try:
-        importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # what it would be in is not there
         return False
-    return True
+
+
+def _folder_of(distribution: str) -> Path | None:
+    """The folder that it is installed in."""
+    try:
+        return Path(str(importlib.metadata.distribution(distribution).locate_file("")))
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 # ---- how it is made -------------------------------------------------------------------------------------------------

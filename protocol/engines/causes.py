@@ -19,19 +19,26 @@ DISAGREES: Cause = "disagrees"  # it computes something else than the engine tha
 OWN: frozenset[Cause] = frozenset({"out-of-memory", "device-lost", "run-failed"})  # whatever the request held
 THE_REQUESTS: frozenset[Cause] = frozenset({"bad-input"})
 
-# The words of CUDA's runtime and driver, and of ONNX Runtime's providers, the most telling first.
+# The words of CUDA's runtime and driver, and of ONNX Runtime's providers, the most telling first. Lost is what CUDA
+# documents as leaving the process in a state in which every further call fails until it ends, and a GPU that is gone.
+# A device that is busy (46) or a stream that is captured (900) is none of these: it may be well a moment later.
 _WORDS: dict[Cause, re.Pattern[str]] = {
     "out-of-memory": re.compile(
         r"out[ _-]of[ _-]memory|failed to allocate memory|bad_?alloc|memory limit|BFCArena|_ALLOC_FAILED", re.IGNORECASE
     ),
     "device-lost": re.compile(
-        r"device (is |was )?lost|lost device|fallen off the bus|illegal (memory access|address)|ILLEGAL_ADDRESS"
-        r"|unspecified launch failure|LAUNCH_FAILED|uncorrectable|no CUDA-capable device|NO_DEVICE|DEVICE_UNAVAILABLE"
-        r"|context is destroyed|CONTEXT_IS_DESTROYED|CUDA failure (100|700|710|719)\b|device-side assert|DEINITIALIZED",
+        r"device (is |was )?lost|lost device|fallen off the bus|illegal (memory access|address|instruction)"
+        r"|unspecified launch failure|launch timed out|uncorrectable|no CUDA-capable device|NO_DEVICE"
+        r"|device-side assert|hardware stack error|misaligned address|on global/shared address space"
+        r"|invalid program counter|tensor memory not completely freed|peer GPU memory over nvlink|MPS client"
+        r"|context is destroyed|CONTEXT_IS_DESTROYED|DEINITIALIZED|ILLEGAL_(ADDRESS|INSTRUCTION)|MISALIGNED_ADDRESS"
+        r"|INVALID_(PC|ADDRESS_SPACE)|HARDWARE_STACK_ERROR|LAUNCH_(FAILED|TIMEOUT)"
+        r"|CUDA failure (100|214|220|226|700|702|709|710|714|715|716|717|718|719|721|810)\b",
         re.IGNORECASE,
     ),
     "run-failed": re.compile(
-        r"CUDA failure|CUDA error|CUDNN_STATUS|CUBLAS_STATUS|LAUNCH_TIMEOUT|launch timed out|enqueue", re.IGNORECASE
+        r"CUDA failure|CUDA error|CUDNN_STATUS|CUBLAS_STATUS|enqueue|busy or unavailable|DEVICES?_?UNAVAILABLE",
+        re.IGNORECASE,
     ),
 }
 

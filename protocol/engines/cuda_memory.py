@@ -3,9 +3,13 @@
 The laws of pycuda, each a crash or a leak where it is broken: never `pycuda.autoinit` (a private context); a context
 that is still pushed when its thread ends aborts the process; what belongs to a context is freed on the thread that made
 that context object, or not at all. So objects are made, used and freed on one thread; `wait` alone is for others.
-Pinning goes to the driver itself: `pycuda.driver.register_host_memory` of 2026.1 crashes the process with numpy 2 (it
-sets the base of an array that has one; found with the real pycuda on a simulated driver), and memory of pycuda's own
-would be gone under whoever still looks at it.
+
+pycuda lets other Python threads run while it copies and waits, and in no other call. One that has to wait in the driver
+(the first context takes seconds, freeing waits for what runs, all wait while code is loaded) would stop the whole
+process, for ever where a kernel hangs. Those calls go to the driver itself, by ctypes, which always lets others run.
+Pinning does so too: `pycuda.driver.register_host_memory` of 2026.1 crashes the process with numpy 2 (it sets the base
+of an array that has one; found with the real pycuda on a simulated driver), and memory of pycuda's own would be gone
+under whoever still looks at it.
 """
 
 from __future__ import annotations
@@ -17,32 +21,45 @@ from typing import Any
 
 import pycuda.driver as cuda
 
-from protocol.engines.driver import LIBRARY
+from protocol.engines.driver import LIBRARY, error_name
 from protocol.engines.gpu_memory import Block
 from protocol.engines.trt_options import GpuError
 from protocol.tensors import Array
 
-_NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING, which pycuda gives no name
-
-
+# CU_STREAM_NON_BLOCKING, which pycuda gives no name; CU_EVENT_BLOCKING_SYNC | CU_EVENT_DISABLE_TIMING
+_NON_BLOCKING, _SLEEPS_UNTIMED = 1, 3
 _OUT_OF_MEMORY = 2
 
 
-class PinError(Exception):
-    """The driver does not pin memory; `code` is its own."""
+class DriverError(Exception):
+    """A call of the driver's that did not succeed; `code` is its own."""
 
-    def __init__(self, call: str, code: int) -> None:
-        super().__init__(f"{call} failed with code {code}")
+    def __init__(self, call: str, code: int, name: str) -> None:
+        super().__init__(f"{call} failed: {name}")
         self.code = code
 
 
+class _Driver:
+    """libcuda, whose functions return a code. Others run meanwhile."""
+
+    def __init__(self) -> None:
+        self._library = ctypes.CDLL(LIBRARY)
+
+    def call(self, function: str, *arguments: Any) -> None:
+        """Raises DriverError."""
+        if code := getattr(self._library, function)(*arguments):
+            raise DriverError(function, code, error_name(self._library, code))
+
+
 class _Block:
-    def __init__(self, allocation: Any) -> None:
-        self._allocation = allocation
-        self.address = int(allocation)
+    def __init__(self, driver: _Driver, nbytes: int) -> None:
+        pointer = ctypes.c_uint64()
+        driver.call("cuMemAlloc_v2", ctypes.byref(pointer), ctypes.c_size_t(nbytes))
+        self._driver = driver
+        self.address = int(pointer.value)
 
     def free(self) -> None:
-        self._allocation.free()
+        self._driver.call("cuMemFree_v2", ctypes.c_uint64(self.address))
 
 
 class PycudaMemory:
@@ -53,17 +70,26 @@ class PycudaMemory:
     def __init__(self, device: int) -> None:
         self._device = device
         self._contexts: dict[int, Any] = {}  # by thread
-        self._driver = ctypes.CDLL(LIBRARY)
+        self._driver = _Driver()
+        self._handle = ctypes.c_int()  # the driver's, of the device
 
     def attach(self) -> None:
         cuda.init()
-        context = cuda.Device(self._device).retain_primary_context()
-        context.push()
+        primary = ctypes.c_void_p()
+        self._driver.call("cuDeviceGet", ctypes.byref(self._handle), self._device)
+        self._driver.call("cuDevicePrimaryCtxRetain", ctypes.byref(primary), self._handle)  # made here, or before
+        try:
+            context = cuda.Device(self._device).retain_primary_context()
+            context.push()
+        except BaseException:
+            self._release()
+            raise
         self._contexts[threading.get_ident()] = context
 
     def detach(self) -> None:
         cuda.Context.pop()
         self._contexts.pop(threading.get_ident()).detach()
+        self._release()  # after pycuda's, so that it ends here, where others run meanwhile
 
     def stream(self) -> Any:
         return cuda.Stream(_NON_BLOCKING)
@@ -72,23 +98,23 @@ class PycudaMemory:
         return int(stream.handle)
 
     def event(self) -> Any:
-        return cuda.Event(cuda.event_flags.DISABLE_TIMING | cuda.event_flags.BLOCKING_SYNC)
+        event = ctypes.c_void_p()
+        self._driver.call("cuEventCreate", ctypes.byref(event), ctypes.c_uint(_SLEEPS_UNTIMED))
+        return event
 
     def drop(self, stream: Any, event: Any) -> None:
-        """They go with the objects that hold them."""
+        """The stream goes with the object that holds it."""
+        self._driver.call("cuEventDestroy_v2", event)
 
     def allocate(self, nbytes: int) -> Block:
-        return _Block(cuda.mem_alloc(max(nbytes, 1)))
+        return _Block(self._driver, max(nbytes, 1))
 
     def pin(self, array: Array) -> Callable[[], None]:
         address = ctypes.c_void_p(array.ctypes.data)
-        code = self._driver.cuMemHostRegister_v2(address, ctypes.c_size_t(array.nbytes), ctypes.c_uint(0))
-        if code:
-            raise PinError("cuMemHostRegister", code)
+        self._driver.call("cuMemHostRegister_v2", address, ctypes.c_size_t(array.nbytes), ctypes.c_uint(0))
 
         def unpin() -> None:
-            if failed := self._driver.cuMemHostUnregister(address):
-                raise PinError("cuMemHostUnregister", failed)
+            self._driver.call("cuMemHostUnregister", address)
 
         return unpin
 
@@ -99,21 +125,28 @@ class PycudaMemory:
         cuda.memcpy_dtoh_async(array, address, stream)
 
     def record(self, event: Any, stream: Any) -> None:
-        event.record(stream)
+        self._driver.call("cuEventRecord", event, ctypes.c_void_p(int(stream.handle)))
 
     def wait(self, event: Any) -> None:
-        event.synchronize()
+        self._driver.call("cuEventSynchronize", event)
 
     def free_nbytes(self) -> int:
-        return int(cuda.mem_get_info()[0])
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        self._driver.call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
+        return int(free.value)
 
     def synchronize(self) -> None:
         cuda.Context.synchronize()
 
     def explain(self, error: Exception) -> GpuError | None:
-        if isinstance(error, cuda.MemoryError) or (isinstance(error, PinError) and error.code == _OUT_OF_MEMORY):
+        if isinstance(error, cuda.MemoryError) or (isinstance(error, DriverError) and error.code == _OUT_OF_MEMORY):
             return GpuError(f"the GPU has no memory left ({error})", "lower the memory that engines may take",
                             cause="out-of-memory")  # fmt: skip
-        if not isinstance(error, cuda.Error | PinError):
+        if not isinstance(error, cuda.Error | DriverError):
             return None
         return GpuError(f"the GPU refuses a call ({error})", "", cause="run-failed")
+
+    # ---- inside -----------------------------------------------------------------------------------------------------
+
+    def _release(self) -> None:
+        self._driver.call("cuDevicePrimaryCtxRelease_v2", self._handle)

@@ -6,15 +6,18 @@ a thread has chosen its device, so a stream's number means the same here, in pyc
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
+from cuda import bindings
 from cuda.bindings import runtime as cuda
 
 from protocol.engines.gpu_memory import Block
 from protocol.engines.trt_options import GpuError
 from protocol.tensors import Array
 
+LEAST = (12, 9, 1)  # the first that lets other Python threads run while it waits for the GPU
 _OLD_DRIVER = (35, 36)  # cudaErrorInsufficientDriver, cudaErrorCallRequiresNewerDriver
 
 
@@ -26,10 +29,15 @@ class CudaError(Exception):
         self.code = code
 
 
+def version() -> str:
+    return str(getattr(bindings, "__version__", "") or "0")
+
+
 def checked(call: str, returned: tuple[Any, ...]) -> Any:
     """What a call returned besides its code. Raises CudaError."""
     code, *values = returned
     if code != cuda.cudaError_t.cudaSuccess:
+        cuda.cudaGetLastError()  # or the next library on this thread that looks for an error of its own finds this one
         raise CudaError(call, code)
     return values[0] if len(values) == 1 else tuple(values)
 
@@ -48,6 +56,14 @@ class RuntimeMemory:
     name = "cuda-python"
 
     def __init__(self, device: int) -> None:
+        """Raises GpuError ("no-library") where the installed version would stop the whole process at each wait."""
+        have = version()
+        if tuple(int(part) for part in re.findall(r"\d+", have)[:3]) < LEAST:
+            raise GpuError(
+                f"cuda-bindings is {have}, which lets no other thread run while it waits for the GPU",
+                f"pip install 'cuda-bindings>={'.'.join(map(str, LEAST))}'",
+                cause="no-library",
+            )
         self._device = device
 
     def attach(self) -> None:
@@ -109,7 +125,6 @@ class RuntimeMemory:
     def explain(self, error: Exception) -> GpuError | None:
         if not isinstance(error, CudaError):
             return None
-        cuda.cudaGetLastError()  # what the next call would otherwise be told again
         if error.code == cuda.cudaError_t.cudaErrorMemoryAllocation:
             return GpuError(f"the GPU has no memory left ({error})", "lower the memory that engines may take",
                             cause="out-of-memory")  # fmt: skip

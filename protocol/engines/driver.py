@@ -31,7 +31,9 @@ WITHIN_S = 30.0  # a driver that nobody uses wakes its GPUs one after the other,
 
 _ROOT = Path(__file__).parents[2]  # where the package lies, installed or not
 
-_MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_...
+_MAJOR, _MINOR, _INTEGRATED, _MODE = 75, 76, 18, 20  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_..., ..._COMPUTE_MODE
+_PROHIBITED = 2  # a compute mode in which nobody gets a context
+_CLOSED = "the GPUs of this machine are closed to everybody (compute mode PROHIBITED); nvidia-smi -c DEFAULT opens them"
 _NO_GPU = "the NVIDIA driver finds no GPU; give this machine or container one (--gpus all)"
 # What `cuInit` returns where the code alone tells what is to be done.
 _STARTS_NOT = {
@@ -46,13 +48,17 @@ _UUID_NBYTES = 16
 
 
 class Device(msgspec.Struct, frozen=True):
-    """One GPU as its driver names it. `capability` is (major, minor): (9, 0) for Hopper."""
+    """One GPU as its driver names it. `capability` is (major, minor): (9, 0) for Hopper.
+
+    One that `is_integrated` has no memory of its own: `memory_nbytes` is the processor's as well.
+    """
 
     index: int
     name: str
     uuid: str
     capability: tuple[int, int]
     memory_nbytes: int
+    is_integrated: bool = False
 
 
 class Driver(msgspec.Struct, frozen=True):
@@ -154,7 +160,7 @@ def _ask(library: Any, least_cuda: int) -> Driver | str:
     if code in _STARTS_NOT:
         return _STARTS_NOT[code]
     if code:
-        return f"the NVIDIA driver does not start (cuInit: {_name(library, code)}); see nvidia-smi"
+        return f"the NVIDIA driver does not start (cuInit: {error_name(library, code)}); see nvidia-smi"
     version, count = ctypes.c_int(), ctypes.c_int()
     _check(library, "cuDriverGetVersion", ctypes.byref(version))
     if version.value < least_cuda:
@@ -163,30 +169,38 @@ def _ask(library: Any, least_cuda: int) -> Driver | str:
     _check(library, "cuDeviceGetCount", ctypes.byref(count))
     if count.value < 1:
         return _NO_GPU
-    return Driver(version.value, tuple(_device(library, index) for index in range(count.value)))
+    found = tuple(each for index in range(count.value) if (each := _device(library, index)) is not None)
+    return Driver(version.value, found) if found else _CLOSED
 
 
-def _device(library: Any, index: int) -> Device:
+def _device(library: Any, index: int) -> Device | None:
+    """None where nobody may use it."""
     handle, major, minor, memory = ctypes.c_int(), ctypes.c_int(), ctypes.c_int(), ctypes.c_size_t()
     name = ctypes.create_string_buffer(128)
     uuid = (ctypes.c_ubyte * _UUID_NBYTES)()
     _check(library, "cuDeviceGet", ctypes.byref(handle), index)
+    mode, integrated = ctypes.c_int(), ctypes.c_int()
+    _check(library, "cuDeviceGetAttribute", ctypes.byref(mode), _MODE, handle)
+    if mode.value == _PROHIBITED:
+        return None
+    _check(library, "cuDeviceGetAttribute", ctypes.byref(integrated), _INTEGRATED, handle)
     _check(library, "cuDeviceGetName", name, len(name), handle)
     _check(library, "cuDeviceGetUuid", ctypes.byref(uuid), handle)
     _check(library, "cuDeviceGetAttribute", ctypes.byref(major), _MAJOR, handle)
     _check(library, "cuDeviceGetAttribute", ctypes.byref(minor), _MINOR, handle)
     _check(library, "cuDeviceTotalMem_v2", ctypes.byref(memory), handle)
     text = name.value.decode("utf-8", "replace")
-    return Device(index, text, bytes(uuid).hex(), (major.value, minor.value), memory.value)
+    return Device(index, text, bytes(uuid).hex(), (major.value, minor.value), memory.value, bool(integrated.value))
 
 
 def _check(library: Any, function: str, *arguments: Any) -> None:
     code = getattr(library, function)(*arguments)
     if code:
-        raise _Refused(f"{function}: {_name(library, code)}")
+        raise _Refused(f"{function}: {error_name(library, code)}")
 
 
-def _name(library: Any, code: int) -> str:
+def error_name(library: Any, code: int) -> str:
+    """What the driver calls one of its codes, with the code."""
     text = ctypes.c_char_p()
     try:
         if library.cuGetErrorName(code, ctypes.byref(text)) == 0 and text.value:

@@ -30,13 +30,14 @@ from typing import Any, Generic, TypeVar
 
 from protocol.engines.gpu_aside import Aside, forget_locals, stay
 from protocol.engines.gpu_memory import GpuMemory, open_memory
+from protocol.engines.gpu_quiet import QUIET
 from protocol.engines.trt_options import GpuError
 
 T = TypeVar("T")
 STOP_WITHIN_S = 5.0
 ASIDE_AT_MOST_S = 600.0
 ATTACH_WITHIN_S = 120.0  # a driver that is well makes a context in seconds
-_OF_THE_DEVICE = ("out-of-memory", "run-failed")  # what a lost device may have said instead
+_OF_THE_DEVICE = ("out-of-memory", "run-failed", "build-failed")  # what a lost device may have said instead
 
 
 class _Task(Generic[T]):
@@ -173,7 +174,7 @@ class GpuThread:
     def explained(self, error: BaseException) -> BaseException:
         """What an error means; called where it was caught, on an attached thread.
 
-        Whether the device is lost is found out by asking it: one that fails to say so is.
+        Whether the device is lost is found out by asking it: one that fails to say so is, unless somebody captures.
         """
         forget_locals(error)
         if not isinstance(error, Exception):
@@ -182,9 +183,11 @@ class GpuThread:
         if found is None or found.cause not in _OF_THE_DEVICE:
             return found or error
         try:
-            self.memory.synchronize()
-        except Exception:
-            self.lose(found.fact)
+            with QUIET.loud():
+                self.memory.synchronize()
+        except Exception as answer:
+            if "captur" not in str(answer).lower():  # CUDA's errors 900 to 908: a library captures without our knowing
+                self.lose(found.fact)
         return self.lost or found
 
     def not_attached_again(self, error: BaseException) -> BaseException:

@@ -17,6 +17,8 @@ import functools
 import io
 import os
 import platform
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -36,6 +38,10 @@ CPU = "CPUExecutionProvider"
 _ONLY_HERE = "session.disable_cpu_ep_fallback"
 _NO_TENSORRT = "Please install TensorRT libraries"
 _LEFT_TO_THE_CPU = "assigned to the default CPU EP"
+
+_TELLING = re.compile(
+    r"(CUDA|CUDNN|CUBLAS|CURAND|CUFFT)\w* failure -?\d+:[^;]*|Available memory of .*|Failed to allocate .*"
+)
 
 _ORT_TYPES = {
     "tensor(bool)": "bool",
@@ -234,7 +240,21 @@ def _load_gpu_libraries() -> None:
     """CUDA and cuDNN as the Python index has them: no loader finds them by itself. Those of the system do as well."""
     ort.set_default_logger_severity(4)  # what fails is raised; the runtime prints it in colours besides
     with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+        for folder in nvidia_folders(Path(ort.__file__).parents[1], sys.path):
+            ort.preload_dlls(directory=str(folder))
         ort.preload_dlls()
+
+
+def nvidia_folders(own: Path, path: Sequence[str]) -> list[Path]:
+    """Where packages keep CUDA and cuDNN, of the first folder in Python's path that has any.
+
+    Empty if it is `own`, where ONNX Runtime itself lies and looks. Elsewhere it does not look: it may have been put
+    beside an environment that has those packages already.
+    """
+    for site in dict.fromkeys((own, *map(Path, path))):
+        if found := sorted({library.parent for library in site.glob("nvidia/*/lib/lib*.so.*")}):
+            return [] if site == own else found
+    return []
 
 
 def _spec(value: ort.NodeArg, label: str) -> TensorSpec:
@@ -245,5 +265,8 @@ def _spec(value: ort.NodeArg, label: str) -> TensorSpec:
 
 
 def first_line(error: Exception) -> str:
-    """What an error of the runtime says, without its trace."""
-    return str(error).strip().split("\n")[0][:300] or type(error).__name__
+    """What an error of the runtime says, without its trace and, before what tells, the names of its own functions."""
+    said = str(error).strip().split("\n")[0]
+    if found := _TELLING.search(said):
+        said = said.partition("/onnxruntime_src/")[0] + found[0]
+    return said[:300].strip() or type(error).__name__

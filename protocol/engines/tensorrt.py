@@ -244,6 +244,8 @@ class TensorRtEngine(ActivationScope):
                     self._close(gpu, session)
                 self._threads.release(options.device)
             raise
+        if session.unpinned:
+            self._told(f"{self.label}: copies to and from the GPU are slow, it pins no memory ({session.unpinned})")
         self._inputs, self._outputs = specs(outline.inputs), specs(outline.outputs)
         self._description = f"{options.edition}-{trt.__version__}/{device.name}"
         self._idle = queue.SimpleQueue()
@@ -313,6 +315,7 @@ class TensorRtEngine(ActivationScope):
                 outputs=specs(outline.outputs),
                 compiles=self._compiles,
                 compiled=compiled,
+                has_host_code=self._options.version_compatible,
             )
 
         try:

@@ -63,7 +63,12 @@ def build(order: Order, folder: Path) -> Line:
     try:
         builder = trt.Builder(log)
     except TypeError as error:  # the binding's way to say that the library gave it nothing
-        raise GpuError(f"the builder does not start ({log.last()})", "see nvidia-smi", cause="no-driver") from error
+        raise GpuError(
+            f"the builder does not start ({log.last()})",
+            "see nvidia-smi (35: the driver is too old for the library; 46: another process has the GPU to itself, "
+            "and plans are built in a process of their own: nvidia-smi -c DEFAULT)",
+            cause=trt_library.cause_of(log.last(), "no-driver"),
+        ) from error
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
     graph = folder / "graph.onnx"
@@ -72,8 +77,10 @@ def build(order: Order, folder: Path) -> Line:
     config = _config(trt, builder, network, order)
     timing = folder / "timing"
     cache = config.create_timing_cache(timing.read_bytes() if timing.exists() else b"")
-    if cache is not None:  # one that another version made is refused, and then there is none
-        config.set_timing_cache(cache, ignore_mismatch=False)
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):  # of another version or device
+        cache = config.create_timing_cache(b"")
+        if cache is not None:
+            config.set_timing_cache(cache, ignore_mismatch=False)
     config.progress_monitor = monitor = _monitor(trt)
     plan = builder.build_serialized_network(network, config)
     if plan is None and (flag := _flag_of_capture(trt, order)) is not None:  # it runs all the same, only uncaptured
@@ -81,11 +88,12 @@ def build(order: Order, folder: Path) -> Line:
         plan = builder.build_serialized_network(network, config)
     del monitor  # it had to live until here
     if plan is None:
-        cause: Cause = "out-of-memory" if "memory" in log.last(4).lower() else "build-failed"
+        cause = trt_library.cause_of(log.last(4), "build-failed")
         raise GpuError(f"no plan could be built: {log.last()}", "", cause=cause)
     (folder / "plan").write_bytes(memoryview(plan))
-    if cache is not None:
-        timing.write_bytes(memoryview(config.get_timing_cache().serialize()))
+    measured = config.get_timing_cache()
+    if measured is not None:
+        timing.write_bytes(memoryview(measured.serialize()))
     return Line(done=True, version=str(trt.__version__), warnings=tuple(text for _, text in log.kept[-5:]))
 
 

@@ -5,10 +5,13 @@ Nothing here touches the GPU but what a caller makes with the module it gets; as
 
 from __future__ import annotations
 
+import contextlib
+import re
 import threading
+from collections.abc import Iterator
 from typing import Any
 
-from protocol.engines.trt_options import Edition, GpuError
+from protocol.engines.trt_options import Cause, Edition, GpuError
 
 INSTALL = {
     "tensorrt": "install NVIDIA's TensorRT 10.3 or newer: pip install tensorrt, with pypi.nvidia.com as extra index",
@@ -16,6 +19,7 @@ INSTALL = {
 }
 LEAST = (10, 3)
 MOST_KEPT = 40
+_NO_ROOM = re.compile(r"out ?of ?memory|could not be allocated|failure with error:? 2\b", re.IGNORECASE)
 _LOCK = threading.Lock()
 _LOGS: dict[str, tuple[Any, Any]] = {}  # by the library's name: the module, its log
 
@@ -51,6 +55,22 @@ def log_of(trt: Any) -> Any:
         return known[1]
 
 
+def cause_of(words: str, otherwise: Cause) -> Cause:
+    """What the library's words mean, where they say that there is no room."""
+    return "out-of-memory" if _NO_ROOM.search(words) else otherwise
+
+
+@contextlib.contextmanager
+def telling(log: Any, what: str, otherwise: Cause) -> Iterator[None]:
+    """The bindings refuse by False, by None, and now and then by raising; this turns the last into a GpuError."""
+    log.forget()
+    try:
+        yield
+    except (RuntimeError, TypeError, ValueError) as error:
+        words = f"{_line(error)}; {log.last()}"
+        raise GpuError(f"{what} is refused: {words}", cause=cause_of(words, otherwise)) from error
+
+
 def _new_log(trt: Any) -> Any:
     class Log(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -61,6 +81,10 @@ def _new_log(trt: Any) -> Any:
             """Called from the library's own threads, where nothing may be raised."""
             if int(severity) <= int(trt.ILogger.Severity.WARNING):
                 self.kept = [*self.kept[1 - MOST_KEPT :], (threading.get_ident(), msg[:500])]
+
+        def forget(self) -> None:
+            """This thread's messages: what is asked for next is told by its own."""
+            self.kept = [each for each in self.kept if each[0] != threading.get_ident()]
 
         def last(self, count: int = 2) -> str:
             """The last messages in one line; of this thread, if it caused any: others may have had another trouble."""

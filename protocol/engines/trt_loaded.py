@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 
 from protocol.engines.gpu_memory import GpuMemory
+from protocol.engines.gpu_quiet import QUIET
+from protocol.engines.trt_library import cause_of, telling
 from protocol.engines.trt_options import GpuError
 from protocol.tensors import DTYPES, TensorSpec
 
@@ -39,8 +41,12 @@ class LoadedPlan:
         outputs: Sequence[TensorSpec],
         compiles: bool = False,
         compiled: bytes = b"",
+        has_host_code: bool = False,
     ) -> None:
-        """`compiles`: the library does so at run time, as TensorRT-RTX does; `compiled` is what it once gave."""
+        """`compiles`: the library does so at run time, as TensorRT-RTX does; `compiled` is what it once gave.
+
+        `has_host_code`: a plan that outlives updates brings code for the processor, which is run only if it may be.
+        """
         self._trt = trt
         self._log = log
         self.inputs, self.outputs = inputs, outputs
@@ -49,18 +55,11 @@ class LoadedPlan:
         self._lock = threading.Lock()  # contexts are made one at a time
         self._config: Any = None
         self._compiled: Any = None
-        self._runtime = trt.Runtime(log)
-        self._engine = self._runtime.deserialize_cuda_engine(plan)
-        if self._engine is None:
-            self._runtime = None
-            raise GpuError(f"the plan is refused: {log.last()}", "remove it from the cache", cause="build-failed")
+        self._runtime: Any = None
+        self._engine: Any = None
         try:
-            if compiles:
-                self._configure(compiled)
-            self._profiles = list(self._limits())
-            self._check_tensors()
-            self.scratch_nbytes = int(self._engine.device_memory_size_v2)
-            self.most_nbytes = self._most_nbytes(memory)
+            with QUIET.loud(), telling(log, "the plan", "build-failed"):
+                self._load(plan, memory, compiles=compiles, compiled=compiled, has_host_code=has_host_code)
         except BaseException:
             self.close()
             raise
@@ -80,8 +79,9 @@ class LoadedPlan:
     def context(self, shapes: Shapes, addresses: Mapping[str, int], scratch: int, stream: int) -> Any:
         """A context for these shapes, which takes and gives at `addresses`. It may first run on `stream` alone."""
         profile = self.profile_of(shapes)
-        context = self._shaped(profile, shapes, stream, scratch)
-        unknown = context.infer_shapes()
+        with QUIET.loud(), telling(self._log, "a context", "run-failed"):
+            context = self._shaped(profile, shapes, stream, scratch)
+            unknown = context.infer_shapes()
         if unknown:
             raise self.refused(f"what is known of {', '.join(unknown)}")
         for spec in (*self.inputs, *self.outputs):
@@ -94,7 +94,8 @@ class LoadedPlan:
         return tuple(tuple(context.get_tensor_shape(spec.name)) for spec in self.outputs)
 
     def refused(self, what: str) -> GpuError:
-        return GpuError(f"{what} is refused: {self._log.last()}", "", cause="run-failed")
+        words = self._log.last()
+        return GpuError(f"{what} is refused: {words}", "", cause=cause_of(words, "run-failed"))
 
     def compiled(self) -> bytes:
         """What was compiled for this GPU so far; empty where the library compiles nothing, or too much to be kept."""
@@ -108,11 +109,31 @@ class LoadedPlan:
 
     def close(self) -> None:
         """Children before parents; contexts are gone by then."""
-        self._config = self._compiled = None
-        self._engine = None
-        self._runtime = None
+        with QUIET.loud():
+            self._config = self._compiled = None
+            self._engine = None
+            self._runtime = None
 
     # ---- inside -----------------------------------------------------------------------------------------------------
+
+    def _load(
+        self, plan: bytes, memory: GpuMemory, *, compiles: bool, compiled: bytes, has_host_code: bool
+    ) -> None:  # fmt: skip
+        self._runtime = self._trt.Runtime(self._log)
+        if has_host_code:
+            self._runtime.engine_host_code_allowed = True
+        self._engine = self._runtime.deserialize_cuda_engine(plan)
+        if self._engine is None:  # damaged, of another version, or no room for it
+            words = self._log.last()
+            cause = cause_of(words, "build-failed")
+            remedy = "remove it from the cache" if cause == "build-failed" else "lower the memory that engines may take"
+            raise GpuError(f"the plan is refused: {words}", remedy, cause=cause)
+        if compiles:
+            self._configure(compiled)
+        self._profiles = list(self._limits())
+        self._check_tensors()
+        self.scratch_nbytes = int(self._engine.device_memory_size_v2)
+        self.most_nbytes = self._most_nbytes(memory)
 
     def _configure(self, compiled: bytes) -> None:
         trt = self._trt
@@ -149,7 +170,7 @@ class LoadedPlan:
             yield tuple(tuple(s[0]) for s in shapes), tuple(tuple(s[2]) for s in shapes)
 
     def _check_tensors(self) -> None:
-        """That the plan takes and gives what the graph says: names and element types."""
+        """That the plan takes and gives what the graph says, names and element types, in the GPU's memory."""
         engine, mode = self._engine, self._trt.TensorIOMode
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         for kind, specs in ((mode.INPUT, self.inputs), (mode.OUTPUT, self.outputs)):
@@ -158,6 +179,9 @@ class LoadedPlan:
                 raise GpuError(f"the plan has {sorted(theirs)}, the graph {sorted(s.name for s in specs)}",
                                "build it again", cause="build-failed")  # fmt: skip
             for spec in specs:
+                if engine.get_tensor_location(spec.name).name == "HOST":  # such as the shape of another tensor
+                    raise GpuError(f"{spec.name!r} is a tensor of the processor's for the library",
+                                   "cut where no shape crosses", cause="unsupported-graph")  # fmt: skip
                 dtype = np.dtype(self._trt.nptype(engine.get_tensor_dtype(spec.name)))
                 if dtype != DTYPES[spec.dtype]:
                     raise GpuError(f"the plan has {spec.name!r} as {dtype}, the graph as {spec.dtype}",

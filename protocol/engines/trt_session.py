@@ -5,8 +5,9 @@
 
 Shapes and addresses are set once, when a bucket is made: a run sets nothing, copies in, enqueues, copies out and
 records an event. A bucket's first run is enqueued plainly; before its second it is captured as a CUDA graph, where
-cuda-python is installed and the stream can be captured; from then on one call replays it. Of many shapes the bucket
-unused for longest goes. Two slots are two batches in flight: the second is copied while the first computes.
+cuda-python is installed and the stream can be captured; from then on one call replays it. What another thread does may
+spoil a capture (`gpu_quiet`), so one that failed is tried again, three times, ever more seldom. Of many shapes the
+bucket unused for longest goes. Two slots are two batches in flight: the second is copied while the first computes.
 
     whoever holds the slot    stage, results
     beside the GPU thread     prepare: contexts are made and graphs captured, which may take seconds
@@ -25,24 +26,33 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from protocol.engines.gpu_memory import Block, GpuMemory, aligned
+from protocol.engines.gpu_quiet import QUIET
 from protocol.engines.trt_loaded import LoadedPlan, Shapes
 from protocol.engines.trt_options import GpuError, TrtOptions
 from protocol.tensors import Array
 
 Capture = Callable[[int, Callable[[], bool]], Any]
+_PINS_NONE = (800, 801)  # not permitted, not supported: as the driver and the runtime both count
+MOST_TRIES = 3  # of one set of shapes to be captured
+QUIET_WITHIN_S = 0.05  # an engine thread waits for it
 
 
 class Bucket:
     """One set of input shapes, ready to run."""
 
-    __slots__ = ("context", "graph", "has_run", "is_captured", "outputs")
+    __slots__ = ("context", "graph", "outputs", "runs", "tries")
 
     def __init__(self, context: Any, outputs: Shapes) -> None:
         self.context = context
         self.outputs = outputs
-        self.has_run = False  # plainly: what a first run prepares cannot be captured
-        self.is_captured = False  # or it was found out that it cannot be: then `graph` is None
+        self.runs = 0  # plainly: what a first run prepares cannot be captured
+        self.tries = 0  # of capturing, that failed
         self.graph: Any = None
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is to be captured before the next run: after 1, 3, 7, 15, ... of them."""
+        return self.graph is None and self.tries < MOST_TRIES and self.runs > 0 and not self.runs & (self.runs + 1)
 
 
 class Pinned(NamedTuple):
@@ -81,6 +91,7 @@ class Session:
         self.made = 0  # buckets so far
         self.captured = 0
         self.uncaptured = ""  # why plain enqueues are used
+        self.unpinned = ""  # why the slots' rows are not pinned: what is copied then waits
         self._preparing = threading.Lock()  # one bucket at a time
         self._pinned: dict[int, Pinned] = {}  # by address
         try:
@@ -106,12 +117,12 @@ class Session:
     def is_prepared(self, slot: Slot, shapes: Shapes) -> bool:
         """Whether nothing is to be made or captured before these shapes are run."""
         bucket = slot.buckets.get(shapes)
-        return bucket is not None and (bucket.is_captured or not bucket.has_run or self._capture is None)
+        return bucket is not None and (self._capture is None or not bucket.is_due)
 
     def is_first(self, slot: Slot, shapes: Shapes) -> bool:
         """Whether the slot has not run these shapes yet: the driver may have code to load."""
         bucket = slot.buckets.get(shapes)
-        return bucket is None or not bucket.has_run
+        return bucket is None or not bucket.runs
 
     def results(self, slot: Slot) -> dict[str, Array]:
         """Copies of what the slot's last run gave."""
@@ -135,9 +146,10 @@ class Session:
                 context = self.plan.context(shapes, addresses, scratch, slot.handle)
                 slot.buckets[shapes] = Bucket(context, self.plan.shapes_of(context))
                 self.made += 1
-            elif bucket.has_run and not bucket.is_captured and self._capture is not None:
-                bucket.graph = self._captured(self._capture, slot, bucket)
-                bucket.is_captured = True
+            elif bucket.is_due and self._capture is not None:
+                with QUIET.capture(QUIET_WITHIN_S) as is_quiet:
+                    if is_quiet:
+                        bucket.graph = self._captured(self._capture, slot, bucket)
 
     # ---- on the GPU thread ------------------------------------------------------------------------------------------
 
@@ -157,7 +169,7 @@ class Session:
             self._memory.copy_out(slot.rows[spec.name][:nbytes], slot.blocks[spec.name].address, slot.stream)
         slot.outputs = bucket.outputs
         self._memory.record(slot.event, slot.stream)
-        bucket.has_run = True
+        bucket.runs += bucket.graph is None
         return slot.event
 
     def pin(self, array: Array) -> None:
@@ -202,13 +214,16 @@ class Session:
         asked = getattr(context, "is_stream_capturable", None)  # TensorRT-RTX knows before
         if asked is not None and not asked(slot.handle):
             self.uncaptured = "the library says that this plan cannot be captured"
+            bucket.tries = MOST_TRIES
             return None
         try:
             graph = capture(slot.handle, lambda: bool(context.execute_async_v3(slot.handle)))
         except Exception as error:  # of the library that captures, which this module does not import
             self.uncaptured = str(error)[:300]
+            bucket.tries += 1
             return None
         self.captured += 1
+        self.uncaptured = ""
         return graph
 
     def _drop(self, bucket: Bucket) -> None:
@@ -247,5 +262,14 @@ class Session:
             for name, nbytes in sizes.items():
                 slot.blocks[name] = self._memory.allocate(nbytes)
                 slot.rows[name] = aligned(nbytes)
-                slot.unpin.append(self._memory.pin(slot.rows[name]))
+                self._pin_rows(slot, slot.rows[name])
         return need
+
+    def _pin_rows(self, slot: Slot, rows: Array) -> None:
+        """Not every device pins memory that is there already (HOST_REGISTER_SUPPORTED); it is copied all the same."""
+        try:
+            slot.unpin.append(self._memory.pin(rows))
+        except Exception as error:
+            if getattr(error, "code", None) not in _PINS_NONE:
+                raise
+            self.unpinned = str(error)

@@ -101,7 +101,7 @@ def make(simulated_gpu: Any, plans: Path) -> Iterator[Make]:
 
     shared = GpuThreads()
     yield make_one
-    for event in (simulated_gpu.paused, simulated_gpu.loading, simulated_gpu.making):
+    for event in (simulated_gpu.paused, simulated_gpu.loading, simulated_gpu.making, simulated_gpu.recording):
         event.set()  # where a test failed before it did
     for engine in made:
         engine.deactivate()

@@ -15,6 +15,7 @@ import sys
 import sysconfig
 import tempfile
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import numpy as np
 import pytest
 
 from protocol.engines.driver import Driver, ask
-from protocol.engines.gpu_memory import aligned
+from protocol.engines.gpu_memory import aligned, open_memory
 from protocol.engines.gpu_thread import GpuThreads, Watcher
 from protocol.engines.trt_options import GpuError
 
@@ -72,6 +73,7 @@ class Bench:
         self.block.free()
         for unpin in self.unpin:
             unpin()
+        self.memory.drop(self.stream, self.event)
         del self.event, self.stream
 
 
@@ -122,6 +124,42 @@ def lose() -> None:
         print("a lost device: the process goes on")
 
 
+def holds_up_nobody(driver: Any) -> None:
+    """Whatever the driver waits for, other Python threads run: else a kernel that hangs stops the whole process."""
+    memory, ended = open_memory(0), threading.Event()
+
+    def tick() -> None:
+        while not ended.wait(0.0005):
+            driver.isthmus_tick()
+
+    ticking = threading.Thread(target=tick)
+    ticking.start()
+    driver.isthmus_watch(1)
+    rows = aligned(10_000)
+    steps: dict[str, Callable[[], Any]] = {
+        "attach": memory.attach, "stream": memory.stream, "event": memory.event,
+        "allocate": lambda: memory.allocate(rows.nbytes), "pin": lambda: memory.pin(rows),
+        "copy_in": lambda: memory.copy_in(made["allocate"].address, rows, made["stream"]),
+        "copy_out": lambda: memory.copy_out(rows, made["allocate"].address, made["stream"]),
+        "record": lambda: memory.record(made["event"], made["stream"]), "wait": lambda: memory.wait(made["event"]),
+        "free_nbytes": memory.free_nbytes, "synchronize": memory.synchronize, "unpin": lambda: made["pin"](),
+        "free": lambda: made["allocate"].free(), "drop": lambda: memory.drop(made.pop("stream"), made["event"]),
+        "detach": memory.detach,
+    }  # fmt: skip
+    made: dict[str, Any] = {}
+    stopped: list[str] = []
+    try:
+        for name, step in steps.items():
+            before = driver.isthmus_stopped()
+            made[name] = step()
+            stopped += [name] * (driver.isthmus_stopped() > before)
+    finally:
+        driver.isthmus_watch(0)
+        ended.set()
+        ticking.join()
+    assert not stopped, f"{', '.join(stopped)} stopped every other thread"
+
+
 def _event(memory: Any) -> Any:
     stream, event = memory.stream(), memory.event()
     memory.record(event, stream)
@@ -140,6 +178,7 @@ def main() -> int:
         found = ask()  # in this process, which has loaded the simulated one
         assert isinstance(found, Driver), found
         print(f"{found} (simulated)")
+        holds_up_nobody(driver)
         threads = GpuThreads()
         for _ in range(3):  # a device can be held again after it was given back
             drill(threads)

@@ -113,6 +113,7 @@ def test_bytes_go_to_the_gpu_and_come_back(memory: Callable[[int], GpuMemory]) -
         made["block"].free()
         for unpin in made["unpin"]:
             unpin()
+        gpu.memory.drop(made.pop("stream"), made.pop("event"))
         made.clear()
 
     gpu.call(make, timeout_s=60)

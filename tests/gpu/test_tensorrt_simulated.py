@@ -160,15 +160,103 @@ def test_of_too_many_shapes_the_one_unused_for_longest_goes(simulated_gpu: Any, 
 
 
 @pytest.mark.parametrize("call", ["capture", "instantiate"])
-def test_what_cannot_be_captured_is_enqueued_plainly(simulated_gpu: Any, make: Make, call: str) -> None:
+def test_what_cannot_be_captured_is_enqueued_plainly_and_not_tried_for_ever(
+    simulated_gpu: Any, make: Make, call: str
+) -> None:
     with make(slots=1) as engine:
-        simulated_gpu.fail(call, "CAPTURE")
-        for seed in range(4):
+        for seed in range(40):
+            simulated_gpu.fail(call, "CAPTURE")
             x = x_of(2, seed)
             np.testing.assert_array_equal(engine.infer({"x": x})["y"], y_of(x))
         assert simulated_gpu.calls["launch_graph"] == 0
+        assert simulated_gpu.calls["capture"] == 3
         assert "CaptureUnsupported" in engine.graphs
+        simulated_gpu.faults.clear()
     assert simulated_gpu.clean() == []
+
+
+def test_an_engine_that_fails_while_another_is_captured_does_not_take_the_gpu_for_lost(
+    simulated_gpu: Any, make: Make, library: str
+) -> None:
+    """To ask the device whether it is well is to wait for it, which CUDA allows nobody during a capture."""
+    with make(slots=1) as first, make(slots=1, graphs=False) as second:
+        first.infer({"x": x_of(1)})
+        second.infer({"x": x_of(2)})
+        simulated_gpu.recording.clear()
+        answers: list[Any] = []
+        captured = threading.Thread(target=lambda: answers.append(first.infer({"x": x_of(1)})))
+        captured.start()
+        until(lambda: simulated_gpu.calls["end_capture"] == 1, "the first is being captured", within_s=20)
+        simulated_gpu.fail("record", "INVALID_VALUE")
+        failures: list[GpuError] = []
+
+        def fail() -> None:
+            with pytest.raises(GpuError) as failed:
+                second.infer({"x": x_of(2)})
+            failures.append(failed.value)
+
+        failing = threading.Thread(target=fail)
+        failing.start()
+        failing.join(0.3)  # it waits for the capture, or has spoilt it by then
+        simulated_gpu.recording.set()
+        failing.join(60)
+        captured.join(60)
+        assert [failure.cause for failure in failures] == ["run-failed"]
+        assert len(answers) == 1
+        assert first.graphs == "1 CUDA graphs"
+        np.testing.assert_array_equal(second.infer({"x": x_of(2)})["y"], y_of(x_of(2)))
+
+
+def test_a_device_that_somebody_else_captures_on_is_not_lost(simulated_gpu: Any, make: Make, library: str) -> None:
+    with make() as engine:
+        stranger = simulated_gpu.new_stream()
+        simulated_gpu.begin_capture(stranger)
+        simulated_gpu.fail("record", "INVALID_VALUE")
+        with pytest.raises(GpuError) as failed:
+            engine.infer({"x": x_of(1)})
+        assert failed.value.cause == "run-failed"
+        with pytest.raises(Exception, match="INVALIDATED"):
+            simulated_gpu.end_capture(stranger)
+        del simulated_gpu.streams[stranger]
+        np.testing.assert_array_equal(engine.infer({"x": x_of(1)})["y"], y_of(x_of(1)))
+
+
+def test_a_capture_that_somebody_else_spoilt_is_tried_again(simulated_gpu: Any, make: Make) -> None:
+    with make(slots=1) as engine:
+        engine.infer({"x": x_of(2)})
+        simulated_gpu.recording.clear()
+        second = threading.Thread(target=engine.infer, args=({"x": x_of(2)},))
+        second.start()
+        until(lambda: simulated_gpu.calls["end_capture"] == 1, "a capture is under way", within_s=20)
+        with pytest.raises(Exception, match="CAPTURE"):
+            simulated_gpu.synchronize()  # as a library would that knows nothing of ours
+        simulated_gpu.recording.set()
+        second.join(60)
+        assert "CaptureInvalidated" in engine.graphs
+        for seed in range(6):
+            x = x_of(2, seed)
+            np.testing.assert_array_equal(engine.infer({"x": x})["y"], y_of(x))
+        assert simulated_gpu.calls["capture"] == 2
+        assert engine.graphs == "1 CUDA graphs"
+
+
+def test_nothing_is_captured_while_a_plan_is_loaded_and_it_is_made_up_for(simulated_gpu: Any, make: Make) -> None:
+    with make(slots=1) as engine, make(max_batch=4) as later:
+        later.deactivate()
+        engine.infer({"x": x_of(2)})
+        simulated_gpu.loading.clear()
+        loaded = simulated_gpu.calls["deserialize"]
+        loading = threading.Thread(target=later.activate)
+        loading.start()
+        until(lambda: simulated_gpu.calls["deserialize"] == loaded + 1, "a plan is being loaded", within_s=60)
+        for _ in range(4):
+            engine.infer({"x": x_of(2)})
+        assert simulated_gpu.calls["capture"] == 0
+        simulated_gpu.loading.set()
+        loading.join(60)
+        for _ in range(8):
+            engine.infer({"x": x_of(2)})
+        assert engine.graphs == "1 CUDA graphs"
 
 
 def test_without_cuda_python_it_enqueues_plainly(

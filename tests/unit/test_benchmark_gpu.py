@@ -12,6 +12,7 @@ from benchmarks.peers.processes import Cores
 from benchmarks.results import Options, Result
 from protocol.engines.catalogue import KINDS
 from protocol.engines.fake import FakeEngine
+from protocol.engines.trt_options import GpuError
 from protocol.tensors import Array, Tensors
 
 
@@ -28,8 +29,31 @@ def test_what_this_machine_lacks_is_a_row_with_the_reason_and_no_figure() -> Non
     if not absent:
         pytest.skip("this machine lacks nothing")
     name, reason = next(iter(absent.items()))
-    (row,) = gpu.run(Options(quick=True, settings={"kinds": name}))
+    _, row = gpu.run(Options(quick=True, settings={"kinds": name}))
     assert (row.name, row.n, row.ok, row.note) == (name, 0, None, f"not run: {reason}")
+
+
+@pytest.mark.parametrize(
+    ("error", "ok", "told"),
+    [
+        (GpuError("no tactic", cause="build-failed"), None, "not run: no tactic"),
+        (GpuError("it is gone", cause="device-lost"), False, "failed: it is gone"),
+        (TimeoutError("no answer"), False, "failed: TimeoutError: no answer"),
+    ],
+)
+def test_an_engine_that_fails_is_a_row_and_takes_no_other_with_it(error: Exception, ok: bool | None, told: str) -> None:
+    def work() -> list[Result]:
+        raise error
+
+    (row,) = gpu.attempted("tail_fc, tensorrt", work)
+    assert (row.name, row.n, row.ok) == ("tail_fc, tensorrt", 0, ok)
+    assert row.note.startswith(told)
+
+
+def test_every_row_is_said_as_soon_as_it_is_known(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [Result.of("rate", "1/s", [2.0, 4.0], note="batch 8"), Result.missing("tensorrt", "not run: no driver")]
+    assert gpu.told(iter(rows)) == rows
+    assert capsys.readouterr().err.splitlines() == ["rate: 3 1/s (2 to 4) batch 8", "tensorrt:  not run: no driver"]
 
 
 def test_a_bare_loop_counts_every_row_of_every_thread() -> None:

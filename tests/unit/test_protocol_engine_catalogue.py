@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 import threading
@@ -40,9 +41,24 @@ def test_what_is_lacking_is_said_in_one_sentence_with_a_remedy() -> None:
 
 
 def test_both_builds_of_onnx_runtime_together_are_found_out() -> None:
-    assert both_onnxruntimes(lambda name: name == "onnxruntime") == ""
-    assert both_onnxruntimes(lambda name: name == "onnxruntime-gpu") == ""
-    assert "uninstall both, then install onnxruntime-gpu alone" in both_onnxruntimes(lambda name: True)
+    here, there = Path("site-packages"), Path("carried")
+    assert both_onnxruntimes({"onnxruntime": here}.get) == ""
+    assert both_onnxruntimes({"onnxruntime-gpu": here}.get) == ""
+    assert "uninstall both, then install onnxruntime-gpu alone" in both_onnxruntimes(lambda name: here)
+    assert both_onnxruntimes({"onnxruntime": here, "onnxruntime-gpu": there}.get) == ""
+
+
+def test_a_build_of_onnx_runtime_that_was_carried_here_does_not_clash_with_the_one_that_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "onnxruntime_gpu-9.9.dist-info").mkdir()
+    (tmp_path / "onnxruntime_gpu-9.9.dist-info" / "METADATA").write_text("Name: onnxruntime-gpu\nVersion: 9.9\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert both_onnxruntimes() == ""
+    (tmp_path / "onnxruntime-9.9.dist-info").mkdir()
+    (tmp_path / "onnxruntime-9.9.dist-info" / "METADATA").write_text("Name: onnxruntime\nVersion: 9.9\n")
+    importlib.invalidate_caches()
+    assert "overwrite each other" in both_onnxruntimes()
 
 
 def test_only_what_is_ordered_is_asked_for() -> None:
@@ -81,6 +97,14 @@ def test_without_a_driver_the_driver_is_what_is_missing() -> None:
     assert KINDS["tensorrt"].absent() == KINDS["tensorrt-rtx"].absent() == reason
 
 
+def test_another_package_of_the_name_cuda_is_no_cuda_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "isthmus_cuda" / "core").mkdir(parents=True)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert catalogue._can_import("isthmus_cuda.core")
+    assert not catalogue._can_import("isthmus_cuda.bindings")
+    assert not catalogue._can_import("isthmus_cuda_of_nobody.bindings")
+
+
 def test_onnx_runtimes_tensorrt_wants_tensorrt_10_where_the_loader_looks() -> None:
     asked: list[str] = []
     assert catalogue._no_tensorrt_10(asked.append) == ""
@@ -101,6 +125,19 @@ def test_onnx_runtimes_tensorrt_wants_tensorrt_10_where_the_loader_looks() -> No
         ("CUDA failure 700: an illegal memory access was encountered", "device-lost"),
         ("cuLaunchKernel failed: unspecified launch failure", "device-lost"),
         ("CUDA error: no CUDA-capable device is detected", "device-lost"),
+        ("CUDA failure 702: the launch timed out and was terminated ; GPU=0", "device-lost"),
+        ("CUDA failure 714: hardware stack error", "device-lost"),
+        ("cuStreamSynchronize failed: an illegal instruction was encountered", "device-lost"),
+        ("CUDA failure 716: misaligned address", "device-lost"),
+        ("cuCtxSynchronize failed: operation not supported on global/shared address space", "device-lost"),
+        ("invalid program counter", "device-lost"),
+        ("CUDA failure 721: tensor memory not completely freed", "device-lost"),
+        ("CUDA failure 226: Invalid access of peer GPU memory over nvlink or a hardware error", "device-lost"),
+        ("CUDA failure 214: uncorrectable ECC error encountered", "device-lost"),
+        ("CUDA failure 7001: what is no code of CUDA's", "run-failed"),
+        ("CUDA failure 46: CUDA-capable device(s) is/are busy or unavailable", "run-failed"),
+        ("cuDevicePrimaryCtxRetain failed: CUDA-capable device(s) is/are busy or unavailable", "run-failed"),
+        ("CUDA failure 900: operation not permitted when stream is capturing", "run-failed"),
         ("CUDA failure 9: invalid configuration argument", "run-failed"),
         ("CUDNN_STATUS_EXECUTION_FAILED", "run-failed"),
         ("indices element out of data bounds, idx=13", "other"),

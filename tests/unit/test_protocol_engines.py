@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 from protocol.engines.base import ActivationScope, Engine
 from protocol.engines.catalogue import KINDS, EngineOptions, present
 from protocol.engines.fake import FakeEngine
-from protocol.engines.ort import OrtEngine
+from protocol.engines.ort import OrtEngine, first_line, nvidia_folders
 from protocol.engines.ort_cuda import BoundOrtEngine
 from protocol.errors import EngineError
 from protocol.tensors import Array, Tensors, TensorSpec
@@ -227,6 +227,43 @@ def test_element_types_keep_their_names(element: int, name: str) -> None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     with OrtEngine(model.SerializeToString(), label="same") as engine:
         assert engine.inputs == (TensorSpec("x", name, (None, 2)),)
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            "/onnxruntime_src/core/providers/cuda/cuda_call.cc:154 std::conditional_t<THRW, void, onnxruntime::Status> "
+            "onnxruntime::CudaCall(ERRTYPE, const char*) [with ERRTYPE = cudaError; bool THRW = true] "
+            "/onnxruntime_src/core/providers/cuda/cuda_call.cc:146 std::conditional_t<THRW, void> CUDA failure 700: an "
+            "illegal memory access was encountered ; GPU=0 ; hostname=vm ; expr=cudaStreamSynchronize(0); \n\n",
+            "CUDA failure 700: an illegal memory access was encountered",
+        ),
+        (
+            "Error in execution: Non-zero status code returned while running MatMul node. Name:'' Status Message: "
+            "/onnxruntime_src/core/framework/bfc_arena.cc:360 void* onnxruntime::BFCArena::AllocateRawInternal(size_t, "
+            "bool, onnxruntime::Stream*) Available memory of 12582912 is smaller than requested bytes of 33554432\n",
+            "Error in execution: Non-zero status code returned while running MatMul node. Name:'' Status Message: "
+            "Available memory of 12582912 is smaller than requested bytes of 33554432",
+        ),
+        ("no graph was found\nand more", "no graph was found"),
+        ("", "RuntimeError"),
+    ],
+)
+def test_what_the_runtime_fails_of_is_told_without_the_names_of_its_functions(said: str, told: str) -> None:
+    assert first_line(RuntimeError(said)) == told
+
+
+def test_cuda_is_looked_for_where_onnx_runtime_does_not_look_itself(tmp_path: Path) -> None:
+    own, empty, other, third = (tmp_path / name for name in ("own", "empty", "other", "third"))
+    for site in (other, third):
+        for kept in ("nvidia/cu13/lib/libcublas.so.13", "nvidia/cudnn/lib/libcudnn.so.9", "nvidia/cu13/include/a.h"):
+            (site / kept).parent.mkdir(parents=True, exist_ok=True)
+            (site / kept).touch()
+    found = [other / "nvidia" / "cu13" / "lib", other / "nvidia" / "cudnn" / "lib"]
+    assert nvidia_folders(own, [str(empty), str(other), str(third)]) == found
+    assert nvidia_folders(other, [str(third)]) == []  # it finds its own
+    assert nvidia_folders(own, [str(empty)]) == []
 
 
 def test_strings_are_refused_when_the_graph_is_loaded() -> None:

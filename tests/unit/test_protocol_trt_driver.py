@@ -5,6 +5,9 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
+import pytest
+
+from protocol.engines import catalogue
 from protocol.engines.driver import LIBRARY, Device, Driver, ask
 
 UUID = bytes(range(16))
@@ -48,7 +51,8 @@ class ScriptedLibrary:
         return 0
 
     def _cuDeviceGetAttribute(self, value: Any, attribute: int, handle: ctypes.c_int) -> int:
-        value._obj.value = {75: 9, 76: 0}[attribute]
+        name = self._names[handle.value]
+        value._obj.value = {75: 9, 76: 0, 18: "Integrated" in name, 20: 2 * ("Closed" in name)}[attribute]
         return 0
 
     def _cuDeviceTotalMem_v2(self, nbytes: Any, handle: ctypes.c_int) -> int:
@@ -69,6 +73,21 @@ def test_a_driver_that_answers_is_told_with_its_gpus() -> None:
     assert isinstance(found, Driver)
     assert found.devices[1] == Device(1, "Small GPU", UUID.hex(), (9, 0), 80 << 30)
     assert str(found) == "driver for CUDA 13.0 with Big GPU, Small GPU"
+
+
+def test_a_gpu_that_is_closed_to_everybody_is_none_and_the_others_keep_their_numbers() -> None:
+    found = asked("Closed GPU", "Big GPU")
+    assert isinstance(found, Driver)
+    assert [(device.index, device.name) for device in found.devices] == [(1, "Big GPU")]
+    assert "PROHIBITED" in str(asked("Closed GPU"))
+
+
+def test_a_gpu_that_lives_in_the_processors_memory_gets_half_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = asked("Big GPU", "Integrated GPU")
+    assert isinstance(found, Driver)
+    assert [device.is_integrated for device in found.devices] == [False, True]
+    monkeypatch.setattr("protocol.engines.driver.probe", lambda: found)
+    assert [catalogue.gpu_memory_nbytes(index) for index in range(3)] == [80 << 30, 40 << 30, None]
 
 
 def test_a_machine_without_a_driver_is_told_to_install_one() -> None:

@@ -9,12 +9,14 @@ import json
 import logging
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from protocol.seeing.logs import Logs
-from protocol.until_told import LIBRARIES, bridge, run_until_told, tell_stopped
+from protocol.until_told import LIBRARIES, bridge, end_with, run_until_told, tell_stopped
 
 
 @pytest.fixture
@@ -149,3 +151,36 @@ def test_the_last_word_is_a_sentence_or_a_line_of_json(capsys: pytest.CaptureFix
     assert capsys.readouterr().err == "stopped: rejects 1, results 2\nstopped: no requests\n"
     tell_stopped({"results": 2}, name="stats", json=True)
     assert json.loads(capsys.readouterr().out) == {"event": "stopped", "stats": {"results": 2}}
+
+
+STUCK = """
+import atexit, sys, threading
+from protocol.until_told import end_with
+
+def run():
+    threading.Thread(target=threading.Event().wait, name=sys.argv[1], daemon=True).start()
+    print("all is said")
+    if sys.argv[2] != "0":
+        raise SystemExit(int(sys.argv[2]))
+
+atexit.register(print, "the libraries give back")
+end_with(run)
+"""
+
+
+@pytest.mark.parametrize("code", [0, 1])
+@pytest.mark.parametrize(("name", "is_held"), [("isthmus-gpu-0", True), ("a-door", False)])
+def test_a_process_with_a_lost_gpu_ends_before_libraries_give_back_what_is_on_it(
+    name: str, is_held: bool, code: int
+) -> None:  # fmt: skip
+    ended = subprocess.run([sys.executable, "-c", STUCK, name, str(code)], capture_output=True, text=True, check=False)
+    assert ended.returncode == code, ended.stderr
+    assert ended.stdout.splitlines() == ["all is said"] + ["the libraries give back"] * (not is_held)
+
+
+def test_what_is_raised_goes_on_where_nothing_is_stuck() -> None:
+    def fail() -> None:
+        raise ValueError("a bug")
+
+    with pytest.raises(ValueError, match="a bug"):
+        end_with(fail)

@@ -3,8 +3,9 @@
 It keeps the laws that are easily broken, and remembers who broke them: a call needs a context that is current on its
 thread; a copy to or from unpinned memory is no asynchronous copy; nothing that was enqueued has happened before
 somebody waits for it (until then, outputs hold what they held before); what is recorded in a capture does not run; what
-pycuda gives is freed on the thread that made it; what TensorRT gives is used by one thread at a time, and freed where a
-context is current; after a failed kernel every call fails.
+pycuda gives is freed on the thread that made it; whoever waits for the device while a stream is captured fails, and
+spoils the capture; what TensorRT gives is used by one thread at a time, and freed where a context is current; after a
+failed kernel every call fails.
 """
 
 from __future__ import annotations
@@ -17,6 +18,13 @@ from collections.abc import Callable
 from typing import Any
 
 Operation = Callable[[], None]
+STICKY = ("ILLEGAL_ADDRESS", "LAUNCH_FAILED")  # every call fails from then on, as with the real ones
+
+
+_NAMES = {
+    1: "INVALID_VALUE", 2: "OUT_OF_MEMORY", 101: "INVALID_DEVICE", 201: "INVALID_CONTEXT", 700: "ILLEGAL_ADDRESS",
+    719: "LAUNCH_FAILED", 801: "NOT_SUPPORTED", 900: "STREAM_CAPTURE_UNSUPPORTED",
+}  # fmt: skip
 
 
 class Failure(Exception):  # noqa: N818
@@ -31,6 +39,7 @@ class Stream:
     def __init__(self) -> None:
         self.queue: deque[Operation] = deque()
         self.capturing: list[Operation] | None = None
+        self.is_spoilt = False  # the capture, by somebody who waited for the whole device
 
 
 class Event:
@@ -50,12 +59,15 @@ class Gpu:
         self.stacks: dict[int, list[str]] = {}
         self.retained = 0
         self.events = 0
+        self.of_driver: dict[int, Event] = {}  # events by the driver's handles
         self.calls: Counter[str] = Counter()
         self.violations: list[str] = []
         self.sticky = ""
         self.faults: dict[str, tuple[int, str]] = {}  # call -> (in how many calls, code)
         self.hangs = False
+        self.last_errors: set[int] = set()  # threads of the runtime's that were told of one and did not ask for it
         self.uncapturable = False
+        self.pins_nothing = False
         self.plan_nbytes = 0  # of the last that was loaded
         self.launched_on: set[str] = set()
         self._addresses = itertools.count(1 << 40, 1 << 32)
@@ -64,7 +76,8 @@ class Gpu:
         self.paused = threading.Event()  # cleared: nothing that was enqueued happens
         self.loading = threading.Event()  # cleared: no plan is loaded to its end
         self.making = threading.Event()  # cleared: no context of TensorRT is made to its end
-        for event in (self.paused, self.loading, self.making):
+        self.recording = threading.Event()  # cleared: no capture ends
+        for event in (self.paused, self.loading, self.making, self.recording):
             event.set()
 
     # ---- laws -------------------------------------------------------------------------------------------------------
@@ -79,6 +92,7 @@ class Gpu:
             self.faults[name] = (left - 1, code)
             if left <= 0:
                 del self.faults[name]
+                self.sticky = code if code in STICKY else ""
                 raise Failure(name, code)
         if needs_context and not self.stacks.get(threading.get_ident()):
             self.violations.append(f"{name} without a current context on {threading.current_thread().name}")
@@ -146,12 +160,16 @@ class Gpu:
     def enqueue(self, handle: int, operation: Operation, *, is_work: bool = True) -> None:
         with self.lock:
             stream = self.streams[handle]
+            if stream.is_spoilt:
+                raise Failure("enqueue", "CAPTURE_INVALIDATED")
             if is_work and stream.capturing is None:
                 self.launched_on.add(threading.current_thread().name)
             (stream.queue if stream.capturing is None else stream.capturing).append(operation)
 
     def copy(self, to: int, source: int, nbytes: int, *, host: int, inwards: bool, handle: int) -> None:
-        if not any(start <= host and host + nbytes <= start + size for start, size in self.pinned.items()):
+        if not self.pins_nothing and not any(
+            start <= host and host + nbytes <= start + size for start, size in self.pinned.items()
+        ):
             self.violations.append("an asynchronous copy from or to memory that is not pinned")
 
         def operation() -> None:
@@ -183,37 +201,111 @@ class Gpu:
         if self.sticky:
             raise Failure("wait", self.sticky)
 
+    def begin_capture(self, handle: int) -> None:
+        self.streams[handle].capturing = []
+
+    def end_capture(self, handle: int) -> list[Operation]:
+        self.recording.wait()
+        with self.lock:
+            stream = self.streams[handle]
+            recorded, was_spoilt = stream.capturing, stream.is_spoilt
+            stream.capturing, stream.is_spoilt = None, False
+        if was_spoilt or recorded is None:
+            raise Failure("end_capture", "CAPTURE_INVALIDATED")
+        return recorded
+
     def synchronize(self) -> None:
         with self.lock:
+            captured = [stream for stream in self.streams.values() if stream.capturing is not None]
+            for stream in captured:
+                stream.is_spoilt = True
+            if captured:
+                raise Failure("synchronize", "CAPTURE")
             for stream in self.streams.values():
                 while stream.queue:
                     stream.queue.popleft()()
 
 
 class Driver:
-    """What of libcuda is called directly; functions return their codes."""
+    """What of libcuda is called directly; functions return their codes. Pointers come as ctypes has them."""
 
     def __init__(self, gpu: Gpu) -> None:
         self._gpu = gpu
 
+    def cuGetErrorName(self, code: int, text: Any) -> int:
+        text._obj.value = f"CUDA_ERROR_{_NAMES[code]}".encode()
+        return 0
+
+    def cuDeviceGet(self, handle: Any, index: int) -> int:
+        handle._obj.value = index
+        return 0
+
+    def cuDevicePrimaryCtxRetain(self, context: Any, device: Any) -> int:
+        def retain() -> None:
+            self._gpu.retained += 1
+
+        return self._code("retain", retain, needs_context=False)
+
+    def cuDevicePrimaryCtxRelease_v2(self, device: Any) -> int:
+        self._gpu.retained -= 1
+        return 0
+
+    def cuMemAlloc_v2(self, address: Any, nbytes: Any) -> int:
+        def allocate() -> None:
+            address._obj.value = self._gpu.allocate(nbytes.value)
+
+        return self._code("allocate", allocate)
+
+    def cuMemFree_v2(self, address: Any) -> int:
+        return self._code("free", lambda: self._gpu.free(address.value))
+
+    def cuMemGetInfo_v2(self, free: Any, total: Any) -> int:
+        def tell() -> None:
+            total._obj.value = self._gpu.memory_nbytes
+            free._obj.value = total._obj.value - sum(len(b) for b in self._gpu.blocks.values())
+
+        return self._code("info", tell)
+
+    def cuEventCreate(self, event: Any, flags: Any) -> int:
+        def create() -> None:
+            self._gpu.events += 1
+            event._obj.value = next(self._gpu._handles)
+            self._gpu.of_driver[event._obj.value] = Event()
+
+        return self._code("event", create)
+
+    def cuEventDestroy_v2(self, event: Any) -> int:
+        def destroy() -> None:
+            self._gpu.events -= 1
+            del self._gpu.of_driver[event.value]
+
+        return self._code("destroy_event", destroy)
+
+    def cuEventRecord(self, event: Any, stream: Any) -> int:
+        return self._code("record", lambda: self._gpu.record(self._gpu.of_driver[event.value], stream.value))
+
+    def cuEventSynchronize(self, event: Any) -> int:
+        return self._code("wait", lambda: self._gpu.wait(self._gpu.of_driver[event.value]))
+
     def cuMemHostRegister_v2(self, address: Any, nbytes: Any, flags: Any) -> int:
         assert address.value % 4096 == nbytes.value % 4096 == 0, "memory is pinned by whole pages"
-        code = self._code("pin")
-        if not code:
+
+        def pin() -> None:
+            if self._gpu.pins_nothing:
+                raise Failure("pin", "NOT_SUPPORTED")
             self._gpu.pinned[address.value] = nbytes.value
-        return code
+
+        return self._code("pin", pin)
 
     def cuMemHostUnregister(self, address: Any) -> int:
-        code = self._code("unpin")
-        if not code:
-            del self._gpu.pinned[address.value]
-        return code
+        return self._code("unpin", lambda: self._gpu.pinned.pop(address.value))
 
-    def _code(self, call: str) -> int:
+    def _code(self, call: str, work: Callable[[], object], *, needs_context: bool = True) -> int:
         try:
-            self._gpu.call(call)
+            self._gpu.call(call, needs_context=needs_context)
+            work()
         except Failure as failure:
-            return {"OUT_OF_MEMORY": 2, "INVALID_CONTEXT": 201, "ILLEGAL_ADDRESS": 700}.get(failure.code, 1)
+            return next((code for code, name in _NAMES.items() if name == failure.code), 1)
         return 0
 
 

@@ -3,7 +3,7 @@
 Only what every recorded version of the real bindings has is here, with their names of parameters (`tests/gpu/api`, a
 test compares them): what our code calls on the simulation, the real ones have. Builds obey ISTHMUS_SIMULATED_BUILD:
 "crash", "hang", "nothing" (no plan), "memory" (no memory), "one profile" (no plan for several), "words" (prints on
-standard output as well).
+standard output as well), "other device" (what was timed is refused).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import math
 import os
 import threading
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +23,15 @@ from protocol.onnx_outline import read_outline
 
 __version__ = "10.13.3.9"
 _MAGIC = b"simulated plan\n"
+_WITH_HOST_CODE = b"with a lean runtime\n"
+_WORDS = {
+    "OUT_OF_MEMORY": (
+        "[defaultAllocator.cpp::allocate::57] Error Code 1: Cuda Runtime (out of memory)",
+        "Requested amount of GPU memory (4096 bytes) could not be allocated. There may not be enough free memory.",
+        "[runtime.cpp::deserializeCudaEngine::167] Error Code 2: OutOfMemory (no further information)",
+    ),
+    "ILLEGAL_ADDRESS": ("Error Code 1: Cuda Runtime (an illegal memory access was encountered)",),
+}
 _ELEMENTS = {1: "FLOAT", 2: "UINT8", 3: "INT8", 6: "INT32", 7: "INT64", 9: "BOOL", 10: "HALF"}
 SCRATCH_NBYTES = 4096
 
@@ -165,12 +175,15 @@ class IBuilderConfig:
         self.hardware_compatibility_level = HardwareCompatibilityLevel.NONE
         self.builder_optimization_level = 3
         self._timing: ITimingCache | None = None
+        self._flags: set[Any] = set()
 
     def set_memory_pool_limit(self, pool: MemoryPoolType, pool_size: int) -> None: ...
 
-    def set_flag(self, flag: BuilderFlag) -> None: ...
+    def set_flag(self, flag: BuilderFlag) -> None:
+        self._flags.add(flag)
 
-    def clear_flag(self, flag: BuilderFlag) -> None: ...
+    def clear_flag(self, flag: BuilderFlag) -> None:
+        self._flags.discard(flag)
 
     def add_optimization_profile(self, profile: IOptimizationProfile) -> int:
         self.profiles.append(profile)
@@ -180,6 +193,8 @@ class IBuilderConfig:
         return ITimingCache(serialized_timing_cache)
 
     def set_timing_cache(self, cache: ITimingCache, ignore_mismatch: bool) -> bool:
+        if os.environ.get("ISTHMUS_SIMULATED_BUILD") == "other device" and cache._data:
+            return False
         self._timing = cache
         return True
 
@@ -218,15 +233,21 @@ class Builder:
         monitor.step_complete("Building engine", 0)
         monitor.phase_finish("Building engine")
         shapes = [profile.shapes for profile in config.profiles]
-        return _MAGIC + json.dumps(shapes).encode() + b"\n" + network.model
+        host_code = _WITH_HOST_CODE if BuilderFlag.VERSION_COMPATIBLE in config._flags else b""
+        return _MAGIC + host_code + json.dumps(shapes).encode() + b"\n" + network.model
 
 
 class Runtime:
     def __init__(self, logger: ILogger) -> None:
-        from simulated_gpu import GPU
+        from simulated_gpu import GPU, Failure
 
-        GPU.call("runtime")
         self._logger = logger
+        self.engine_host_code_allowed = False
+        try:
+            GPU.call("runtime")
+        except Failure as failure:
+            self._say(failure.code)
+            raise TypeError("pybind11::init(): factory function returned nullptr") from None
 
     def __del__(self) -> None:
         from simulated_gpu import GPU
@@ -237,13 +258,27 @@ class Runtime:
         if not serialized_engine.startswith(_MAGIC):
             self._logger.log(ILogger.Severity.ERROR, "magic tag does not match")
             return None
-        from simulated_gpu import GPU
+        from simulated_gpu import GPU, Failure
 
-        GPU.calls["deserialize"] += 1
+        try:
+            GPU.call("deserialize")
+        except Failure as failure:
+            self._say(failure.code)
+            return None
         GPU.plan_nbytes = len(serialized_engine)
         GPU.loading.wait()
-        shapes, _, model = serialized_engine[len(_MAGIC) :].partition(b"\n")
+        body = serialized_engine[len(_MAGIC) :]
+        if body.startswith(_WITH_HOST_CODE):
+            if not self.engine_host_code_allowed:
+                self._logger.log(ILogger.Severity.ERROR, "the plan has host code, which is not allowed")
+                return None
+            body = body[len(_WITH_HOST_CODE) :]
+        shapes, _, model = body.partition(b"\n")
         return self._engine(json.loads(shapes), model)
+
+    def _say(self, code: str) -> None:
+        for words in _WORDS.get(code, (code,)):
+            self._logger.log(ILogger.Severity.ERROR, words)
 
     def _engine(self, profiles: Any, model: bytes) -> ICudaEngine:
         return ICudaEngine(profiles, model)
@@ -259,6 +294,7 @@ class ICudaEngine:
             for mode, values in ((TensorIOMode.INPUT, outline.inputs), (TensorIOMode.OUTPUT, outline.outputs))
             for v in values
         }
+        self._on_host = {name for node in outline.nodes if node.op in ("Shape", "Size") for name in node.outputs}
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -289,6 +325,10 @@ class ICudaEngine:
 
     def get_tensor_dtype(self, name: str) -> DataType:
         return self._io[name][1]
+
+    def get_tensor_location(self, name: str) -> Any:
+        """Of tensors that hold shapes the real library may want or give the values on the host."""
+        return types.SimpleNamespace(name="HOST" if name in self._on_host else "DEVICE")
 
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
         return [tuple(shape) for shape in self._profiles[profile_index][name]]
@@ -373,9 +413,15 @@ class IExecutionContext:
                 GPU.call("enqueue")
             except Failure:
                 return False
+            if threading.get_ident() in GPU.last_errors:  # it takes another's error for its own
+                GPU.last_errors.clear()
+                return False
             if not self._memory or self._addresses.keys() != self._engine._io.keys():
                 return False
-            GPU.enqueue(stream_handle, self._run)
+            try:
+                GPU.enqueue(stream_handle, self._run)
+            except Failure:
+                return False
             return True
 
     def _outputs(self) -> list[str]:

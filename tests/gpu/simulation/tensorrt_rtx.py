@@ -25,15 +25,7 @@ class BuilderFlag(enum.IntEnum):
 
 
 class IBuilderConfig(_tensorrt.IBuilderConfig):
-    def __init__(self) -> None:
-        super().__init__()
-        self._flags: set[BuilderFlag] = set()
-
-    def set_flag(self, flag: BuilderFlag) -> None:
-        self._flags.add(flag)
-
-    def clear_flag(self, flag: BuilderFlag) -> None:
-        self._flags.discard(flag)
+    """It takes RTX's flags as well."""
 
 
 class Builder(_tensorrt.Builder):

@@ -1,4 +1,7 @@
-"""SIMULATION of `pycuda.driver`; see `simulated_gpu`."""
+"""SIMULATION of `pycuda.driver`; see `simulated_gpu`.
+
+What the real one calls without letting other threads run (memory, events) is not here: it goes to the driver itself.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from simulated_gpu import GPU, Failure
-from simulated_gpu import Event as _Event
 
 
 class Error(Exception):
@@ -27,6 +29,13 @@ class LaunchError(Error):
     pass
 
 
+# The driver's own sentences, where code is told by them.
+_WORDS = {
+    "CAPTURE": "cuCtxSynchronize failed: operation not permitted when stream is capturing",
+    "CAPTURE_INVALIDATED": "failed: operation failed due to a previous error during capture",
+}
+
+
 @contextlib.contextmanager
 def _call(name: str, *, needs_context: bool = True) -> Iterator[None]:
     try:
@@ -34,12 +43,7 @@ def _call(name: str, *, needs_context: bool = True) -> Iterator[None]:
         yield
     except Failure as failure:
         kinds = {"OUT_OF_MEMORY": MemoryError, "ILLEGAL_ADDRESS": LaunchError, "LAUNCH_FAILED": LaunchError}
-        raise kinds.get(failure.code, LogicError)(str(failure)) from None
-
-
-class event_flags:  # noqa: N801 - pycuda's own name
-    BLOCKING_SYNC = 1
-    DISABLE_TIMING = 2
+        raise kinds.get(failure.code, LogicError)(_WORDS.get(failure.code, str(failure))) from None
 
 
 def init(flags: int = 0) -> None:
@@ -93,52 +97,6 @@ class Stream(_Owned):
     def __del__(self) -> None:
         super().__del__()
         GPU.streams.pop(getattr(self, "handle", 0), None)
-
-
-class Event(_Owned):
-    def __init__(self, flags: int = 0) -> None:
-        super().__init__()
-        with _call("event"):
-            self._event = _Event()
-            GPU.events += 1
-
-    def __del__(self) -> None:
-        super().__del__()
-        GPU.events -= hasattr(self, "_event")
-
-    def record(self, stream: Any = None) -> Event:
-        with _call("record"):
-            GPU.record(self._event, stream.handle)
-        return self
-
-    def synchronize(self) -> Event:
-        with _call("wait"):
-            GPU.wait(self._event)
-        return self
-
-
-class DeviceAllocation:
-    def __init__(self, address: int) -> None:
-        self._address = address
-        self._made_on = threading.get_ident()
-
-    def __int__(self) -> int:
-        return self._address
-
-    def free(self) -> None:
-        with _call("free"):
-            GPU.freed("memory", self._made_on)
-            GPU.free(self._address)
-
-
-def mem_alloc(nbytes: int) -> DeviceAllocation:
-    with _call("allocate"):
-        return DeviceAllocation(GPU.allocate(nbytes))
-
-
-def mem_get_info() -> tuple[int, int]:
-    with _call("info"):
-        return GPU.memory_nbytes - sum(len(b) for b in GPU.blocks.values()), GPU.memory_nbytes
 
 
 def memcpy_htod_async(dest: int, src: Any, stream: Any = None) -> None:

@@ -20,14 +20,18 @@ class cudaError_t(enum.IntEnum):
     cudaErrorDeviceUninitialized = 201
     cudaErrorIllegalAddress = 700
     cudaErrorLaunchFailure = 719
+    cudaErrorNotSupported = 801
     cudaErrorStreamCaptureUnsupported = 900
+    cudaErrorStreamCaptureInvalidated = 901
 
 
 _CODES = {
     "OUT_OF_MEMORY": cudaError_t.cudaErrorMemoryAllocation, "ILLEGAL_ADDRESS": cudaError_t.cudaErrorIllegalAddress,
     "LAUNCH_FAILED": cudaError_t.cudaErrorLaunchFailure, "INVALID_CONTEXT": cudaError_t.cudaErrorDeviceUninitialized,
     "OLD_DRIVER": cudaError_t.cudaErrorInsufficientDriver,
+    "NOT_SUPPORTED": cudaError_t.cudaErrorNotSupported,
     "CAPTURE": cudaError_t.cudaErrorStreamCaptureUnsupported,
+    "CAPTURE_INVALIDATED": cudaError_t.cudaErrorStreamCaptureInvalidated,
 }  # fmt: skip
 
 
@@ -51,6 +55,7 @@ def _returning(name: str, *, needs_context: bool = True) -> Callable[[Callable[.
                 GPU.call(name, needs_context=needs_context)
                 value = function(*arguments)
             except Failure as failure:
+                GPU.last_errors.add(threading.get_ident())
                 return (_CODES.get(failure.code, cudaError_t.cudaErrorInvalidValue), None)
             return (cudaError_t.cudaSuccess,) if value is None else (cudaError_t.cudaSuccess, value)
 
@@ -102,6 +107,8 @@ def cudaMalloc(size: int) -> int:
 @_returning("pin")
 def cudaHostRegister(ptr: int, size: int, flags: int) -> None:
     assert ptr % 4096 == size % 4096 == 0, "memory is pinned by whole pages"
+    if GPU.pins_nothing:
+        raise Failure("pin", "NOT_SUPPORTED")
     GPU.pinned[ptr] = size
 
 
@@ -133,6 +140,7 @@ def cudaDeviceSynchronize() -> None:
 
 
 def cudaGetLastError() -> tuple[Any, ...]:
+    GPU.last_errors.discard(threading.get_ident())
     return (cudaError_t.cudaSuccess,)
 
 
@@ -144,13 +152,12 @@ def cudaMemGetInfo() -> Any:
 @_returning("capture")
 def cudaStreamBeginCapture(stream: int, mode: cudaStreamCaptureMode) -> None:
     assert mode == cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-    GPU.streams[stream].capturing = []
+    GPU.begin_capture(stream)
 
 
 @_returning("end_capture")
 def cudaStreamEndCapture(stream: int) -> Any:
-    recorded, GPU.streams[stream].capturing = GPU.streams[stream].capturing, None
-    return recorded
+    return GPU.end_capture(stream)
 
 
 @_returning("instantiate")

@@ -126,9 +126,12 @@ def test_deputies_end_with_their_engine_and_it_can_come_back(engine: Hanging) ->
         until(lambda: deputies_named("hangs") == 0, "its thread to end", within_s=WITHIN_S)
 
 
-def test_inputs_that_stay_on_the_device_are_bounded_in_bytes(engine: Hanging, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ort_cuda, "KEPT_NBYTES", 100)
-    with engine:
+@pytest.mark.parametrize(("memory_nbytes", "kept_nbytes"), [(None, 100), (800, 1000), (1000, 100)])
+def test_inputs_that_stay_on_the_device_are_bounded_in_bytes_and_by_an_eighth_of_the_share(
+    memory_nbytes: int | None, kept_nbytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ort_cuda, "KEPT_NBYTES", kept_nbytes)
+    with BoundOrtEngine(MODEL, label="bounded", on="cpu", memory_nbytes=memory_nbytes) as engine:
         for rows in (1, 2, 3, 4, 3, 2):
             engine.infer({"x": np.ones((rows, 4), np.float32)})
             kept = [binding.nbytes for each in engine._free.values() for binding in each]

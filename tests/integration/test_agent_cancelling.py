@@ -111,8 +111,8 @@ def test_callers_that_went_away_are_counted_as_cancelled(served: Daemon, gateway
     before = int(count())
     with gateway.desk.paused():
         hangs_up(served, toy_samples, lambda: until(lambda: held(gateway) == 1))
-        until(lambda: held(gateway) == 0)  # or the desk would answer before anybody noticed
-    until(lambda: int(count()) == before + 1, "it is not in the metrics")
+        # while the desk pauses: it would answer before anybody noticed
+        until(lambda: int(count()) > before, "it is not in the metrics")
 
 
 def test_a_head_that_nobody_waits_for_any_more_is_not_run(toy_bundle: Path, toy_samples: Images) -> None:

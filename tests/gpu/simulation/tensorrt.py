@@ -14,6 +14,7 @@ import enum
 import json
 import math
 import os
+import sys
 import threading
 import types
 from collections.abc import Iterator
@@ -34,6 +35,13 @@ _WORDS = {
 }
 _ELEMENTS = {1: "FLOAT", 2: "UINT8", 3: "INT8", 6: "INT32", 7: "INT64", 9: "BOOL", 10: "HALF"}
 SCRATCH_NBYTES = 4096
+
+
+def _let_go(what: str) -> None:
+    if sys.meta_path is not None:  # else Python ends, imports nothing any more, and nobody asks
+        from simulated_gpu import GPU
+
+        GPU.let_go(what)
 
 
 class DataType(enum.Enum):
@@ -250,9 +258,7 @@ class Runtime:
             raise TypeError("pybind11::init(): factory function returned nullptr") from None
 
     def __del__(self) -> None:
-        from simulated_gpu import GPU
-
-        GPU.let_go("a runtime")
+        _let_go("a runtime")
 
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> ICudaEngine | None:
         if not serialized_engine.startswith(_MAGIC):
@@ -301,9 +307,7 @@ class ICudaEngine:
         self._profiles = profiles
 
     def __del__(self) -> None:
-        from simulated_gpu import GPU
-
-        GPU.let_go("an engine")
+        _let_go("an engine")
 
     @property
     def num_optimization_profiles(self) -> int:
@@ -355,9 +359,7 @@ class IExecutionContext:
         self._in_use = threading.Lock()
 
     def __del__(self) -> None:
-        from simulated_gpu import GPU
-
-        GPU.let_go("a context")
+        _let_go("a context")
 
     @contextlib.contextmanager
     def _used(self) -> Iterator[None]:

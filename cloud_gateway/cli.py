@@ -89,7 +89,9 @@ def serve(
     def stopped(gateway: Gateway) -> None:
         tell_stopped(gateway.stats(), name="stats", json=json)
 
-    end_with(lambda: run_until_told(make, logs=logs, ready=ready, stopped=stopped))
+    from cloud_gateway.models.keeper import THREAD
+
+    end_with(lambda: run_until_told(make, logs=logs, ready=ready, stopped=stopped), held=(THREAD,))
 
 
 def _tell_ready(gateway: Gateway, *, json: bool) -> None:

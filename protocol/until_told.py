@@ -25,9 +25,8 @@ if TYPE_CHECKING:
 # Who logs by Python's own way.
 LIBRARIES = ("isthmus", "uvicorn", "watchfiles", "asyncio", "grpc", "opentelemetry")
 _LOOK_S = 0.2
-# What threads are called that may be in an engine's C++ when all is over: a load that could not be waited for, a GPU
-# that hangs or is lost, a run on it.
-_HELD = ("model-keeper", "isthmus-gpu", "isthmus-deputy")
+# What threads are called that may be in an engine's C++ when all is over: a GPU that hangs or is lost, a run on it.
+_HELD = ("isthmus-gpu", "isthmus-deputy")
 
 
 class Daemon(Protocol):
@@ -104,22 +103,23 @@ def run_until_told(
         raise SystemExit(1)
 
 
-def end_with(run: Callable[[], None]) -> None:
+def end_with(run: Callable[[], None], *, held: tuple[str, ...] = ()) -> None:
     """Run, as the last thing of a process; where a thread is left that nobody can wait for, the process ends here.
 
-    Python's own end would unwind such a thread through C++, which ends the process with SIGABRT, and let libraries free
-    what is on a lost GPU, which hangs or crashes. All is closed and said by then.
+    Such a thread is on a GPU, or its name begins as one of `held`. Python's own end would unwind it through C++, which
+    ends the process with SIGABRT, and let libraries free what is on a lost GPU, which hangs or crashes. All is closed
+    and said by then.
     """
     try:
         run()
     except SystemExit as ended:
-        _end_if_held(ended.code if isinstance(ended.code, int) else 1)
+        _end_if_held(held, ended.code if isinstance(ended.code, int) else 1)
         raise
-    _end_if_held(0)
+    _end_if_held(held, 0)
 
 
-def _end_if_held(code: int) -> None:
-    if any(thread.name.startswith(_HELD) for thread in threading.enumerate()):
+def _end_if_held(held: tuple[str, ...], code: int) -> None:
+    if any(thread.name.startswith(_HELD + held) for thread in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -54,6 +54,7 @@ Mode = Literal["explicit", "poll", "watch"]
 DRAIN_POLL_S = 0.02  # how often a host is asked what is in flight, while something drains
 BACKSTOP_S = 60.0  # watch mode looks this often without being told
 INF = float("inf")
+THREAD = "model-keeper"  # its thread's name: in a load that hangs, it outlives the rest
 STOP_S = 10.0  # how long `stop` waits for a load that is under way
 
 
@@ -144,7 +145,7 @@ class Keeper:
         self._settled = False
         self._warned: frozenset[str] = frozenset()
         self._watcher: Watcher | None = None
-        self._thread = threading.Thread(target=self._run, name="model-keeper", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=THREAD, daemon=True)
 
     # ---- for everybody ----------------------------------------------------------------------------------------------
 

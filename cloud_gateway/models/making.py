@@ -21,11 +21,11 @@ from cloud_gateway.models.served import Tail
 from cloud_gateway.models.settings import Wanted
 from cloud_gateway.models.workshop import MIB, Workshop
 from protocol.engines.base import Engine
-from protocol.engines.catalogue import CPU, KINDS, EngineOptions, Kind, Kinds, gpu_memory_nbytes, present
+from protocol.engines.catalogue import CPU, KINDS, EngineOptions, Kind, Kinds, gpu_memory, present
 from protocol.errors import EngineError
 from protocol.graphs import external_of
 
-SHARE = 0.9  # of a GPU's memory: the driver, other processes and fragments want some
+SHARE = 0.9  # of a GPU's memory: the driver, other processes and fragments want some; half where it is the processor's
 # What a lane's engine takes where nobody says: its weights twice, since a library keeps its own layout of them beside
 # the file's, and room for workspaces and activations.
 WEIGHTS, ROOM_NBYTES = 2, 512 * MIB
@@ -113,13 +113,15 @@ def gpu_memory_for_lanes(settings: EnginesSettings, told: Callable[[str, str], N
 
     `told` hears where the settings name more than the GPU has: then it is as if they named nothing.
     """
-    total = gpu_memory_nbytes(settings.device)
-    share = None if total is None else int(total * SHARE)
+    found = gpu_memory(settings.device)
+    if found is None:
+        return None if settings.gpu_memory_mib == "auto" else settings.gpu_memory_mib * MIB
+    total, is_integrated = found
+    share = int(total * SHARE) // (1 + is_integrated)
     if settings.gpu_memory_mib == "auto":
         return share
-    asked = settings.gpu_memory_mib * MIB
-    if total is None or share is None or asked <= total:
-        return asked
+    if settings.gpu_memory_mib * MIB <= total:
+        return settings.gpu_memory_mib * MIB
     told(
         "gpu_memory",
         f"engines.gpu_memory_mib is {settings.gpu_memory_mib}, and GPU {settings.device} has {total // MIB} MiB: "

@@ -102,14 +102,14 @@ def no_gpu() -> str:
     return found if isinstance(found, str) else ""
 
 
-def gpu_memory_nbytes(device: int = 0) -> int | None:
-    """The memory of that GPU, half of it where the processor lives in the same; None where there is no GPU."""
+def gpu_memory(device: int = 0) -> tuple[int, bool] | None:
+    """The bytes of that GPU's memory, and whether the processor lives in the same; None where there is no GPU."""
     from protocol.engines import driver
 
     found = driver.probe()
     if isinstance(found, str):
         return None
-    return next((d.memory_nbytes // (1 + d.is_integrated) for d in found.devices if d.index == device), None)
+    return next(((d.memory_nbytes, d.is_integrated) for d in found.devices if d.index == device), None)
 
 
 @functools.cache

@@ -19,12 +19,14 @@ DISAGREES: Cause = "disagrees"  # it computes something else than the engine tha
 OWN: frozenset[Cause] = frozenset({"out-of-memory", "device-lost", "run-failed"})  # whatever the request held
 THE_REQUESTS: frozenset[Cause] = frozenset({"bad-input"})
 
-# The words of CUDA's runtime and driver, and of ONNX Runtime's providers, the most telling first. Lost is what CUDA
-# documents as leaving the process in a state in which every further call fails until it ends, and a GPU that is gone.
-# A device that is busy (46) or a stream that is captured (900) is none of these: it may be well a moment later.
+# The words of CUDA's runtime and driver, of ONNX Runtime's providers and of TensorRT, the most telling first. Lost is
+# what CUDA documents as leaving the process in a state in which every further call fails until it ends, and a GPU that
+# is gone. A device that is busy (46) or a stream that is captured (900) is none of these: it may be well soon after.
 _WORDS: dict[Cause, re.Pattern[str]] = {
     "out-of-memory": re.compile(
-        r"out[ _-]of[ _-]memory|failed to allocate memory|bad_?alloc|memory limit|BFCArena|_ALLOC_FAILED", re.IGNORECASE
+        r"out[ _-]?of[ _-]?memory|failed to allocate memory|bad_?alloc|memory limit|BFCArena|_ALLOC_FAILED"
+        r"|could not be allocated|failure with error:? 2\b",
+        re.IGNORECASE,
     ),
     "device-lost": re.compile(
         r"device (is |was )?lost|lost device|fallen off the bus|illegal (memory access|address|instruction)"
@@ -49,6 +51,11 @@ def cause_of(error: BaseException | str) -> Cause:
         return error.cause
     text = str(error)
     return next((cause for cause, words in _WORDS.items() if words.search(text)), "other")
+
+
+def no_room_or(words: str, otherwise: GpuCause) -> GpuCause:
+    """Whether the words of a refusal say that there is no room; what it is `otherwise`."""
+    return "out-of-memory" if _WORDS["out-of-memory"].search(words) else otherwise
 
 
 def failed(fact: str, cause: Cause) -> EngineError:

@@ -115,11 +115,12 @@ class BoundOrtEngine(OrtEngine):
         threads: int = 1,
         run_timeout_s: float | None = None,
     ) -> None:
+        half = on == "cuda" and _is_in_half(model)
         cuda = {
             "device_id": str(device),
             "arena_extend_strategy": "kSameAsRequested",
             "cudnn_conv_algo_search": "HEURISTIC",
-            "use_tf32": "1" if _is_in_half(model) else "0",
+            "use_tf32": "1" if half else "0",
         }
         self._most_kept_nbytes = KEPT_NBYTES
         if memory_nbytes is not None:
@@ -127,7 +128,7 @@ class BoundOrtEngine(OrtEngine):
             cuda["gpu_mem_limit"] = str(memory_nbytes - self._most_kept_nbytes)
         providers: list[tuple[str, dict[str, str]]] = [(CUDA, cuda)] if on == "cuda" else [(CPU, {})]
         if tensorrt:
-            providers.insert(0, (TENSORRT, _tensorrt_options(device, memory_nbytes, half=_is_in_half(model))))
+            providers.insert(0, (TENSORRT, _tensorrt_options(device, memory_nbytes, half=half)))
         super().__init__(
             model, label=label, providers=[name for name, _ in providers],
             provider_options=[options for _, options in providers], threads=threads,

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from protocol.engines import trt_library
+from protocol.engines.causes import no_room_or
 from protocol.engines.trt_options import Cause, Edition, GpuError
 
 LEAST_PAUSE_S = 0.5  # between two lines about how far it has come
@@ -67,7 +68,7 @@ def build(order: Order, folder: Path) -> Line:
             f"the builder does not start ({log.last()})",
             "see nvidia-smi (35: the driver is too old for the library; 46: another process has the GPU to itself, "
             "and plans are built in a process of their own: nvidia-smi -c DEFAULT)",
-            cause=trt_library.cause_of(log.last(), "no-driver"),
+            cause=no_room_or(log.last(), "no-driver"),
         ) from error
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
@@ -88,7 +89,7 @@ def build(order: Order, folder: Path) -> Line:
         plan = builder.build_serialized_network(network, config)
     del monitor  # it had to live until here
     if plan is None:
-        cause = trt_library.cause_of(log.last(4), "build-failed")
+        cause = no_room_or(log.last(4), "build-failed")
         raise GpuError(f"no plan could be built: {log.last()}", "", cause=cause)
     (folder / "plan").write_bytes(memoryview(plan))
     measured = config.get_timing_cache()

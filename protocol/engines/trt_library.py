@@ -6,11 +6,11 @@ Nothing here touches the GPU but what a caller makes with the module it gets; as
 from __future__ import annotations
 
 import contextlib
-import re
 import threading
 from collections.abc import Iterator
 from typing import Any
 
+from protocol.engines.causes import no_room_or
 from protocol.engines.trt_options import Cause, Edition, GpuError
 
 INSTALL = {
@@ -19,7 +19,6 @@ INSTALL = {
 }
 LEAST = (10, 3)
 MOST_KEPT = 40
-_NO_ROOM = re.compile(r"out ?of ?memory|could not be allocated|failure with error:? 2\b", re.IGNORECASE)
 _LOCK = threading.Lock()
 _LOGS: dict[str, tuple[Any, Any]] = {}  # by the library's name: the module, its log
 
@@ -55,11 +54,6 @@ def log_of(trt: Any) -> Any:
         return known[1]
 
 
-def cause_of(words: str, otherwise: Cause) -> Cause:
-    """What the library's words mean, where they say that there is no room."""
-    return "out-of-memory" if _NO_ROOM.search(words) else otherwise
-
-
 @contextlib.contextmanager
 def telling(log: Any, what: str, otherwise: Cause) -> Iterator[None]:
     """The bindings refuse by False, by None, and now and then by raising; this turns the last into a GpuError."""
@@ -68,7 +62,7 @@ def telling(log: Any, what: str, otherwise: Cause) -> Iterator[None]:
         yield
     except (RuntimeError, TypeError, ValueError) as error:
         words = f"{_line(error)}; {log.last()}"
-        raise GpuError(f"{what} is refused: {words}", cause=cause_of(words, otherwise)) from error
+        raise GpuError(f"{what} is refused: {words}", cause=no_room_or(words, otherwise)) from error
 
 
 def _new_log(trt: Any) -> Any:

@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from protocol.engines.causes import no_room_or
 from protocol.engines.gpu_memory import GpuMemory
 from protocol.engines.gpu_quiet import QUIET
-from protocol.engines.trt_library import cause_of, telling
+from protocol.engines.trt_library import telling
 from protocol.engines.trt_options import GpuError
 from protocol.tensors import DTYPES, TensorSpec
 
@@ -95,7 +96,7 @@ class LoadedPlan:
 
     def refused(self, what: str) -> GpuError:
         words = self._log.last()
-        return GpuError(f"{what} is refused: {words}", "", cause=cause_of(words, "run-failed"))
+        return GpuError(f"{what} is refused: {words}", "", cause=no_room_or(words, "run-failed"))
 
     def compiled(self) -> bytes:
         """What was compiled for this GPU so far; empty where the library compiles nothing, or too much to be kept."""
@@ -125,7 +126,7 @@ class LoadedPlan:
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:  # damaged, of another version, or no room for it
             words = self._log.last()
-            cause = cause_of(words, "build-failed")
+            cause = no_room_or(words, "build-failed")
             remedy = "remove it from the cache" if cause == "build-failed" else "lower the memory that engines may take"
             raise GpuError(f"the plan is refused: {words}", remedy, cause=cause)
         if compiles:

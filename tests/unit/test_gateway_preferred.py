@@ -413,19 +413,25 @@ def test_a_batch_lies_where_the_engine_that_serves_wants_it() -> None:
 @pytest.mark.parametrize(
     ("asked", "has", "share", "words"),
     [
-        ("auto", 1000, 900, ""),
+        ("auto", (1000, False), 900, ""),
+        ("auto", (1000, True), 450, ""),
         ("auto", None, None, ""),
-        (800, 1000, 800, ""),
-        (1000, 1000, 1000, ""),
+        (800, (1000, False), 800, ""),
+        (800, (1000, True), 800, ""),
+        (1000, (1000, False), 1000, ""),
         (800, None, 800, ""),
-        (2000, 1000, 900, "engines.gpu_memory_mib is 2000, and GPU 0 has 1000 MiB: lanes share 900"),
+        (2000, (1000, False), 900, "engines.gpu_memory_mib is 2000, and GPU 0 has 1000 MiB: lanes share 900"),
     ],
 )
 def test_lanes_share_what_was_asked_for_and_never_more_than_the_gpu_has(
-    asked: int | Literal["auto"], has: int | None, share: int | None, words: str, monkeypatch: pytest.MonkeyPatch
+    asked: int | Literal["auto"],
+    has: tuple[int, bool] | None,
+    share: int | None,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     told: list[str] = []
-    monkeypatch.setattr(making, "gpu_memory_nbytes", lambda device: None if has is None else has * MIB)
+    monkeypatch.setattr(making, "gpu_memory", lambda device: None if has is None else (has[0] * MIB, has[1]))
     found = making.gpu_memory_for_lanes(EnginesSettings(gpu_memory_mib=asked), lambda _, text: told.append(text))
     assert found == (None if share is None else share * MIB)
     assert told == ([words] if words else [])

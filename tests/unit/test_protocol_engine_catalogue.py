@@ -93,7 +93,7 @@ def test_without_a_driver_the_driver_is_what_is_missing() -> None:
     reason = catalogue.no_gpu()
     if not reason:
         pytest.skip("this machine has a GPU")
-    assert catalogue.gpu_memory_nbytes() is None
+    assert catalogue.gpu_memory() is None
     assert KINDS["tensorrt"].absent() == KINDS["tensorrt-rtx"].absent() == reason
 
 

@@ -82,12 +82,12 @@ def test_a_gpu_that_is_closed_to_everybody_is_none_and_the_others_keep_their_num
     assert "PROHIBITED" in str(asked("Closed GPU"))
 
 
-def test_a_gpu_that_lives_in_the_processors_memory_gets_half_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_lives_in_the_processors_memory_is_told_from_others(monkeypatch: pytest.MonkeyPatch) -> None:
     found = asked("Big GPU", "Integrated GPU")
     assert isinstance(found, Driver)
     assert [device.is_integrated for device in found.devices] == [False, True]
     monkeypatch.setattr("protocol.engines.driver.probe", lambda: found)
-    assert [catalogue.gpu_memory_nbytes(index) for index in range(3)] == [80 << 30, 40 << 30, None]
+    assert [catalogue.gpu_memory(index) for index in range(3)] == [(80 << 30, False), (80 << 30, True), None]
 
 
 def test_a_machine_without_a_driver_is_told_to_install_one() -> None:

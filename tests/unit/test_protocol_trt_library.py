@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from protocol.engines.trt_library import cause_of
+from protocol.engines.causes import no_room_or
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ from protocol.engines.trt_library import cause_of
     ],
 )
 def test_no_room_is_read_from_its_words(words: str) -> None:
-    assert cause_of(words, "build-failed") == "out-of-memory"
+    assert no_room_or(words, "build-failed") == "out-of-memory"
 
 
 @pytest.mark.parametrize(
@@ -31,4 +31,4 @@ def test_no_room_is_read_from_its_words(words: str) -> None:
     ],
 )
 def test_other_words_of_memory_are_not_taken_for_it(words: str) -> None:
-    assert cause_of(words, "build-failed") == "build-failed"
+    assert no_room_or(words, "build-failed") == "build-failed"

@@ -164,12 +164,12 @@ def run():
         raise SystemExit(int(sys.argv[2]))
 
 atexit.register(print, "the libraries give back")
-end_with(run)
+end_with(run, held=("a-load",))
 """
 
 
 @pytest.mark.parametrize("code", [0, 1])
-@pytest.mark.parametrize(("name", "is_held"), [("isthmus-gpu-0", True), ("a-door", False)])
+@pytest.mark.parametrize(("name", "is_held"), [("isthmus-gpu-0", True), ("a-load", True), ("a-door", False)])
 def test_a_process_with_a_lost_gpu_ends_before_libraries_give_back_what_is_on_it(
     name: str, is_held: bool, code: int
 ) -> None:  # fmt: skip

@@ -31,7 +31,7 @@ from pathlib import Path
 
 from cloud_gateway.doors.relay import Order
 from cloud_gateway.doors.supervision import Event, GiveUp, Kill, Part, Policy, Spawn, State, Supervision
-from protocol import sockets
+from protocol import children, sockets
 from protocol.errors import EngineError, InputError, NetworkError
 from protocol.mailbox import Mailbox
 from protocol.sockets import Endpoint
@@ -242,7 +242,7 @@ class _Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             pass_fds=(order.listening,),
-            env={**os.environ, **ENVIRONMENT, "PYTHONPATH": _search_path()},
+            env=children.environment(os.environ) | ENVIRONMENT,
             bufsize=0,
         )
         assert self._popen.stdin is not None
@@ -293,13 +293,6 @@ def _private_folder() -> Path:
         with contextlib.suppress(OSError):
             return Path(tempfile.mkdtemp(prefix="isthmus-front-", dir=parent))  # mode 0700
     raise InputError("no folder for the socket between gateway and front", "set XDG_RUNTIME_DIR to one of this user's")
-
-
-def _search_path() -> str:
-    """So that the process finds this very package, however this one was started."""
-    root = str(Path(__file__).resolve().parents[2])
-    given = os.environ.get("PYTHONPATH")
-    return root if not given else f"{root}{os.pathsep}{given}"
 
 
 def _cause(code: int) -> str:

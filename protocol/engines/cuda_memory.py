@@ -21,7 +21,7 @@ from typing import Any
 
 import pycuda.driver as cuda
 
-from protocol.engines.driver import LIBRARY, error_name
+from protocol.engines.driver import LIBRARY, DriverError, call
 from protocol.engines.gpu_memory import Block
 from protocol.engines.trt_options import GpuError
 from protocol.tensors import Array
@@ -31,35 +31,15 @@ _NON_BLOCKING, _SLEEPS_UNTIMED = 1, 3
 _OUT_OF_MEMORY = 2
 
 
-class DriverError(Exception):
-    """A call of the driver's that did not succeed; `code` is its own."""
-
-    def __init__(self, call: str, code: int, name: str) -> None:
-        super().__init__(f"{call} failed: {name}")
-        self.code = code
-
-
-class _Driver:
-    """libcuda, whose functions return a code. Others run meanwhile."""
-
-    def __init__(self) -> None:
-        self._library = ctypes.CDLL(LIBRARY)
-
-    def call(self, function: str, *arguments: Any) -> None:
-        """Raises DriverError."""
-        if code := getattr(self._library, function)(*arguments):
-            raise DriverError(function, code, error_name(self._library, code))
-
-
 class _Block:
-    def __init__(self, driver: _Driver, nbytes: int) -> None:
+    def __init__(self, driver: Any, nbytes: int) -> None:
         pointer = ctypes.c_uint64()
-        driver.call("cuMemAlloc_v2", ctypes.byref(pointer), ctypes.c_size_t(nbytes))
+        call(driver, "cuMemAlloc_v2", ctypes.byref(pointer), ctypes.c_size_t(nbytes))
         self._driver = driver
         self.address = int(pointer.value)
 
     def free(self) -> None:
-        self._driver.call("cuMemFree_v2", ctypes.c_uint64(self.address))
+        call(self._driver, "cuMemFree_v2", ctypes.c_uint64(self.address))
 
 
 class PycudaMemory:
@@ -70,14 +50,14 @@ class PycudaMemory:
     def __init__(self, device: int) -> None:
         self._device = device
         self._contexts: dict[int, Any] = {}  # by thread
-        self._driver = _Driver()
+        self._driver = ctypes.CDLL(LIBRARY)
         self._handle = ctypes.c_int()  # the driver's, of the device
 
     def attach(self) -> None:
         cuda.init()
         primary = ctypes.c_void_p()
-        self._driver.call("cuDeviceGet", ctypes.byref(self._handle), self._device)
-        self._driver.call("cuDevicePrimaryCtxRetain", ctypes.byref(primary), self._handle)  # made here, or before
+        call(self._driver, "cuDeviceGet", ctypes.byref(self._handle), self._device)
+        call(self._driver, "cuDevicePrimaryCtxRetain", ctypes.byref(primary), self._handle)  # made here, or before
         try:
             context = cuda.Device(self._device).retain_primary_context()
             context.push()
@@ -99,22 +79,22 @@ class PycudaMemory:
 
     def event(self) -> Any:
         event = ctypes.c_void_p()
-        self._driver.call("cuEventCreate", ctypes.byref(event), ctypes.c_uint(_SLEEPS_UNTIMED))
+        call(self._driver, "cuEventCreate", ctypes.byref(event), ctypes.c_uint(_SLEEPS_UNTIMED))
         return event
 
     def drop(self, stream: Any, event: Any) -> None:
         """The stream goes with the object that holds it."""
-        self._driver.call("cuEventDestroy_v2", event)
+        call(self._driver, "cuEventDestroy_v2", event)
 
     def allocate(self, nbytes: int) -> Block:
         return _Block(self._driver, max(nbytes, 1))
 
     def pin(self, array: Array) -> Callable[[], None]:
         address = ctypes.c_void_p(array.ctypes.data)
-        self._driver.call("cuMemHostRegister_v2", address, ctypes.c_size_t(array.nbytes), ctypes.c_uint(0))
+        call(self._driver, "cuMemHostRegister_v2", address, ctypes.c_size_t(array.nbytes), ctypes.c_uint(0))
 
         def unpin() -> None:
-            self._driver.call("cuMemHostUnregister", address)
+            call(self._driver, "cuMemHostUnregister", address)
 
         return unpin
 
@@ -125,14 +105,14 @@ class PycudaMemory:
         cuda.memcpy_dtoh_async(array, address, stream)
 
     def record(self, event: Any, stream: Any) -> None:
-        self._driver.call("cuEventRecord", event, ctypes.c_void_p(int(stream.handle)))
+        call(self._driver, "cuEventRecord", event, ctypes.c_void_p(int(stream.handle)))
 
     def wait(self, event: Any) -> None:
-        self._driver.call("cuEventSynchronize", event)
+        call(self._driver, "cuEventSynchronize", event)
 
     def free_nbytes(self) -> int:
         free, total = ctypes.c_size_t(), ctypes.c_size_t()
-        self._driver.call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
+        call(self._driver, "cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
         return int(free.value)
 
     def synchronize(self) -> None:
@@ -149,4 +129,4 @@ class PycudaMemory:
     # ---- inside -----------------------------------------------------------------------------------------------------
 
     def _release(self) -> None:
-        self._driver.call("cuDevicePrimaryCtxRelease_v2", self._handle)
+        call(self._driver, "cuDevicePrimaryCtxRelease_v2", self._handle)

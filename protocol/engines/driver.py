@@ -20,16 +20,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from protocol import children
+
 LIBRARY = "libcuda.so.1"
 LEAST_CUDA = 12_000  # what TensorRT 10 needs; the version is 1000 * major + 10 * minor
 WITHIN_S = 30.0  # a driver that nobody uses wakes its GPUs one after the other, and a machine may have many
-
-_ROOT = Path(__file__).parents[2]  # where the package lies, installed or not
 
 _MAJOR, _MINOR, _INTEGRATED, _MODE = 75, 76, 18, 20  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_..., ..._COMPUTE_MODE
 _PROHIBITED = 2  # a compute mode in which nobody gets a context
@@ -95,7 +94,7 @@ def ask(*, least_cuda: int = LEAST_CUDA, load: Callable[[str], Any] = ctypes.CDL
         return reason
     try:
         return _ask(load(LIBRARY), least_cuda)
-    except (AttributeError, _Refused) as error:
+    except (AttributeError, DriverError) as error:
         return f"the NVIDIA driver does not answer as one should ({error}); install it again"
 
 
@@ -112,14 +111,13 @@ def _not_here(load: Callable[[str], Any]) -> str:
 
 def _asked_apart(command: Sequence[str], within_s: float) -> Driver | str:
     """What a process of its own says. It is given up on after `within_s`, even if nothing can end it."""
-    path = os.pathsep.join(p for p in (str(_ROOT), os.environ.get("PYTHONPATH", "")) if p)
     try:
         child = subprocess.Popen(
             [*command, str(within_s)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": path},
+            env=children.environment(os.environ),
             start_new_session=True,  # an interrupt is for us, who then end it
         )
     except OSError as error:
@@ -151,8 +149,12 @@ def _signal(number: int) -> str:
     return signal.strsignal(number) or f"signal {number}"
 
 
-class _Refused(Exception):  # noqa: N818 - it never leaves this file
-    pass
+class DriverError(Exception):
+    """A call of the driver's that did not succeed; `code` is its own."""
+
+    def __init__(self, function: str, code: int, name: str) -> None:
+        super().__init__(f"{function} failed: {name}")
+        self.code = code
 
 
 def _ask(library: Any, least_cuda: int) -> Driver | str:
@@ -160,13 +162,13 @@ def _ask(library: Any, least_cuda: int) -> Driver | str:
     if code in _STARTS_NOT:
         return _STARTS_NOT[code]
     if code:
-        return f"the NVIDIA driver does not start (cuInit: {error_name(library, code)}); see nvidia-smi"
+        return f"the NVIDIA driver does not start (cuInit: {_error_name(library, code)}); see nvidia-smi"
     version, count = ctypes.c_int(), ctypes.c_int()
-    _check(library, "cuDriverGetVersion", ctypes.byref(version))
+    call(library, "cuDriverGetVersion", ctypes.byref(version))
     if version.value < least_cuda:
         have, need = (f"{v // 1000}.{v % 1000 // 10}" for v in (version.value, least_cuda))
         return f"the NVIDIA driver is for CUDA {have}, and {need} is needed; install a newer one"
-    _check(library, "cuDeviceGetCount", ctypes.byref(count))
+    call(library, "cuDeviceGetCount", ctypes.byref(count))
     if count.value < 1:
         return _NO_GPU
     found = tuple(each for index in range(count.value) if (each := _device(library, index)) is not None)
@@ -178,28 +180,29 @@ def _device(library: Any, index: int) -> Device | None:
     handle, major, minor, memory = ctypes.c_int(), ctypes.c_int(), ctypes.c_int(), ctypes.c_size_t()
     name = ctypes.create_string_buffer(128)
     uuid = (ctypes.c_ubyte * _UUID_NBYTES)()
-    _check(library, "cuDeviceGet", ctypes.byref(handle), index)
+    call(library, "cuDeviceGet", ctypes.byref(handle), index)
     mode, integrated = ctypes.c_int(), ctypes.c_int()
-    _check(library, "cuDeviceGetAttribute", ctypes.byref(mode), _MODE, handle)
+    call(library, "cuDeviceGetAttribute", ctypes.byref(mode), _MODE, handle)
     if mode.value == _PROHIBITED:
         return None
-    _check(library, "cuDeviceGetAttribute", ctypes.byref(integrated), _INTEGRATED, handle)
-    _check(library, "cuDeviceGetName", name, len(name), handle)
-    _check(library, "cuDeviceGetUuid", ctypes.byref(uuid), handle)
-    _check(library, "cuDeviceGetAttribute", ctypes.byref(major), _MAJOR, handle)
-    _check(library, "cuDeviceGetAttribute", ctypes.byref(minor), _MINOR, handle)
-    _check(library, "cuDeviceTotalMem_v2", ctypes.byref(memory), handle)
+    call(library, "cuDeviceGetAttribute", ctypes.byref(integrated), _INTEGRATED, handle)
+    call(library, "cuDeviceGetName", name, len(name), handle)
+    call(library, "cuDeviceGetUuid", ctypes.byref(uuid), handle)
+    call(library, "cuDeviceGetAttribute", ctypes.byref(major), _MAJOR, handle)
+    call(library, "cuDeviceGetAttribute", ctypes.byref(minor), _MINOR, handle)
+    call(library, "cuDeviceTotalMem_v2", ctypes.byref(memory), handle)
     text = name.value.decode("utf-8", "replace")
     return Device(index, text, bytes(uuid).hex(), (major.value, minor.value), memory.value, bool(integrated.value))
 
 
-def _check(library: Any, function: str, *arguments: Any) -> None:
+def call(library: Any, function: str, *arguments: Any) -> None:
+    """Call the driver; other Python threads run meanwhile. Raises DriverError."""
     code = getattr(library, function)(*arguments)
     if code:
-        raise _Refused(f"{function}: {error_name(library, code)}")
+        raise DriverError(function, code, _error_name(library, code))
 
 
-def error_name(library: Any, code: int) -> str:
+def _error_name(library: Any, code: int) -> str:
     """What the driver calls one of its codes, with the code."""
     text = ctypes.c_char_p()
     try:

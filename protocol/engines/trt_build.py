@@ -23,11 +23,10 @@ from typing import Self
 
 import msgspec
 
+from protocol import children
 from protocol.engines.trt_child import Line, Order
 from protocol.engines.trt_options import GpuError
 from protocol.graphs import external_of
-
-ROOT = Path(__file__).parents[2]  # where the package lies, installed or not
 
 Told = Callable[[str], None]
 
@@ -174,8 +173,7 @@ def environment(mine: Mapping[str, str], device: int) -> dict[str, str]:
 
     A builder builds for the first GPU that it sees: of several it is shown only the one that the plan is for.
     """
-    path = os.pathsep.join(p for p in (str(ROOT), mine.get("PYTHONPATH", "")) if p)
-    theirs = {**mine, "PYTHONPATH": path}
+    theirs = children.environment(mine)
     if device:
         seen = mine.get("CUDA_VISIBLE_DEVICES", "").split(",")
         theirs["CUDA_VISIBLE_DEVICES"] = seen[device].strip() if device < len(seen) else str(device)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from protocol.engines.trt_build import ROOT, environment
+from protocol.children import ROOT
+from protocol.engines.trt_build import environment
 
 
 @pytest.mark.parametrize(
